@@ -1,0 +1,425 @@
+//! The bodies of the HTTP API, shared by the scheduler that answers and the
+//! client that asks. Fields may be added here, never renamed or removed.
+//!
+//! Requests refuse fields they do not know, so that a misspelt one is not
+//! silently ignored; answers may grow fields, which a client passes over.
+//! Times are RFC 3339 in UTC, sizes bytes, durations milliseconds.
+//!
+//! Wherever a `job_id` is taken it may be a whole id, a prefix of at least four
+//! digits, a name (the newest job that bears it) or `last`; a `worker_id` may be
+//! a whole id, a prefix or a name.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{JobId, WorkerId};
+
+/// The largest request body taken, in bytes.
+pub const MAX_BODY: usize = 1024 * 1024;
+
+/// The longest a `/query` with `wait_ms` is held before it is answered anyway.
+pub const MAX_WAIT_MS: u64 = 60_000;
+
+/// The header that carries a request's id, in both directions.
+pub const REQUEST_ID: &str = "x-request-id";
+
+/// The media type of `GET /logs` as the client reads it: `StreamJobResponse`
+/// messages, each behind its length as a varint.
+pub const PROTOBUF_STREAM: &str = "application/vnd.jobctl.stream";
+
+/// The media type of `GET /logs` with one JSON object ([`LogLine`]) a line.
+pub const NDJSON: &str = "application/x-ndjson";
+
+/// Body of `POST /start`. The process is `command path args…`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartRequest {
+    /// The worker; without it, the scheduler takes one that is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+    /// The program; without it the script is executed itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// A script, relative to the worker's script folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Passed as they are, never to a shell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Set in the job's environment, over what the worker sets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The folder to run in, absolute; without it the worker's script folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cwd: Option<String>,
+    /// What people call the job; need not be unique.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Counted from the start of the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Answer to `POST /start`, with status 201: the process runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartResponse {
+    /// The new job.
+    pub job_id: JobId,
+}
+
+/// Body of `POST /stop`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopRequest {
+    /// Where the job is thought to be; wrong is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+    /// The job.
+    pub job_id: String,
+    /// The first signal, as `TERM`, `SIGTERM` or `15`; without it TERM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<String>,
+    /// From the first signal to KILL; without it the worker's own grace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+    /// Answer once the signal was sent, not only once the job is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_wait: bool,
+}
+
+/// Answer to `POST /stop`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StopResponse {
+    /// True: the job is gone, or with `no_wait` the signal was sent.
+    pub success: bool,
+}
+
+/// Body of `POST /query`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueryRequest {
+    /// Where the job is thought to be; wrong is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+    /// The job.
+    pub job_id: String,
+    /// Hold the answer until the job has ended, but no longer than this and
+    /// than [`MAX_WAIT_MS`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+}
+
+/// Answer to `POST /query`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueryResponse {
+    /// The job has ended.
+    pub done: bool,
+    /// It ended otherwise than with exit code 0.
+    pub error: bool,
+    /// How, in one line: `exit status 3`, `signal: killed`, …; else empty.
+    pub error_text: String,
+    /// The whole record.
+    pub job: Job,
+}
+
+/// The states of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Recorded, not yet on a worker.
+    Pending,
+    /// Its process exists on a worker.
+    Running,
+    /// Its worker does not answer, so it may be alive.
+    Unknown,
+    /// Exit code 0.
+    Succeeded,
+    /// Another exit code, a signal nobody here sent, or never started.
+    Failed,
+    /// Ended because somebody asked.
+    Stopped,
+    /// Ended because of its own timeout.
+    TimedOut,
+    /// Its worker has neither a process nor a result of it.
+    Lost,
+}
+
+impl JobState {
+    /// Every state, in the order of a job's life.
+    pub const ALL: [Self; 8] = [
+        Self::Pending,
+        Self::Running,
+        Self::Unknown,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Stopped,
+        Self::TimedOut,
+        Self::Lost,
+    ];
+
+    /// As in JSON: `timed_out`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Unknown => "unknown",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+            Self::TimedOut => "timed_out",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// A job in this state never changes again.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Pending | Self::Running | Self::Unknown => false,
+            Self::Succeeded | Self::Failed | Self::Stopped | Self::TimedOut | Self::Lost => true,
+        }
+    }
+}
+
+/// A job's record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// What people call it.
+    pub name: Option<String>,
+    /// How it stands.
+    pub state: JobState,
+    /// Why it is as it is, in one line: how it ended, or what it waits for.
+    pub reason: Option<String>,
+    /// Where it is; null while it waits for a worker.
+    pub worker_id: Option<WorkerId>,
+    /// That worker's name.
+    pub worker: Option<String>,
+    /// The program.
+    pub command: Option<String>,
+    /// The script.
+    pub path: Option<String>,
+    /// The arguments.
+    pub args: Vec<String>,
+    /// The names, not the values, of what was set in its environment.
+    pub env: Vec<String>,
+    /// The folder asked for.
+    pub cwd: Option<String>,
+    /// Counted from the start of the process.
+    pub timeout_ms: Option<u64>,
+    /// The main process on its worker.
+    pub pid: Option<u32>,
+    /// What the main process returned, if it returned.
+    pub exit_code: Option<i32>,
+    /// The signal that ended the main process, if one did.
+    pub signal: Option<i32>,
+    /// Why it never started: `program_not_found`, `not_executable`, … as in [`Error::code`].
+    pub start_error: Option<String>,
+    /// Bytes of output, as far as the scheduler has heard; exact once it has ended.
+    pub output_bytes: u64,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When its process started.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// Parameters of `GET /logs`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsQuery {
+    /// The job.
+    pub job_id: String,
+    /// Where the job is thought to be; wrong is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+    /// End with the job instead of with what is recorded now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follow: bool,
+    /// The first byte to send.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// Begin with the last so many lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<u64>,
+    /// Begin with what was written at or after this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Only this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Stream>,
+}
+
+/// One of a job's two output streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One line of `GET /logs` as `application/x-ndjson`, and the data of one
+/// server-sent event.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LogLine {
+    /// A piece of output.
+    Output {
+        /// Of its first byte.
+        offset: u64,
+        /// When it was read from the job.
+        time: Timestamp,
+        /// Where the job wrote it.
+        stream: Stream,
+        /// The piece itself.
+        #[serde(flatten)]
+        data: LogData,
+    },
+    /// The last line: how the job stands.
+    End {
+        /// The job's record.
+        job: Box<Job>,
+    },
+}
+
+/// Output inside JSON, which can hold any text but not any bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum LogData {
+    /// As it is, where it is valid UTF-8.
+    #[serde(rename = "data")]
+    Text(String),
+    /// In base64, where it is not.
+    #[serde(rename = "data_base64")]
+    Base64(String),
+}
+
+/// Parameters of `GET /jobs`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobsQuery {
+    /// Only jobs in these states, separated by commas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// Only jobs of this worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+    /// Only jobs of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// At most so many; 1 to 1000, by default 50.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+    /// Go on behind this job: the `next` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<JobId>,
+}
+
+/// Answer to `GET /jobs`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobsResponse {
+    /// The newest first.
+    pub jobs: Vec<Job>,
+    /// Where the next page begins; null on the last.
+    pub next: Option<JobId>,
+}
+
+/// The states of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// Registered, and not yet heard of since.
+    Joining,
+    /// Takes jobs.
+    Ready,
+    /// Three heartbeats were missed.
+    Unreachable,
+    /// It said goodbye.
+    Left,
+}
+
+impl WorkerState {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Ready => "ready",
+            Self::Unreachable => "unreachable",
+            Self::Left => "left",
+        }
+    }
+}
+
+/// A worker, as the scheduler knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Worker {
+    /// The id the scheduler gave it.
+    pub id: WorkerId,
+    /// What people call it.
+    pub name: String,
+    /// How it stands.
+    pub state: WorkerState,
+    /// Since when it has been in that state.
+    pub since: Timestamp,
+    /// Where the scheduler dials it.
+    pub address: String,
+    /// The version of jobctl it runs.
+    pub version: String,
+    /// Jobs that have a process there, as of the last heartbeat.
+    pub running: u32,
+    /// Its machine's load average over one minute, as of the last heartbeat.
+    pub load: f64,
+    /// When it registered last.
+    pub registered_at: Timestamp,
+    /// Its last sign of life.
+    pub last_heartbeat_at: Option<Timestamp>,
+}
+
+/// Answer to `GET /workers`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkersResponse {
+    /// By name.
+    pub workers: Vec<Worker>,
+}
+
+/// Answer to `GET /version`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VersionResponse {
+    /// The version of jobctl the scheduler runs.
+    pub version: String,
+}
+
+/// Body of every answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Error {
+    /// What is wrong, for a person, in one line.
+    pub error: String,
+    /// What is wrong, for a program: a stable code word.
+    pub code: String,
+    /// The job that is meant, where there is one: a start that the worker
+    /// refused is recorded under this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<JobId>,
+}
+
+/// The code words of [`Error::code`] that a client acts upon.
+pub mod code {
+    /// No such program on the worker. Ends `--wait` with 127.
+    pub const PROGRAM_NOT_FOUND: &str = "program_not_found";
+    /// No such script in the worker's script folder. Ends `--wait` with 127.
+    pub const SCRIPT_NOT_FOUND: &str = "script_not_found";
+    /// The program or script may not be executed. Ends `--wait` with 126.
+    pub const NOT_EXECUTABLE: &str = "not_executable";
+    /// The job to stop has ended already.
+    pub const JOB_FINISHED: &str = "job_finished";
+    /// Nobody knows such a job.
+    pub const JOB_NOT_FOUND: &str = "job_not_found";
+    /// Nobody knows such a worker.
+    pub const WORKER_NOT_FOUND: &str = "worker_not_found";
+    /// The worker does not answer.
+    pub const WORKER_UNREACHABLE: &str = "worker_unreachable";
+}

@@ -1,0 +1,351 @@
+//! The HTTP API from the caller's side: one method per endpoint. Names of jobs
+//! and workers are passed on as they were typed; the scheduler resolves them.
+//! What is shown, and how, is in [`render`]; what a failure means for the exit
+//! code is in `cmd`.
+
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use reqwest::{Method, RequestBuilder, Response, Url, header};
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use crate::api::{
+    self, JobsQuery, JobsResponse, LogsQuery, QueryRequest, QueryResponse, StartRequest,
+    StartResponse, StopRequest, StopResponse, VersionResponse, WorkersResponse,
+};
+
+pub mod error;
+pub mod logs;
+pub mod render;
+pub mod retry;
+
+pub use error::Error;
+pub use logs::{Ending, Logs};
+pub use retry::Retry;
+
+/// Where the scheduler is, unless told otherwise.
+pub const DEFAULT_SERVER: &str = "http://127.0.0.1:3000";
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// Longer than the scheduler's own deadline for a call to a worker, so that its
+/// better message is the one that is read.
+const ANSWER: Duration = Duration::from_secs(60);
+/// A peer that vanished without a word is noticed after a minute, even where
+/// nothing is asked of it and a job is silent for days.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// The URL of a scheduler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server(Url);
+
+impl FromStr for Server {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let url: Url = text
+            .parse()
+            .map_err(|error| format!("not a URL ({error}); write it as `{DEFAULT_SERVER}`"))?;
+        match url.scheme() {
+            "http" if url.has_host() => Ok(Self(url)),
+            "https" => Err("this version has no TLS yet and speaks `http://` only".to_owned()),
+            _ => Err(format!("not an HTTP URL; write it as `{DEFAULT_SERVER}`")),
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str().trim_end_matches('/'))
+    }
+}
+
+/// A scheduler's HTTP API. Clones share their connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    server: Server,
+}
+
+impl Client {
+    /// Connects to nothing yet. Proxies of the environment are not used.
+    pub fn new(server: Server) -> Result<Self, Error> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("jobctl/", env!("CARGO_PKG_VERSION")))
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE)
+            .tcp_keepalive_retries(3)
+            .build()
+            .map_err(|error| Error::unanswered(server.to_string(), &error))?;
+        Ok(Self { http, server })
+    }
+
+    /// The scheduler that is asked.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// `POST /start`: returns once the process runs. Never repeated by itself,
+    /// for that could start a second job.
+    pub async fn start(&self, body: &StartRequest) -> Result<StartResponse, Error> {
+        self.ask(self.post("/start", body).timeout(ANSWER)).await
+    }
+
+    /// `POST /stop`: returns once the job is gone, however long its grace is.
+    pub async fn stop(&self, body: &StopRequest) -> Result<StopResponse, Error> {
+        self.ask(self.post("/stop", body)).await
+    }
+
+    /// `POST /query`: how a job stands; with `wait_ms` not before it has ended
+    /// or that time is over.
+    pub async fn query(&self, body: &QueryRequest) -> Result<QueryResponse, Error> {
+        let held = Duration::from_millis(body.wait_ms.unwrap_or_default());
+        self.ask(self.post("/query", body).timeout(held + ANSWER))
+            .await
+    }
+
+    /// `GET /jobs`: one page.
+    pub async fn jobs(&self, query: &JobsQuery) -> Result<JobsResponse, Error> {
+        self.ask(self.get("/jobs").query(query).timeout(ANSWER))
+            .await
+    }
+
+    /// `GET /workers`
+    pub async fn workers(&self) -> Result<WorkersResponse, Error> {
+        self.ask(self.get("/workers").timeout(ANSWER)).await
+    }
+
+    /// `GET /version`
+    pub async fn version(&self) -> Result<VersionResponse, Error> {
+        self.ask(self.get("/version").timeout(ANSWER)).await
+    }
+
+    /// `GET /readyz`: returns once so many workers are ready; after `wait` it is
+    /// refused instead.
+    pub async fn ready(&self, workers: usize, wait: Duration) -> Result<(), Error> {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let request = self
+            .get("/readyz")
+            .query(&[("workers", workers as u64), ("wait_ms", wait_ms)])
+            .timeout(wait + ANSWER);
+        self.send(request).await?;
+        Ok(())
+    }
+
+    /// `GET /logs`: returns once the scheduler has answered, or with the reason
+    /// why not. From then on a broken connection is taken up again.
+    pub async fn logs(&self, query: LogsQuery) -> Result<Logs, Error> {
+        Logs::open(self.clone(), query).await
+    }
+
+    async fn open_logs(&self, query: &LogsQuery) -> Result<Response, Error> {
+        let request = self
+            .get("/logs")
+            .query(query)
+            .header(header::ACCEPT, api::PROTOBUF_STREAM);
+        self.send(request).await
+    }
+
+    fn get(&self, path: &str) -> RequestBuilder {
+        self.request(Method::GET, path)
+    }
+
+    fn post(&self, path: &str, body: &impl Serialize) -> RequestBuilder {
+        self.request(Method::POST, path).json(body)
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http
+            .request(method, format!("{}{path}", self.server))
+            .header(api::REQUEST_ID, Uuid::new_v4().to_string())
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Error> {
+        let response = self.send(request).await?;
+        let status = response.status().as_u16();
+        let body = response
+            .bytes()
+            .await
+            .map_err(|error| Error::cut(self.server.to_string(), &error))?;
+        serde_json::from_slice(&body).map_err(|error| Error::Unreadable {
+            server: self.server.to_string(),
+            status,
+            reason: error.to_string(),
+        })
+    }
+
+    /// The answer with its body still to come, if it is a success.
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Error> {
+        let unanswered = |error| Error::unanswered(self.server.to_string(), &error);
+        let request = request.build().map_err(unanswered)?;
+        let (method, path) = (request.method().clone(), request.url().path().to_owned());
+        let request_id = request.headers().get(api::REQUEST_ID).cloned();
+        let request_id = request_id.as_ref().and_then(|id| id.to_str().ok());
+        let begun = Instant::now();
+        let answer = self.http.execute(request).await;
+        let took = begun.elapsed();
+        match &answer {
+            Ok(response) => {
+                let status = response.status().as_u16();
+                tracing::debug!(request_id, "{method} {path} {status} in {took:.1?}");
+            }
+            Err(_) => tracing::debug!(request_id, "{method} {path} unanswered in {took:.1?}"),
+        }
+        let response = answer.map_err(unanswered)?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refusal(response).await)
+    }
+
+    async fn refusal(&self, mut response: Response) -> Error {
+        let status = response.status();
+        let mut body = Vec::new();
+        // Whatever listens there may not be a scheduler and send without end.
+        while body.len() < api::MAX_BODY {
+            match response.chunk().await {
+                Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+                Ok(None) => break,
+                Err(error) => return Error::cut(self.server.to_string(), &error),
+            }
+        }
+        match serde_json::from_slice(&body) {
+            Ok(error) => Error::Refused {
+                status: status.as_u16(),
+                error,
+            },
+            Err(_) => Error::Unreadable {
+                server: self.server.to_string(),
+                status: status.as_u16(),
+                reason: format!("{status} without the error every scheduler sends with it"),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::IntoFuture as _,
+        sync::{Arc, Mutex},
+    };
+
+    use axum::{
+        Json, Router,
+        http::{HeaderMap, StatusCode},
+        routing::{get, post},
+    };
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn serve(router: Router) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(axum::serve(listener, router).into_future());
+        Client::new(server.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_server_is_an_http_url() {
+        for (good, shown) in [
+            ("http://127.0.0.1:3000", "http://127.0.0.1:3000"),
+            ("http://host:1/", "http://host:1"),
+            ("http://host/jobs/", "http://host/jobs"),
+        ] {
+            assert_eq!(good.parse::<Server>().unwrap().to_string(), shown);
+        }
+        for bad in [
+            "",
+            "127.0.0.1:3000",
+            "localhost:3000",
+            "ftp://x",
+            "https://x",
+            "http://",
+        ] {
+            assert!(bad.parse::<Server>().is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_json_and_bears_an_id() {
+        let seen = Arc::new(Mutex::new(None));
+        let keep = Arc::clone(&seen);
+        let client = serve(Router::new().route(
+            "/start",
+            post(move |headers: HeaderMap, body: String| async move {
+                *keep.lock().unwrap() = Some((headers, body));
+                let job_id = "3f2a8b1c-9d4e-4f00-8000-000000000000".parse().unwrap();
+                (StatusCode::CREATED, Json(StartResponse { job_id }))
+            }),
+        ))
+        .await;
+        let body = StartRequest {
+            command: Some("bash".into()),
+            ..StartRequest::default()
+        };
+        let answer = client.start(&body).await.unwrap();
+        assert_eq!(answer.job_id.short(), "3f2a8b1c9d4e");
+        let (headers, body) = seen.lock().unwrap().take().unwrap();
+        assert_eq!(headers[header::CONTENT_TYPE], "application/json");
+        let id = headers[api::REQUEST_ID].to_str().unwrap();
+        assert!(Uuid::try_parse(id).is_ok(), "{id}");
+        assert_eq!(body, r#"{"command":"bash"}"#);
+    }
+
+    #[tokio::test]
+    async fn each_failure_is_told_apart() {
+        let refuse = || async {
+            let error = api::Error {
+                error: "worker not found".into(),
+                code: "worker_not_found".into(),
+                job_id: None,
+            };
+            (StatusCode::NOT_FOUND, Json(error))
+        };
+        let client = serve(
+            Router::new()
+                .route("/workers", get(refuse))
+                .route("/version", get(|| async { "hello" })),
+        )
+        .await;
+        let refused = client.workers().await.unwrap_err();
+        assert_eq!(refused.to_string(), "worker not found");
+        assert_eq!(refused.code(), Some("worker_not_found"));
+        let unreadable = client.version().await.unwrap_err();
+        assert!(matches!(unreadable, Error::Unreadable { status: 200, .. }));
+        let nowhere = client.jobs(&JobsQuery::default()).await.unwrap_err();
+        assert!(matches!(nowhere, Error::Unreadable { status: 404, .. }));
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let client = Client::new(server.parse().unwrap()).unwrap();
+        let unreachable = client.workers().await.unwrap_err();
+        assert!(matches!(unreachable, Error::Unreachable { .. }));
+        let text = unreachable.to_string();
+        assert!(text.contains(&server) && text.contains("refused"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_closes_without_an_answer_is_an_interruption() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut some = [0; 1];
+            tokio::io::AsyncReadExt::read_exact(&mut socket, &mut some)
+                .await
+                .unwrap();
+        });
+        let client = Client::new(server.parse().unwrap()).unwrap();
+        let error = client.start(&StartRequest::default()).await.unwrap_err();
+        assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
+    }
+}

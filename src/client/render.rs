@@ -1,0 +1,871 @@
+//! Everything a client command writes: data on stdout; notes, errors and the
+//! spinner on stderr. Names, commands and messages come from other people, so
+//! their control characters are made visible; only a job's output goes through
+//! as it is.
+
+use std::{
+    borrow::Cow,
+    fmt::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use anstream::{AutoStream, ColorChoice};
+use anstyle::{AnsiColor, Style};
+use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
+use indicatif::ProgressBar;
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use crate::{
+    api::{Job, JobState, Worker, WorkerState},
+    proto::{OutputStream, StreamJobResponse},
+};
+
+/// Output is written in pieces of at most about this size, in bytes.
+const PIECE: usize = 256 * 1024;
+
+/// Stdout, or the stderr of a followed job, did not take what was written.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    /// Nobody reads on; which is no failure.
+    #[error("the output is closed")]
+    Closed,
+    /// The disk is full, say.
+    #[error("cannot write the output")]
+    Failed(#[source] io::Error),
+}
+
+impl From<io::Error> for OutputError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::Closed,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// Why data could not be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// It could not be put into JSON.
+    #[error("cannot write JSON")]
+    Json(#[from] serde_json::Error),
+    /// It could not be put into YAML.
+    #[error("cannot write YAML")]
+    Yaml(#[from] serde_saphyr::SerializeError),
+}
+
+/// The shape of data on stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Table {
+        /// With every column.
+        wide: bool,
+        /// With a line of column names.
+        headers: bool,
+    },
+    /// One indented document.
+    Json,
+    /// One object a line.
+    Jsonl,
+    /// One document.
+    Yaml,
+    /// Names, or ids where there is no name, one a line.
+    Name,
+    /// Whole ids, one a line.
+    Id,
+}
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Many {
+    /// Whatever there is: a table, or an array.
+    List,
+    /// Several by name: each in full, or an array.
+    Several,
+    /// One by name: in full, or the thing itself instead of an array.
+    Named,
+}
+
+/// Shows jobs as they were asked for.
+pub fn jobs(jobs: &[Job], format: Format, many: Many) -> Result<(), Error> {
+    let id = |job: &Job| job.id.to_string();
+    let name = |job: &Job| job.name.clone().unwrap_or_else(|| job.id.to_string());
+    match (format, many) {
+        (Format::Table { wide, headers }, Many::List) => {
+            let now = Timestamp::now();
+            let header: &[&str] = if wide { &JOBS_WIDE } else { &JOBS };
+            let rows = jobs.iter().map(|job| job_row(job, wide, now)).collect();
+            table(&Shape::of_stdout(), headers.then_some(header), rows)
+        }
+        (Format::Table { .. }, Many::Several | Many::Named) => {
+            let now = Timestamp::now();
+            let style = Shape::of_stdout().colour;
+            let blocks: Vec<_> = jobs.iter().map(|job| block(job, now, style)).collect();
+            Ok(data(&blocks.join("\n"))?)
+        }
+        _ => documents(jobs, format, many, id, name),
+    }
+}
+
+/// Shows workers as a list.
+pub fn workers(workers: &[Worker], format: Format) -> Result<(), Error> {
+    match format {
+        Format::Table { wide, headers } => {
+            let now = Timestamp::now();
+            let header: &[&str] = if wide { &WORKERS_WIDE } else { &WORKERS };
+            let row = |worker| worker_row(worker, wide, now);
+            let rows = workers.iter().map(row).collect();
+            table(&Shape::of_stdout(), headers.then_some(header), rows)
+        }
+        _ => documents(
+            workers,
+            format,
+            Many::List,
+            |worker| worker.id.to_string(),
+            |worker| worker.name.clone(),
+        ),
+    }
+}
+
+fn documents<T: Serialize>(
+    things: &[T],
+    format: Format,
+    many: Many,
+    id: impl Fn(&T) -> String,
+    name: impl Fn(&T) -> String,
+) -> Result<(), Error> {
+    let one = match (things, many) {
+        ([one], Many::Named) => Some(one),
+        _ => None,
+    };
+    let text = match format {
+        Format::Json | Format::Yaml => match one {
+            Some(one) => document(one, format)?,
+            None => document(&things, format)?,
+        },
+        Format::Jsonl => {
+            let mut text = String::new();
+            for thing in things {
+                text.push_str(&document(thing, format)?);
+            }
+            text
+        }
+        Format::Name => lines(
+            things
+                .iter()
+                .map(|thing| visible(&name(thing)).into_owned()),
+        ),
+        Format::Id | Format::Table { .. } => lines(things.iter().map(id)),
+    };
+    Ok(data(&text)?)
+}
+
+fn lines(lines: impl Iterator<Item = String>) -> String {
+    lines.fold(String::new(), |text, line| text + &line + "\n")
+}
+
+/// Shows one value as JSON or YAML.
+pub fn value(value: &impl Serialize, format: Format) -> Result<(), Error> {
+    Ok(data(&document(value, format)?)?)
+}
+
+fn document(value: &impl Serialize, format: Format) -> Result<String, Error> {
+    Ok(match format {
+        Format::Yaml => {
+            let text = serde_saphyr::to_string(value)?;
+            format!("{}\n", text.trim_end_matches('\n'))
+        }
+        Format::Jsonl => escaped(serde_json::to_string(value)?) + "\n",
+        Format::Json | Format::Table { .. } | Format::Name | Format::Id => {
+            escaped(serde_json::to_string_pretty(value)?) + "\n"
+        }
+    })
+}
+
+/// serde_json escapes the controls below U+0020, but a terminal also acts upon
+/// the ones from U+007F on.
+fn escaped(json: String) -> String {
+    if !json.chars().any(|c| c != '\n' && is_unsafe(c)) {
+        return json;
+    }
+    json.chars().fold(String::new(), |mut text, c| {
+        if c != '\n' && is_unsafe(c) {
+            write!(text, "\\u{:04x}", u32::from(c)).unwrap_or_default();
+        } else {
+            text.push(c);
+        }
+        text
+    })
+}
+
+/// Whether a terminal would act upon `c`, or show the text in another order.
+fn is_unsafe(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `text` with every character escaped that a terminal would act upon.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::new();
+    for c in text.chars() {
+        if is_unsafe(c) {
+            safe.extend(c.escape_default());
+        } else {
+            safe.push(c);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Whether stderr is looked at by a person.
+pub fn is_attended() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Lets `--color` win over what the environment and the terminal suggest.
+pub fn set_colour(choice: Option<bool>) {
+    match choice {
+        None => ColorChoice::Auto,
+        Some(true) => ColorChoice::Always,
+        Some(false) => ColorChoice::Never,
+    }
+    .write_global();
+}
+
+/// Whether stderr takes colour.
+pub fn stderr_has_colour() -> bool {
+    AutoStream::choice(&io::stderr()) != ColorChoice::Never
+}
+
+/// Writes to stdout, whole.
+pub fn data(text: &str) -> Result<(), OutputError> {
+    let mut stdout = anstream::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}
+
+/// Writes one line to stderr. A closed stderr is no reason to stop.
+pub fn note(text: &str) {
+    writeln!(anstream::stderr().lock(), "{}", visible(text)).unwrap_or_default();
+}
+
+/// As [`note`], but only where a person looks on.
+pub fn remark(text: &str) {
+    if is_attended() {
+        note(text);
+    }
+}
+
+/// Writes `error: what`, a line for each cause, and what to do about it.
+pub fn failure(what: &str, causes: &[String], hint: Option<&str>) {
+    let red = AnsiColor::Red.on_default().bold();
+    let cyan = AnsiColor::Cyan.on_default().bold();
+    let mut text = format!("{red}error:{red:#} {}\n", visible(what));
+    for cause in causes {
+        // A cause may be a picture of several lines, of a place in a file.
+        let mut lines = cause.trim_end().lines();
+        let first = lines.next().unwrap_or_default();
+        writeln!(text, "  cause: {}", visible(first)).unwrap_or_default();
+        for line in lines {
+            writeln!(text, "         {}", visible(line)).unwrap_or_default();
+        }
+    }
+    if let Some(hint) = hint {
+        writeln!(text, "{cyan}hint:{cyan:#} {}", visible(hint)).unwrap_or_default();
+    }
+    anstream::stderr()
+        .lock()
+        .write_all(text.as_bytes())
+        .unwrap_or_default();
+}
+
+/// Turns on stderr while something is waited for, if stderr is a terminal;
+/// vanishes when dropped.
+pub struct Spinner(ProgressBar);
+
+impl Spinner {
+    /// Starts to turn.
+    pub fn new(text: &str) -> Self {
+        let bar = ProgressBar::new_spinner().with_message(visible(text).into_owned());
+        // Else each of the lines that -v writes would be torn by it.
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(bar)
+    }
+
+    /// As [`note`], above the spinner.
+    pub fn note(&self, text: &str) {
+        self.0.suspend(|| note(text));
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// How stdout is to be written to.
+struct Shape {
+    /// In columns, on a terminal.
+    width: Option<u16>,
+    colour: bool,
+}
+
+impl Shape {
+    fn of_stdout() -> Self {
+        Self {
+            width: Table::new().width().filter(|width| *width > 0),
+            colour: AutoStream::choice(&io::stdout()) != ColorChoice::Never,
+        }
+    }
+}
+
+const JOBS: [&str; 7] = ["ID", "NAME", "STATE", "EXIT", "WORKER", "AGE", "COMMAND"];
+const JOBS_WIDE: [&str; 11] = [
+    "ID", "NAME", "STATE", "EXIT", "WORKER", "PID", "AGE", "TIME", "OUTPUT", "REASON", "COMMAND",
+];
+const WORKERS: [&str; 7] = ["ID", "NAME", "STATE", "SINCE", "JOBS", "LOAD", "ADDRESS"];
+const WORKERS_WIDE: [&str; 10] = [
+    "ID", "NAME", "STATE", "SINCE", "JOBS", "LOAD", "HEARD", "AGE", "VERSION", "ADDRESS",
+];
+
+/// A table without lines, which both people and `awk` can read. On a terminal
+/// only the last column is cut to fit.
+fn table(shape: &Shape, header: Option<&[&str]>, rows: Vec<Vec<Cell>>) -> Result<(), Error> {
+    Ok(data(&laid_out(shape, header, rows))?)
+}
+
+fn laid_out(shape: &Shape, header: Option<&[&str]>, rows: Vec<Vec<Cell>>) -> String {
+    if rows.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).force_no_tty();
+    if shape.colour {
+        table.enforce_styling();
+    }
+    if let Some(header) = header {
+        table.set_header(header.iter().copied());
+    }
+    for row in rows {
+        let mut row = comfy_table::Row::from(row);
+        row.max_height(1);
+        table.add_row(row);
+    }
+    let last = table.column_count().saturating_sub(1);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if index == last { 0 } else { 2 }));
+        if index != last {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    match shape.width {
+        None => table.set_content_arrangement(ContentArrangement::Disabled),
+        Some(width) => table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_truncation_indicator("…")
+            .set_width(width),
+    };
+    lines(table.lines().map(|line| line.trim_end().to_owned()))
+}
+
+fn cell(text: impl fmt::Display) -> Cell {
+    let text = text.to_string();
+    Cell::new(if text.is_empty() {
+        "-".into()
+    } else {
+        visible(&text)
+    })
+}
+
+fn cell_or(text: Option<impl fmt::Display>) -> Cell {
+    text.map_or_else(|| Cell::new("-"), cell)
+}
+
+fn job_row(job: &Job, wide: bool, now: Timestamp) -> Vec<Cell> {
+    let state = cell(job.state.as_str());
+    let state = match job_colour(job.state) {
+        Some(AnsiColor::Green) => state.fg(Color::DarkGreen),
+        Some(AnsiColor::Red) => state.fg(Color::DarkRed),
+        Some(AnsiColor::Yellow) => state.fg(Color::DarkYellow),
+        Some(_) => state.fg(Color::DarkCyan),
+        None => state,
+    };
+    let mut row = vec![
+        cell(job.id.short()),
+        cell_or(job.name.as_ref()),
+        state,
+        cell_or(outcome(job)),
+        cell_or(job.worker.as_ref()),
+    ];
+    if wide {
+        row.push(cell_or(job.pid));
+    }
+    row.push(cell(age(now.duration_since(job.created_at))));
+    if wide {
+        row.push(cell_or(ran(job, now).map(age)));
+        row.push(cell(size(job.output_bytes)));
+        row.push(cell_or(job.reason.as_ref()));
+    }
+    row.push(cell(command_line(job)));
+    row
+}
+
+/// What the shell would call its status.
+fn outcome(job: &Job) -> Option<i32> {
+    job.signal.map(|signal| 128 + signal).or(job.exit_code)
+}
+
+fn ran(job: &Job, now: Timestamp) -> Option<SignedDuration> {
+    let until = job.ended_at.unwrap_or(now);
+    job.started_at.map(|started| until.duration_since(started))
+}
+
+fn job_colour(state: JobState) -> Option<AnsiColor> {
+    match state {
+        JobState::Pending => None,
+        JobState::Running => Some(AnsiColor::Cyan),
+        JobState::Succeeded => Some(AnsiColor::Green),
+        JobState::Failed | JobState::Lost => Some(AnsiColor::Red),
+        JobState::Unknown | JobState::Stopped | JobState::TimedOut => Some(AnsiColor::Yellow),
+    }
+}
+
+fn worker_row(worker: &Worker, wide: bool, now: Timestamp) -> Vec<Cell> {
+    let state = cell(worker.state.as_str());
+    let since = |time: Timestamp| age(now.duration_since(time));
+    let mut row = vec![
+        cell(worker.id.short()),
+        cell(&worker.name),
+        match worker.state {
+            WorkerState::Joining => state.fg(Color::DarkCyan),
+            WorkerState::Ready => state.fg(Color::DarkGreen),
+            WorkerState::Unreachable => state.fg(Color::DarkRed),
+            WorkerState::Left => state,
+        },
+        cell(since(worker.since)),
+        cell(worker.running),
+        cell(format_args!("{:.2}", worker.load)),
+    ];
+    if wide {
+        row.push(cell_or(worker.last_heartbeat_at.map(since)));
+        row.push(cell(since(worker.registered_at)));
+        row.push(cell(&worker.version));
+    }
+    row.push(cell(&worker.address));
+    row
+}
+
+/// A job in full, a line for each thing there is to say.
+fn block(job: &Job, now: Timestamp, colour: bool) -> String {
+    let style = match job_colour(job.state) {
+        Some(color) if colour => color.on_default(),
+        _ => Style::new(),
+    };
+    let when = |time: Option<Timestamp>| {
+        time.map(|time| format!("{time:.3} ({} ago)", age(now.duration_since(time))))
+    };
+    let state = match (&job.reason, job.state) {
+        (Some(reason), state) => format!("{style}{}{style:#}: {}", state.as_str(), visible(reason)),
+        (None, state) => format!("{style}{}{style:#}", state.as_str()),
+    };
+    let worker = match (&job.worker, job.worker_id) {
+        (Some(name), Some(id)) => Some(format!("{} ({id})", visible(name))),
+        (None, Some(id)) => Some(id.to_string()),
+        (name, None) => name.as_deref().map(|name| visible(name).into_owned()),
+    };
+    let shown = |text: &String| visible(text).into_owned();
+    let env = (!job.env.is_empty()).then(|| job.env.join(" "));
+    let duration = |milliseconds| age(SignedDuration::from_millis_i128(i128::from(milliseconds)));
+    let lines = [
+        ("Job", Some(job.id.to_string())),
+        ("Name", job.name.as_ref().map(shown)),
+        ("State", Some(state)),
+        ("Exit code", job.exit_code.map(|code| code.to_string())),
+        ("Signal", job.signal.map(|signal| signal.to_string())),
+        ("Worker", worker),
+        ("Process", job.pid.map(|pid| pid.to_string())),
+        ("Command", Some(visible(&command_line(job)).into_owned())),
+        ("Folder", job.cwd.as_ref().map(shown)),
+        ("Variables", env.as_ref().map(shown)),
+        ("Timeout", job.timeout_ms.map(duration)),
+        ("Created", when(Some(job.created_at))),
+        ("Started", when(job.started_at)),
+        ("Ended", when(job.ended_at)),
+        ("Ran for", ran(job, now).map(age)),
+        ("Output", Some(size(job.output_bytes))),
+    ];
+    lines
+        .into_iter()
+        .fold(String::new(), |mut text, (key, value)| {
+            if let Some(value) = value {
+                writeln!(text, "{:<11}{value}", format!("{key}:")).unwrap_or_default();
+            }
+            text
+        })
+}
+
+/// What runs, as one could type it into a shell.
+fn command_line(job: &Job) -> String {
+    let words = job.command.iter().chain(&job.path).chain(&job.args);
+    words.map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+^".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return Cow::Borrowed(word);
+    }
+    Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
+}
+
+/// A length of time in one or two units: `3m`, `2h 5m`, `250ms`.
+fn age(duration: SignedDuration) -> String {
+    let seconds = duration.as_secs().max(0);
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match seconds {
+        0 => format!("{}ms", duration.subsec_millis().max(0)),
+        1..60 => format!("{seconds}s"),
+        60..600 if seconds % 60 != 0 => format!("{minutes}m {}s", seconds % 60),
+        60..3600 => format!("{minutes}m"),
+        3600..86400 if minutes % 60 != 0 => format!("{hours}h {}m", minutes % 60),
+        3600..86400 => format!("{hours}h"),
+        _ => format!("{days}d"),
+    }
+}
+
+/// Bytes in binary units: `512B`, `1.5KiB`, `100MiB`.
+fn size(bytes: u64) -> String {
+    let (mut unit, mut amount) = ("B", bytes as f64);
+    for larger in ["KiB", "MiB", "GiB", "TiB"] {
+        if amount < 1024.0 {
+            break;
+        }
+        (unit, amount) = (larger, amount / 1024.0);
+    }
+    let decimals = usize::from(unit != "B" && amount < 10.0);
+    format!("{amount:.decimals$}{unit}")
+}
+
+/// Whether each line of a job's output is to bear the time it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timestamps {
+    /// The bytes alone.
+    Hidden,
+    /// RFC 3339 with milliseconds and a space before each line.
+    Shown,
+}
+
+/// A job's stdout and stderr, on ours.
+pub struct JobOutput {
+    /// Not yet written, and meant for `to`.
+    pending: Vec<u8>,
+    to: OutputStream,
+    timestamps: Timestamps,
+    out_line: Line,
+    err_line: Line,
+}
+
+/// Where in a line the last byte left off.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Beginning,
+    Middle,
+}
+
+impl JobOutput {
+    /// Nothing is written yet.
+    pub fn new(timestamps: Timestamps) -> Self {
+        Self {
+            pending: Vec::new(),
+            to: OutputStream::Stdout,
+            timestamps,
+            out_line: Line::Beginning,
+            err_line: Line::Beginning,
+        }
+    }
+
+    /// Takes a piece in. It is seen after [`JobOutput::flush`], if not before.
+    pub async fn write(&mut self, message: &StreamJobResponse) -> Result<(), OutputError> {
+        let to = match message.stream() {
+            OutputStream::Stderr => OutputStream::Stderr,
+            OutputStream::Stdout | OutputStream::Unspecified => OutputStream::Stdout,
+        };
+        // Both may be one terminal, where the order is part of what is shown.
+        if to != self.to || self.pending.len() >= PIECE {
+            self.flush().await?;
+            self.to = to;
+        }
+        match self.timestamps {
+            Timestamps::Hidden => self.pending.extend_from_slice(&message.output),
+            Timestamps::Shown => {
+                let line = match to {
+                    OutputStream::Stderr => &mut self.err_line,
+                    OutputStream::Stdout | OutputStream::Unspecified => &mut self.out_line,
+                };
+                stamp(&mut self.pending, message.time_us, &message.output, line);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns once everything taken in so far was handed to the system.
+    pub async fn flush(&mut self) -> Result<(), OutputError> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let (bytes, to) = (std::mem::take(&mut self.pending), self.to);
+        // On a thread of its own: a pager that does not read on must not keep
+        // Ctrl-C from being heard.
+        let written = tokio::task::spawn_blocking(move || {
+            let written = write_all(to, &bytes);
+            (bytes, written)
+        });
+        let (bytes, written) = written.await.map_err(io::Error::other)?;
+        self.pending = bytes;
+        self.pending.clear();
+        Ok(written?)
+    }
+}
+
+fn write_all(to: OutputStream, bytes: &[u8]) -> io::Result<()> {
+    match to {
+        OutputStream::Stderr => io::stderr().lock().write_all(bytes),
+        OutputStream::Stdout | OutputStream::Unspecified => {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(bytes)?;
+            stdout.flush()
+        }
+    }
+}
+
+/// Appends `bytes` to `out`, with the time wherever a line begins.
+fn stamp(out: &mut Vec<u8>, time_us: i64, bytes: &[u8], line: &mut Line) {
+    let time = Timestamp::from_microsecond(time_us).unwrap_or(Timestamp::UNIX_EPOCH);
+    let time = format!("{time:.3} ");
+    for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+        if *line == Line::Beginning {
+            out.extend_from_slice(time.as_bytes());
+        }
+        out.extend_from_slice(part);
+        *line = match part.last() {
+            Some(b'\n') => Line::Beginning,
+            _ => Line::Middle,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-01-02T03:04:05Z".parse().unwrap()
+    }
+
+    fn job() -> Job {
+        Job {
+            id: "3f2a8b1c-9d4e-4f00-8000-000000000000".parse().unwrap(),
+            name: Some("nightly".into()),
+            state: JobState::Failed,
+            reason: Some("exit status 3".into()),
+            worker_id: Some("7c00b51c-0d77-40a9-90aa-470f25a197bb".parse().unwrap()),
+            worker: Some("w1".into()),
+            command: Some("bash".into()),
+            path: None,
+            args: vec!["-c".into(), "echo 'a b'\nexit 3".into()],
+            env: vec!["A".into(), "B".into()],
+            cwd: None,
+            timeout_ms: Some(90_000),
+            pid: Some(17),
+            exit_code: Some(3),
+            signal: None,
+            start_error: None,
+            output_bytes: 1536,
+            created_at: now() - SignedDuration::from_secs(180),
+            started_at: Some(now() - SignedDuration::from_secs(180)),
+            ended_at: Some(now() - SignedDuration::from_secs(170)),
+        }
+    }
+
+    fn shape(width: Option<u16>) -> Shape {
+        Shape {
+            width,
+            colour: false,
+        }
+    }
+
+    #[test]
+    fn a_piped_table_has_one_line_a_row_and_nothing_cut() {
+        let rows = vec![job_row(&job(), false, now())];
+        let text = laid_out(&shape(None), Some(&JOBS), rows);
+        assert_eq!(
+            text,
+            "ID            NAME     STATE   EXIT  WORKER  AGE  COMMAND\n\
+             3f2a8b1c9d4e  nightly  failed  3     w1      3m   \
+             bash -c 'echo '\\''a b'\\''\\nexit 3'\n"
+        );
+    }
+
+    #[test]
+    fn a_table_on_a_terminal_fits_it_and_cuts_only_the_command() {
+        let mut long = job();
+        long.args = vec!["word".into(); 100];
+        for width in [80, 100] {
+            let rows = vec![job_row(&long, false, now()), job_row(&job(), false, now())];
+            let text = laid_out(&shape(Some(width)), Some(&JOBS), rows);
+            assert_eq!(text.lines().count(), 3, "{text}");
+            for line in text.lines() {
+                assert!(line.chars().count() <= usize::from(width), "{line}");
+            }
+            assert!(text.contains("3f2a8b1c9d4e  nightly  failed  3     w1      3m   bash word"));
+            assert!(text.contains('…'));
+        }
+    }
+
+    #[test]
+    fn rows_without_headers_and_no_rows_at_all() {
+        let rows = vec![job_row(&job(), true, now())];
+        let text = laid_out(&shape(None), None, rows);
+        assert!(
+            text.starts_with("3f2a8b1c9d4e  nightly  failed  3  "),
+            "{text}"
+        );
+        assert!(text.contains("  1.5KiB  exit status 3  bash"), "{text}");
+        assert_eq!(laid_out(&shape(None), Some(&JOBS), Vec::new()), "");
+        assert_eq!(job_row(&job(), true, now()).len(), JOBS_WIDE.len());
+        assert_eq!(job_row(&job(), false, now()).len(), JOBS.len());
+    }
+
+    #[test]
+    fn colour_adds_to_the_words_and_replaces_none() {
+        let coloured = Shape {
+            width: None,
+            colour: true,
+        };
+        let rows = || vec![job_row(&job(), false, now())];
+        let text = laid_out(&coloured, None, rows());
+        assert!(text.contains('\u{1b}'), "{text:?}");
+        let plain = anstream::adapter::strip_str(&text).to_string();
+        assert_eq!(plain, laid_out(&shape(None), None, rows()));
+    }
+
+    #[test]
+    fn a_job_in_full_leaves_out_what_it_does_not_have() {
+        let text = block(&job(), now(), false);
+        assert!(text.starts_with("Job:       3f2a8b1c-9d4e-4f00-8000-000000000000\n"));
+        assert!(
+            text.contains("State:     failed: exit status 3\n"),
+            "{text}"
+        );
+        assert!(text.contains("Timeout:   1m 30s\n"), "{text}");
+        assert!(text.contains("Ran for:   10s\n"), "{text}");
+        assert!(
+            text.contains("Ended:     2026-01-02T03:01:15.000Z (2m 50s ago)\n"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("Signal") && !text.contains("Folder"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn one_named_job_is_an_object_and_a_list_is_an_array() {
+        let one = document(&job(), Format::Json).unwrap();
+        let read: Job = serde_json::from_str(&one).unwrap();
+        assert_eq!(read, job());
+        let line = document(&job(), Format::Jsonl).unwrap();
+        assert_eq!(line.lines().count(), 1);
+        let none: &[Job] = &[];
+        assert_eq!(document(&none, Format::Json).unwrap(), "[]\n");
+        assert_eq!(document(&none, Format::Yaml).unwrap(), "[]\n");
+        let yaml = document(&job(), Format::Yaml).unwrap();
+        let read: Job = serde_saphyr::from_str(&yaml).unwrap();
+        assert_eq!(read, job(), "{yaml}");
+    }
+
+    #[test]
+    fn nothing_reaches_a_terminal_that_it_would_act_upon() {
+        assert_eq!(
+            visible("a\u{1b}[2J\tb\n\u{9b}"),
+            "a\\u{1b}[2J\\tb\\n\\u{9b}"
+        );
+        assert_eq!(visible("\u{202e}txt"), "\\u{202e}txt");
+        assert_eq!(visible("naïve 日本"), "naïve 日本");
+        let mut evil = job();
+        evil.name = Some("\u{7f}\u{9b}2J\u{1b}".into());
+        for format in [Format::Json, Format::Jsonl, Format::Yaml] {
+            let text = document(&evil, format).unwrap();
+            assert!(!text.chars().any(|c| c != '\n' && is_unsafe(c)), "{text:?}");
+        }
+        let text = document(&evil, Format::Json).unwrap();
+        assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), evil);
+    }
+
+    #[test]
+    fn lengths_of_time_are_short() {
+        for (seconds, text) in [
+            (0, "0ms"),
+            (59, "59s"),
+            (60, "1m"),
+            (170, "2m 50s"),
+            (1234, "20m"),
+            (7200, "2h"),
+            (7500, "2h 5m"),
+            (200_000, "2d"),
+            (-5, "0ms"),
+        ] {
+            assert_eq!(age(SignedDuration::from_secs(seconds)), text);
+        }
+        assert_eq!(age(SignedDuration::from_millis(250)), "250ms");
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1536, "1.5KiB"),
+            (100 << 20, "100MiB"),
+            (3 << 40, "3.0TiB"),
+            (5000 << 40, "5000TiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn the_time_stands_at_each_beginning_of_a_line_even_across_pieces() {
+        let (mut out, mut line) = (Vec::new(), Line::Beginning);
+        let time_us = now().as_microsecond() + 6000;
+        stamp(&mut out, time_us, b"one\ntw", &mut line);
+        stamp(&mut out, time_us + 1000, b"o\n", &mut line);
+        stamp(&mut out, time_us + 2000, b"\n\xff", &mut line);
+        assert_eq!(
+            out,
+            b"2026-01-02T03:04:05.006Z one\n2026-01-02T03:04:05.006Z two\n\
+              2026-01-02T03:04:05.008Z \n2026-01-02T03:04:05.008Z \xff"
+        );
+    }
+
+    #[test]
+    fn a_closed_pipe_is_told_from_a_full_disk() {
+        let closed = io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(matches!(closed.into(), OutputError::Closed));
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        assert!(matches!(full.into(), OutputError::Failed(_)));
+    }
+}

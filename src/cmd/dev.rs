@@ -1,0 +1,271 @@
+//! `jobctl dev`: a scheduler and a worker in one process, for trying out.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Codes, DONE, EXIT_CODES, logs, report,
+    role::{Signals, start_log},
+    scheduler, start, worker,
+};
+use crate::{
+    api::StartRequest,
+    client::{
+        self, Client,
+        render::{self, Timestamps},
+    },
+    config::LogFormat,
+    roles::{
+        scheduler::{self as scheduler_role, Listeners},
+        worker as worker_role,
+    },
+};
+
+/// The worker is in this very process; what takes longer will not come.
+const READY: Duration = Duration::from_secs(30);
+
+const NAME: &str = "dev";
+
+const EXAMPLES: &str = "\
+Examples:
+  jobctl dev -- bash -c 'for i in 1 2 3; do echo \"line $i\"; sleep 1; done'
+  jobctl dev                  stays; use it from another terminal";
+
+/// Run a whole cluster in one process, for trying out
+///
+/// With a command: runs it as a job, shows its output and ends with its exit
+/// code. Without: runs until Ctrl-C.
+#[derive(Debug, clap::Args)]
+#[command(before_long_help = EXAMPLES, after_long_help = EXIT_CODES)]
+pub(super) struct Args {
+    /// What to run, in this folder, and its arguments
+    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
+    command: Vec<String>,
+
+    /// Where to keep everything [default: a folder removed at the end]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// What the roles log on stderr
+    #[arg(
+        long,
+        env = "JOBCTL_LOG_LEVEL",
+        hide_env_values = true,
+        value_name = "LEVEL",
+        default_value = "error"
+    )]
+    log_level: String,
+}
+
+pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
+    if args.command.first().is_some_and(String::is_empty) {
+        return Err(super::usage("dev", "the command is empty"));
+    }
+    start_log(&args.log_level, LogFormat::Text)?;
+    if args.command.is_empty() {
+        stay(args.data_dir).await
+    } else {
+        Ok(run_job(args.command, args.data_dir)
+            .await
+            .unwrap_or_else(|error| report(&error, Codes::Job)))
+    }
+}
+
+/// Says what to do, and runs until a signal: that is how it is meant to end.
+async fn stay(data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
+    let idle = async |client: Client| {
+        let server = client.server().to_string();
+        render::note(&format!(
+            "a scheduler and a worker run at {server} until Ctrl-C; in another terminal, type:"
+        ));
+        render::data(&examples(&server))?;
+        std::future::pending().await
+    };
+    with_cluster(data_dir, idle).await?;
+    Ok(DONE)
+}
+
+/// Runs one job and shows its output; the number is its exit code.
+async fn run_job(command: Vec<String>, data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
+    let mut words = command.into_iter();
+    let folder = env::current_dir().context("the current folder is not there")?;
+    let folder = folder.into_os_string().into_string();
+    let request = StartRequest {
+        command: words.next(),
+        args: words.collect(),
+        cwd: Some(folder.map_err(|folder| anyhow!("{} is not UTF-8", folder.display()))?),
+        ..StartRequest::default()
+    };
+    let follow = async |client: Client| {
+        let job = client.start(&request).await?.job_id;
+        let query = start::everything(job);
+        logs::to_the_end(&client, query, &job.short(), Timestamps::Hidden).await
+    };
+    with_cluster(data_dir, follow).await
+}
+
+/// Has `work` done by a cluster that is there for it alone. Returns what the
+/// work returned, or the exit code that stands for a signal.
+async fn with_cluster(
+    data_dir: Option<PathBuf>,
+    work: impl AsyncFnOnce(Client) -> anyhow::Result<u8>,
+) -> anyhow::Result<u8> {
+    // Before the folder is made: from now on a signal cannot leave it behind.
+    let mut signals = Signals::new()?;
+    let folder = Folder::new(data_dir)?;
+    let listeners = Listeners {
+        http: scheduler::HTTP.listen_somewhere().await?,
+        grpc: scheduler::GRPC.listen_somewhere().await?,
+    };
+    let listener = worker::GRPC.listen_somewhere().await?;
+    let server = format!("http://{}", listeners.http.local_addr()?);
+    let client = Client::new(server.parse().map_err(|error: String| anyhow!(error))?)?;
+    let shutdown = CancellationToken::new();
+    let roles = cluster(listeners, listener, folder.path(), shutdown.clone())?;
+    let mut roles = tokio::spawn(roles);
+
+    let outcome = tokio::select! {
+        outcome = async {
+            let ready = client.ready(1, READY).await;
+            ready.context("the worker did not become ready")?;
+            work(client).await
+        } => outcome,
+        code = signals.next() => {
+            render::remark("");
+            render::remark("stopping; Ctrl-C again ends it at once");
+            Ok(code)
+        }
+        ended = &mut roles => {
+            ended??;
+            return Err(anyhow!("the cluster ended by itself"));
+        }
+    };
+    shutdown.cancel();
+    tokio::select! {
+        ended = &mut roles => {
+            let code = outcome?;
+            ended??;
+            Ok(code)
+        }
+        code = signals.next() => Ok(code),
+    }
+}
+
+/// Three commands to type next.
+fn examples(server: &str) -> String {
+    let jobctl = match server {
+        client::DEFAULT_SERVER => "jobctl".to_owned(),
+        _ => format!("jobctl --server {server}"),
+    };
+    format!(
+        "{jobctl} start --follow -- bash -c 'echo hello; sleep 1; echo bye'\n\
+         {jobctl} jobs\n\
+         {jobctl} logs last\n"
+    )
+}
+
+/// Both roles. The worker ends first: it still has jobs to end and to report.
+fn cluster(
+    listeners: Listeners,
+    listener: TcpListener,
+    folder: &Path,
+    shutdown: CancellationToken,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
+    let scheduler = scheduler_role::Config {
+        heartbeat_interval: scheduler::HEARTBEAT,
+        call_deadline: scheduler::DEADLINE,
+        keep_finished: scheduler::KEEP_FINISHED,
+    };
+    let worker = worker_role::Config {
+        name: NAME.to_owned(),
+        scheduler: listeners.grpc.local_addr()?.to_string(),
+        advertise: None,
+        data_dir: folder.join("worker"),
+        script_dir: None,
+        shim: PathBuf::from(worker::SHIM),
+        grace: worker::GRACE,
+        keep_finished: worker::KEEP_FINISHED,
+    };
+    let no_worker = CancellationToken::new();
+    let scheduler = scheduler_role::run(scheduler, listeners, no_worker.clone());
+    let worker = worker_role::run(worker, listener, shutdown.clone());
+    Ok(async move {
+        let scheduler = async {
+            let ended = scheduler.await;
+            shutdown.cancel();
+            ended.context("the scheduler failed")
+        };
+        let worker = async {
+            let ended = worker.await;
+            no_worker.cancel();
+            ended.context("the worker failed")
+        };
+        let (scheduler, worker) = tokio::join!(scheduler, worker);
+        scheduler.and(worker)
+    })
+}
+
+/// Where the cluster keeps everything.
+enum Folder {
+    /// Removed when dropped.
+    Temporary(tempfile::TempDir),
+    Kept(PathBuf),
+}
+
+impl Folder {
+    fn new(asked: Option<PathBuf>) -> anyhow::Result<Self> {
+        match asked {
+            Some(folder) => {
+                fs::create_dir_all(&folder)
+                    .with_context(|| format!("cannot make {}", folder.display()))?;
+                Ok(Self::Kept(folder.canonicalize()?))
+            }
+            None => {
+                let made = tempfile::Builder::new().prefix("jobctl-dev-").tempdir();
+                Ok(Self::Temporary(
+                    made.context("cannot make a temporary folder")?,
+                ))
+            }
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(folder) => folder.path(),
+            Self::Kept(folder) => folder,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_is_named_only_where_it_must_be() {
+        assert_eq!(examples(client::DEFAULT_SERVER).lines().count(), 3);
+        assert!(examples(client::DEFAULT_SERVER).contains("\njobctl jobs\n"));
+        let elsewhere = examples("http://127.0.0.1:4000");
+        assert!(elsewhere.contains("\njobctl --server http://127.0.0.1:4000 jobs\n"));
+    }
+
+    #[test]
+    fn a_temporary_folder_goes_and_a_named_one_stays() {
+        let outer = tempfile::tempdir().unwrap();
+        let kept = outer.path().join("a/b");
+        drop(Folder::new(Some(kept.clone())).unwrap());
+        assert!(kept.is_dir());
+        let temporary = Folder::new(None).unwrap();
+        let path = temporary.path().to_owned();
+        assert!(path.is_dir());
+        drop(temporary);
+        assert!(!path.exists());
+    }
+}

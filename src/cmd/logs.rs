@@ -1,0 +1,205 @@
+//! `jobctl logs`, and the following of output for `start` and `dev`.
+
+use jiff::{Span, Timestamp, Zoned};
+
+use super::{Codes, DONE, EXIT_CODES, report, wait};
+use crate::{
+    api::{LogsQuery, QueryRequest, Stream},
+    client::{
+        Client, Ending,
+        logs::Event,
+        render::{self, JobOutput, Timestamps},
+    },
+    ids::JobId,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  jobctl logs last                      everything it has written so far
+  jobctl logs --follow nightly          goes on until the job has ended
+  jobctl logs -n 20 -f -t 3f2a8b1c      the last 20 lines and on, with times
+  jobctl logs --since '2h ago' --stream stderr nightly";
+
+/// Show what a job has written
+///
+/// Its stdout comes on stdout, its stderr on stderr, byte for byte.
+#[derive(Debug, clap::Args)]
+#[command(before_long_help = EXAMPLES, after_long_help = EXIT_CODES)]
+pub(super) struct Args {
+    /// The job, by id, prefix, name or `last`
+    #[arg(value_name = "JOB", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    job: String,
+
+    /// Go on until the job has ended, and end with its exit code
+    #[arg(short, long)]
+    follow: bool,
+
+    /// Begin with the last N lines
+    #[arg(short = 'n', long, value_name = "N", help_heading = "Which part")]
+    tail: Option<u64>,
+
+    /// Begin with what was written since, as `2h ago` or RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = since, help_heading = "Which part")]
+    since: Option<Timestamp>,
+
+    /// Begin with this byte
+    #[arg(long, value_name = "BYTE", help_heading = "Which part")]
+    offset: Option<u64>,
+
+    /// Only one of them: stdout or stderr
+    #[arg(
+        long,
+        value_name = "STREAM",
+        hide_possible_values = true,
+        help_heading = "Which part"
+    )]
+    stream: Option<OneStream>,
+
+    /// Put the time before each line
+    #[arg(short, long, help_heading = "Output")]
+    timestamps: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum OneStream {
+    Stdout,
+    Stderr,
+}
+
+pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+    let timestamps = match args.timestamps {
+        true => Timestamps::Shown,
+        false => Timestamps::Hidden,
+    };
+    if args.follow {
+        return Ok(follow(args, client, timestamps)
+            .await
+            .unwrap_or_else(|error| report(&error, Codes::Job)));
+    }
+    let (query, _) = query(args, client).await?;
+    show(client, query, timestamps).await?;
+    Ok(DONE)
+}
+
+async fn follow(args: Args, client: &Client, timestamps: Timestamps) -> anyhow::Result<u8> {
+    let (query, label) = query(args, client).await?;
+    attached(client, query, &label, timestamps).await
+}
+
+/// The request, with the job's whole id: what `last` or a name means may change
+/// before a broken connection is taken up again. Also what to call the job.
+async fn query(args: Args, client: &Client) -> anyhow::Result<(LogsQuery, String)> {
+    let job = match args.job.parse::<JobId>() {
+        Ok(job) => job,
+        Err(_) => {
+            let request = QueryRequest {
+                job_id: args.job,
+                ..QueryRequest::default()
+            };
+            client.query(&request).await?.job.id
+        }
+    };
+    let query = LogsQuery {
+        job_id: job.to_string(),
+        worker_id: None,
+        follow: args.follow,
+        offset: args.offset,
+        tail: args.tail,
+        since: args.since,
+        stream: args.stream.map(|stream| match stream {
+            OneStream::Stdout => Stream::Stdout,
+            OneStream::Stderr => Stream::Stderr,
+        }),
+    };
+    Ok((query, job.short()))
+}
+
+/// Shows output until the job ends, or until Ctrl-C; the number is the exit code.
+pub(super) async fn attached(
+    client: &Client,
+    query: LogsQuery,
+    label: &str,
+    timestamps: Timestamps,
+) -> anyhow::Result<u8> {
+    tokio::select! {
+        code = to_the_end(client, query, label, timestamps) => code,
+        interrupt = tokio::signal::ctrl_c() => {
+            interrupt?;
+            Ok(wait::detached(label))
+        }
+    }
+}
+
+/// As [`attached`], where Ctrl-C is somebody else's affair.
+pub(super) async fn to_the_end(
+    client: &Client,
+    query: LogsQuery,
+    label: &str,
+    timestamps: Timestamps,
+) -> anyhow::Result<u8> {
+    let end = show(client, query, timestamps).await?;
+    Ok(wait::told(&end, label))
+}
+
+async fn show(client: &Client, query: LogsQuery, timestamps: Timestamps) -> anyhow::Result<Ending> {
+    let mut logs = client.logs(query).await?;
+    let mut output = JobOutput::new(timestamps);
+    loop {
+        let event = match logs.at_hand() {
+            Some(event) => event?,
+            None => {
+                output.flush().await?;
+                logs.next().await?
+            }
+        };
+        match event {
+            Event::Output(message) => output.write(&message).await?,
+            Event::Reconnecting => render::note("connection lost, reconnecting"),
+            Event::End(ending) => {
+                output.flush().await?;
+                return Ok(ending);
+            }
+        }
+    }
+}
+
+/// A point in time, or how long ago it was.
+fn since(text: &str) -> Result<Timestamp, String> {
+    point_in_time(text, &Zoned::now())
+}
+
+fn point_in_time(text: &str, now: &Zoned) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let span: Span = text.trim().parse().map_err(|_| {
+        format!("`{text}` is not a time; write it as `2h ago` or `2026-01-02T03:04:05Z`")
+    })?;
+    // `2h` can only mean the same as `2h ago`: nothing was written in the future.
+    now.checked_sub(span.abs())
+        .map(|time| time.timestamp())
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_absolute_or_ago() {
+        let now: Zoned = "2026-01-02T03:04:05[UTC]".parse().unwrap();
+        let read = |text| point_in_time(text, &now).map(|time| time.to_string());
+        for (text, time) in [
+            ("2h ago", "2026-01-02T01:04:05Z"),
+            ("2h", "2026-01-02T01:04:05Z"),
+            ("1 day 30m ago", "2026-01-01T02:34:05Z"),
+            ("2025-12-31T00:00:00Z", "2025-12-31T00:00:00Z"),
+            ("2025-12-31T01:00:00+01:00", "2025-12-31T00:00:00Z"),
+        ] {
+            assert_eq!(read(text).unwrap(), time, "{text}");
+        }
+        for bad in ["", "yesterday", "12"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}

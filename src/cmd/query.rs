@@ -1,0 +1,55 @@
+//! `jobctl query`
+
+use futures_util::{StreamExt as _, stream};
+
+use super::{AT_ONCE, Codes, DONE, Jobs, Shown, named_jobs, report};
+use crate::{
+    api::QueryRequest,
+    client::{
+        Client,
+        render::{self, Many},
+    },
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  jobctl query last
+  jobctl query -o json nightly | jq .exit_code";
+
+/// Show jobs in full
+#[derive(Debug, clap::Args)]
+#[command(before_long_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    jobs: Jobs,
+
+    #[command(flatten)]
+    shown: Shown,
+}
+
+pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+    let named = named_jobs(args.jobs.jobs)?;
+    let many = match named.len() {
+        1 => Many::Named,
+        _ => Many::Several,
+    };
+    let calls = named.into_iter().map(|job_id| async move {
+        let request = QueryRequest {
+            job_id,
+            ..QueryRequest::default()
+        };
+        client.query(&request).await
+    });
+    let answers: Vec<_> = stream::iter(calls).buffered(AT_ONCE).collect().await;
+    let (mut jobs, mut highest) = (Vec::new(), DONE);
+    for answer in answers {
+        match answer {
+            Ok(answer) => jobs.push(answer.job),
+            Err(error) => highest = highest.max(report(&error.into(), Codes::Jobctl)),
+        }
+    }
+    if highest == DONE || !jobs.is_empty() {
+        render::jobs(&jobs, args.shown.format(), many)?;
+    }
+    Ok(highest)
+}

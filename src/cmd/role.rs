@@ -1,0 +1,247 @@
+//! What the commands that run a role have in common: the log, the listening
+//! addresses, and the signals that end them.
+
+use std::{future::Future, io, net::SocketAddr, pin::pin};
+
+use anyhow::anyhow;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use tokio::{
+    net::{TcpListener, lookup_host},
+    signal::unix::{Signal, SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::{BadSetting, DONE, Hinted, INTERRUPTED, TERMINATED};
+use crate::{
+    client::render,
+    config::{self, LogFormat},
+};
+
+/// What a role writes about itself, on stderr.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Log")]
+pub(super) struct LogArgs {
+    /// As `debug`, or `warn,jobctl=trace` [default: info]
+    #[arg(
+        long,
+        env = "JOBCTL_LOG_LEVEL",
+        hide_env_values = true,
+        value_name = "LEVEL"
+    )]
+    log_level: Option<String>,
+
+    /// text or json [default: text]
+    #[arg(
+        long,
+        env = "JOBCTL_LOG_FORMAT", hide_env_values = true,
+        value_name = "FORMAT",
+        hide_possible_values = true,
+        value_parser = PossibleValuesParser::new(["text", "json"]).map(log_format)
+    )]
+    log_format: Option<LogFormat>,
+}
+
+fn log_format(name: String) -> LogFormat {
+    match name.as_str() {
+        "json" => LogFormat::Json,
+        _ => LogFormat::Text,
+    }
+}
+
+impl LogArgs {
+    /// Starts the log; what is not set here is taken from the file.
+    pub(super) fn start(self, file: config::Log) -> anyhow::Result<()> {
+        let level = self.log_level.or(file.level);
+        let format = self.log_format.or(file.format).unwrap_or_default();
+        start_log(level.as_deref().unwrap_or("info"), format)
+    }
+}
+
+/// Starts the log of this process.
+pub(super) fn start_log(level: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level).map_err(|error| BadSetting {
+        message: format!("`log.level` is not a level: {error}"),
+        hint: "write it as `info`, or as `warn,jobctl=debug`".to_owned(),
+    })?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(render::stderr_has_colour()).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    Ok(())
+}
+
+/// A setting that names a listening address.
+#[derive(Clone, Copy)]
+pub(super) struct Address {
+    /// In the file.
+    pub key: &'static str,
+    pub flag: &'static str,
+    pub default: &'static str,
+}
+
+impl Address {
+    /// Listens where it was asked for, if no other machine can reach that:
+    /// without TLS anybody there could run anything here.
+    pub(super) async fn listen(self, asked: Option<&str>) -> anyhow::Result<TcpListener> {
+        let Self { key, flag, default } = self;
+        let text = asked.unwrap_or(default);
+        let hint = || format!("use `{flag} {default}`, or port 0 for a free one");
+        let resolved = lookup_host(text).await.map_err(|source| Hinted {
+            message: format!("`{key}`: `{text}` is not an address"),
+            hint: hint(),
+            source,
+        })?;
+        let addresses: Vec<SocketAddr> = resolved.collect();
+        if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback()) {
+            let why = anyhow!("this version has no TLS yet, so it listens on loopback only");
+            return Err(why.context(BadSetting {
+                message: format!(
+                    "`{key}` is {text}, but {} is not a loopback address",
+                    open.ip()
+                ),
+                hint: hint(),
+            }));
+        }
+        let bound = TcpListener::bind(&addresses[..]).await;
+        Ok(bound.map_err(|source| Hinted {
+            message: format!("cannot listen on {text} (`{key}`)"),
+            hint: match source.kind() {
+                io::ErrorKind::AddrInUse => {
+                    format!("another process listens there; pass `{flag}` (port 0: a free one)")
+                }
+                _ => format!("pass `{flag}` with an address of this machine"),
+            },
+            source,
+        })?)
+    }
+
+    /// As [`Address::listen`] at the default, or where that is taken, at a free
+    /// port.
+    pub(super) async fn listen_somewhere(self) -> anyhow::Result<TcpListener> {
+        let is_taken = |error: &Hinted| error.source.kind() == io::ErrorKind::AddrInUse;
+        match self.listen(None).await {
+            Err(error) if error.downcast_ref().is_some_and(is_taken) => {
+                self.listen(Some("127.0.0.1:0")).await
+            }
+            listened => listened,
+        }
+    }
+}
+
+/// SIGINT and SIGTERM, from when this is made on.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the next one; the number is the exit code that stands for it.
+    pub(super) async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => INTERRUPTED,
+            _ = self.terminate.recv() => TERMINATED,
+        }
+    }
+}
+
+/// Runs a role until it ends. The first signal asks it to, the second does not
+/// wait for that.
+pub(super) async fn until_signalled<E>(
+    role: impl Future<Output = Result<(), E>>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<u8>
+where
+    anyhow::Error: From<E>,
+{
+    let mut signals = Signals::new()?;
+    let mut role = pin!(role);
+    tokio::select! {
+        ended = &mut role => {
+            ended?;
+            return Ok(DONE);
+        }
+        _ = signals.next() => {}
+    }
+    tracing::info!("shutting down; a second signal ends it at once");
+    shutdown.cancel();
+    tokio::select! {
+        ended = &mut role => {
+            ended?;
+            tracing::info!("shut down");
+            Ok(DONE)
+        }
+        code = signals.next() => {
+            tracing::warn!("ended by a second signal before everything was in order");
+            Ok(code)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: Address = Address {
+        key: "http_server.addr",
+        flag: "--http-addr",
+        default: "127.0.0.1:0",
+    };
+
+    #[tokio::test]
+    async fn only_loopback_addresses_are_listened_on() {
+        for good in ["127.0.0.1:0", "127.8.8.8:0", "localhost:0"] {
+            ADDRESS.listen(Some(good)).await.unwrap();
+        }
+        for bad in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
+            let error = ADDRESS.listen(Some(bad)).await.unwrap_err();
+            assert!(error.is::<BadSetting>(), "{bad}");
+            let text = error.to_string();
+            assert!(
+                text.contains("http_server.addr") && text.contains(bad),
+                "{text}"
+            );
+        }
+        let error = ADDRESS.listen(Some("nonsense")).await.unwrap_err();
+        assert!(error.to_string().contains("`nonsense`"));
+    }
+
+    #[tokio::test]
+    async fn a_taken_address_is_named_or_passed_over() {
+        let held = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let taken = held.local_addr().unwrap().to_string();
+        let error = ADDRESS.listen(Some(&taken)).await.unwrap_err();
+        assert!(error.to_string().contains(&taken), "{error}");
+        let hint = super::super::hint(&error).unwrap();
+        assert!(hint.contains("--http-addr"), "{hint}");
+        let elsewhere = Address {
+            default: taken.leak(),
+            ..ADDRESS
+        };
+        let free = elsewhere.listen_somewhere().await.unwrap();
+        assert_ne!(free.local_addr().unwrap(), held.local_addr().unwrap());
+        drop(held);
+        let default = elsewhere.listen_somewhere().await.unwrap();
+        assert_eq!(default.local_addr().unwrap().to_string(), elsewhere.default);
+    }
+
+    #[tokio::test]
+    async fn a_role_that_ends_by_itself_ends_the_command() {
+        let shutdown = CancellationToken::new();
+        let role = async { Ok::<(), io::Error>(()) };
+        assert_eq!(until_signalled(role, shutdown).await.unwrap(), DONE);
+        let role = async { Err(io::Error::other("broken")) };
+        let error = until_signalled(role, CancellationToken::new()).await;
+        assert_eq!(error.unwrap_err().to_string(), "broken");
+    }
+}

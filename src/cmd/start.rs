@@ -1,0 +1,275 @@
+//! `jobctl start`
+
+use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
+
+use anyhow::Context as _;
+
+use super::{Codes, DONE, EXIT_CODES, logs, report, usage, wait, whole_milliseconds};
+use crate::{
+    api::{LogsQuery, QueryRequest, StartRequest},
+    client::{
+        Client,
+        render::{self, Timestamps},
+    },
+    config,
+    ids::JobId,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  jobctl start bash -c 'echo hello'        prints the id of the job
+  jobctl start --follow -- make -j4 test   shows its output, ends as it ends
+  jobctl start --wait --timeout 10m --worker w1 ./check
+  jobctl start --script count.sh --with bash 5
+  jobctl start --env LANG=C --env TOKEN --cwd /srv ./report";
+
+/// Start a program or script on a worker; prints the id of the job
+#[derive(Debug, clap::Args)]
+#[command(before_long_help = EXAMPLES, after_long_help = EXIT_CODES)]
+pub(super) struct Args {
+    /// The program and its arguments, passed on without a shell; with
+    /// `--script` the arguments alone
+    #[arg(
+        value_name = "COMMAND",
+        required_unless_present = "script",
+        trailing_var_arg = true
+    )]
+    command: Vec<String>,
+
+    /// Where to run it, by id, prefix or name [default: one that is ready]
+    #[arg(long, value_name = "WORKER", help_heading = "What and where")]
+    worker: Option<String>,
+
+    /// A script of the worker's script folder
+    #[arg(long, value_name = "PATH", help_heading = "What and where")]
+    script: Option<String>,
+
+    /// What runs the script [default: its own #! line]
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        requires = "script",
+        help_heading = "What and where"
+    )]
+    with: Option<String>,
+
+    /// A variable of its environment; without `=V` its value here
+    #[arg(long, value_name = "K[=V]", help_heading = "How")]
+    env: Vec<String>,
+
+    /// The folder to run in, absolute [default: the script folder]
+    #[arg(long, value_name = "DIR", help_heading = "How")]
+    cwd: Option<PathBuf>,
+
+    /// What to call the job; it need not be unique
+    #[arg(long, help_heading = "How")]
+    name: Option<String>,
+
+    /// End it after this time, as `90s` or `10m`
+    #[arg(long, value_name = "DURATION", value_parser = config::interval, help_heading = "How")]
+    timeout: Option<Duration>,
+
+    /// Stay until it has ended, and end with its exit code
+    #[arg(long, conflicts_with = "follow", help_heading = "Staying")]
+    wait: bool,
+
+    /// Show its output meanwhile, and end with its exit code
+    #[arg(short, long, help_heading = "Staying")]
+    follow: bool,
+}
+
+/// How long the command stays.
+#[derive(Clone, Copy)]
+enum Stay {
+    No,
+    Wait,
+    Follow,
+}
+
+pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+    let stay = match (args.wait, args.follow) {
+        (_, true) => Stay::Follow,
+        (true, false) => Stay::Wait,
+        (false, false) => Stay::No,
+    };
+    let request = request(args, |key| env::var(key))?;
+    match stay {
+        Stay::No => {
+            let started = client.start(&request).await?;
+            render::data(&format!("{}\n", started.job_id))?;
+            Ok(DONE)
+        }
+        Stay::Wait | Stay::Follow => Ok(attached(&request, client, stay)
+            .await
+            .unwrap_or_else(|error| report(&error, Codes::Job))),
+    }
+}
+
+async fn attached(request: &StartRequest, client: &Client, stay: Stay) -> anyhow::Result<u8> {
+    let job = client.start(request).await?.job_id;
+    announce(client, job).await;
+    match stay {
+        Stay::Follow => {
+            let query = everything(job);
+            logs::attached(client, query, &job.short(), Timestamps::Hidden).await
+        }
+        Stay::No | Stay::Wait => wait::attached(client, &job.to_string()).await,
+    }
+}
+
+/// A job's output from its first byte to its end.
+pub(super) fn everything(job: JobId) -> LogsQuery {
+    LogsQuery {
+        job_id: job.to_string(),
+        follow: true,
+        offset: Some(0),
+        ..LogsQuery::default()
+    }
+}
+
+/// Only for a person's eyes, so that a script does not pay for the question.
+async fn announce(client: &Client, job: JobId) {
+    if !render::is_attended() {
+        return;
+    }
+    let query = QueryRequest {
+        job_id: job.to_string(),
+        ..QueryRequest::default()
+    };
+    let answer = client.query(&query).await.ok();
+    match answer.and_then(|answer| answer.job.worker) {
+        Some(worker) => render::note(&format!("job {} started on {worker}", job.short())),
+        None => render::note(&format!("job {} started", job.short())),
+    }
+}
+
+fn request(
+    args: Args,
+    variable: impl Fn(&str) -> Result<String, env::VarError>,
+) -> anyhow::Result<StartRequest> {
+    let mut words = args.command;
+    let command = match args.script {
+        Some(_) => args.with,
+        None => Some(words.remove(0)),
+    };
+    if command.as_deref() == Some("") {
+        return Err(usage("start", "the command is empty"));
+    }
+    let mut variables = BTreeMap::new();
+    for assignment in args.env {
+        let (key, value) = match assignment.split_once('=') {
+            Some((key, value)) => (key, value.to_owned()),
+            None => match variable(&assignment) {
+                Ok(value) => (assignment.as_str(), value),
+                Err(error) => {
+                    let message = format!("`--env {assignment}` has no value here: {error}");
+                    return Err(usage("start", message));
+                }
+            },
+        };
+        if key.is_empty() {
+            return Err(usage("start", format!("`--env {assignment}` has no name")));
+        }
+        variables.insert(key.to_owned(), value);
+    }
+    let cwd = args.cwd.map(PathBuf::into_os_string);
+    let cwd = cwd.map(|cwd| cwd.into_string().ok().context("`--cwd` is not UTF-8"));
+    Ok(StartRequest {
+        worker_id: args.worker,
+        command,
+        path: args.script,
+        args: words,
+        env: variables,
+        cwd: cwd.transpose()?,
+        name: args.name,
+        timeout_ms: args.timeout.map(whole_milliseconds),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cmd::{Cli, Verb};
+
+    fn parsed(line: &[&str]) -> anyhow::Result<StartRequest> {
+        let line = ["jobctl", "start"].iter().chain(line);
+        let Verb::Start(args) = Cli::try_parse_from(line)?.verb else {
+            panic!("not a start");
+        };
+        request(args, |key| match key {
+            "HERE" => Ok("a=b".into()),
+            _ => Err(env::VarError::NotPresent),
+        })
+    }
+
+    #[test]
+    fn options_behind_the_command_are_its_own() {
+        for line in [
+            &["bash", "-c", "x", "--wait", "--"][..],
+            &["--", "bash", "-c", "x", "--wait", "--"],
+        ] {
+            let request = parsed(line).unwrap();
+            assert_eq!(request.command.as_deref(), Some("bash"));
+            assert_eq!(request.args, ["-c", "x", "--wait", "--"]);
+            assert_eq!(request.path, None);
+        }
+    }
+
+    #[test]
+    fn with_a_script_every_word_is_an_argument() {
+        let request = parsed(&["--script", "count.sh", "--with", "bash", "5", "-x"]).unwrap();
+        assert_eq!(request.path.as_deref(), Some("count.sh"));
+        assert_eq!(request.command.as_deref(), Some("bash"));
+        assert_eq!(request.args, ["5", "-x"]);
+        let request = parsed(&["--script", "count.sh", "--", "-5"]).unwrap();
+        assert_eq!((request.command, request.args), (None, vec!["-5".into()]));
+        assert!(parsed(&["--script", "count.sh"]).unwrap().args.is_empty());
+    }
+
+    #[test]
+    fn variables_have_a_value_given_or_inherited() {
+        let request = parsed(&["--env", "A=1=2", "--env", "B=", "--env", "HERE", "x"]).unwrap();
+        let env: Vec<_> = request.env.iter().map(|(k, v)| (&**k, &**v)).collect();
+        assert_eq!(env, [("A", "1=2"), ("B", ""), ("HERE", "a=b")]);
+    }
+
+    #[test]
+    fn the_rest_is_passed_on() {
+        let line = [
+            "--worker",
+            "w1",
+            "--cwd",
+            "/srv",
+            "--name",
+            "n",
+            "--timeout",
+            "10m",
+            "x",
+        ];
+        let request = parsed(&line).unwrap();
+        assert_eq!(request.worker_id.as_deref(), Some("w1"));
+        assert_eq!(request.cwd.as_deref(), Some("/srv"));
+        assert_eq!(request.name.as_deref(), Some("n"));
+        assert_eq!(request.timeout_ms, Some(600_000));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_wrong_usage() {
+        for line in [
+            &[][..],
+            &[""],
+            &["--script", "x", "--with", ""],
+            &["--with", "bash", "x"],
+            &["--env", "MISSING", "x"],
+            &["--env", "=1", "x"],
+            &["--timeout", "soon", "x"],
+            &["--timeout", "0s", "x"],
+            &["--wait", "--follow", "x"],
+        ] {
+            let error = parsed(line).unwrap_err();
+            assert!(error.is::<clap::Error>(), "{line:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! `jobctl wait`, and what the end of a job means for whoever stayed for it.
+
+use std::time::Instant;
+
+use super::{
+    BY_SIGNAL, CANNOT_TELL, Codes, DONE, EXIT_CODES, INTERRUPTED, Jobs, TERMINATED, TIMED_OUT,
+    named_jobs, report, start_error_code,
+};
+use crate::{
+    api::{Job, JobState, MAX_WAIT_MS, QueryRequest},
+    client::{
+        self, Client, Ending, Retry,
+        render::{self, Spinner},
+    },
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  jobctl wait last; echo $?
+  jobctl start make test | jobctl wait -";
+
+/// Wait until jobs have ended, and end with their exit code
+///
+/// Of several jobs the highest exit code counts.
+#[derive(Debug, clap::Args)]
+#[command(before_long_help = EXAMPLES, after_long_help = EXIT_CODES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    jobs: Jobs,
+}
+
+pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+    let mut highest = DONE;
+    for job in named_jobs(args.jobs.jobs)? {
+        let code = match attached(client, &job).await {
+            Ok(INTERRUPTED) => return Ok(INTERRUPTED),
+            Ok(code) => code,
+            Err(error) => report(&error, Codes::Job),
+        };
+        highest = highest.max(code);
+    }
+    Ok(highest)
+}
+
+/// Waits for the job's end, or for Ctrl-C; the number is the exit code.
+pub(super) async fn attached(client: &Client, reference: &str) -> anyhow::Result<u8> {
+    let request = QueryRequest {
+        job_id: reference.to_owned(),
+        ..QueryRequest::default()
+    };
+    let job = client.query(&request).await?.job;
+    let label = job.id.short();
+    let ended = tokio::select! {
+        ended = until_ended(client, job) => ended?,
+        interrupt = tokio::signal::ctrl_c() => {
+            interrupt?;
+            return Ok(detached(&label));
+        }
+    };
+    Ok(told(&Ending::from(&ended), &label))
+}
+
+/// Asks by id, so that `last` goes on meaning the same job.
+async fn until_ended(client: &Client, mut job: Job) -> Result<Job, client::Error> {
+    let spinner = Spinner::new(&format!("waiting for job {}", job.id.short()));
+    let request = QueryRequest {
+        job_id: job.id.to_string(),
+        worker_id: None,
+        wait_ms: Some(MAX_WAIT_MS),
+    };
+    let mut retry = Retry::new(Instant::now());
+    let mut failures = 0;
+    while !job.state.is_final() {
+        match client.query(&request).await {
+            Ok(answer) => {
+                retry.connected(Instant::now());
+                retry.progressed();
+                failures = 0;
+                job = answer.job;
+            }
+            Err(error) => {
+                let Some(pause) = retry.pause(&error, Instant::now()) else {
+                    return Err(error);
+                };
+                failures += 1;
+                if failures == 2 {
+                    spinner.note("connection lost, reconnecting");
+                }
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+    Ok(job)
+}
+
+/// After Ctrl-C: what still runs, and how to end it.
+pub(super) fn detached(label: &str) -> u8 {
+    // Off the line on which the terminal shows ^C.
+    render::remark("");
+    render::note(&format!(
+        "job {label} still runs; stop it with `jobctl stop {label}`"
+    ));
+    INTERRUPTED
+}
+
+/// The exit code of the command that stayed for it. An unknown result is
+/// never a success, and neither is a job that was stopped.
+fn exit_code(ending: &Ending) -> u8 {
+    let by_signal = ending
+        .signal
+        .and_then(|signal| u8::try_from(signal).ok()?.checked_add(BY_SIGNAL));
+    let own = ending.exit_code.and_then(|code| u8::try_from(code).ok());
+    if let Some(word) = &ending.start_error {
+        return start_error_code(word);
+    }
+    match ending.state {
+        JobState::Succeeded => DONE,
+        JobState::Failed => by_signal
+            .or(own.filter(|code| *code != DONE))
+            .unwrap_or(CANNOT_TELL),
+        JobState::Stopped => by_signal
+            .or(own.filter(|code| *code != DONE))
+            .unwrap_or(TERMINATED),
+        JobState::TimedOut => TIMED_OUT,
+        JobState::Lost | JobState::Pending | JobState::Running | JobState::Unknown => CANNOT_TELL,
+    }
+}
+
+/// What to say about it; the exit code says as much, save where the job
+/// itself had no part in it.
+fn remark(ending: &Ending, label: &str) -> Option<Remark> {
+    let because = |what: &str| match ending.reason.as_str() {
+        "" => format!("job {label} {what}"),
+        reason => format!("job {label} {what}: {reason}"),
+    };
+    if ending.start_error.is_some() {
+        return Some(Remark::Always(because("could not be started")));
+    }
+    match ending.state {
+        JobState::Succeeded => None,
+        JobState::Failed => Some(Remark::Attended(because("failed"))),
+        JobState::Stopped => Some(Remark::Attended(because("was stopped"))),
+        // These reasons begin with the words of the state.
+        JobState::TimedOut if ending.reason.starts_with("timed out") => {
+            Some(Remark::Always(format!("job {label} {}", ending.reason)))
+        }
+        JobState::TimedOut => Some(Remark::Always(because("timed out"))),
+        JobState::Lost => {
+            let reason = ending.reason.strip_prefix("lost: ");
+            Some(Remark::Always(match reason {
+                Some(reason) => format!("job {label} is lost: {reason}"),
+                None => because("is lost"),
+            }))
+        }
+        JobState::Pending | JobState::Running | JobState::Unknown => Some(Remark::Always(because(
+            &format!("has not ended; it is {}", ending.state.as_str()),
+        ))),
+    }
+}
+
+/// Says how it ended where that needs saying, and returns the exit code.
+pub(super) fn told(ending: &Ending, label: &str) -> u8 {
+    match remark(ending, label) {
+        Some(Remark::Always(text)) => render::note(&text),
+        Some(Remark::Attended(text)) => render::remark(&text),
+        None => {}
+    }
+    exit_code(ending)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Remark {
+    Always(String),
+    /// Only on a terminal.
+    Attended(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        future::IntoFuture as _,
+        sync::{Arc, Mutex},
+    };
+
+    use axum::{Json, Router, http::StatusCode, routing::post};
+    use serde_json::json;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn ending(state: JobState, exit_code: Option<i32>, signal: Option<i32>) -> Ending {
+        Ending {
+            state,
+            exit_code,
+            signal,
+            start_error: None,
+            reason: String::new(),
+        }
+    }
+
+    #[test]
+    fn every_ending_has_its_exit_code() {
+        use JobState::{Failed, Lost, Pending, Running, Stopped, Succeeded, TimedOut, Unknown};
+        for (state, exit_code, signal, code) in [
+            (Succeeded, Some(0), None, 0),
+            (Failed, Some(7), None, 7),
+            (Failed, Some(255), None, 255),
+            (Failed, None, Some(9), 137),
+            (Failed, None, None, 125),
+            (Failed, Some(0), None, 125),
+            (Failed, Some(-1), None, 125),
+            (Failed, Some(256), None, 125),
+            (Stopped, None, Some(15), 143),
+            (Stopped, None, Some(9), 137),
+            (Stopped, Some(0), None, 143),
+            (Stopped, Some(5), None, 5),
+            (Stopped, None, None, 143),
+            (TimedOut, None, Some(15), 124),
+            (TimedOut, Some(0), None, 124),
+            (Lost, None, None, 125),
+            (Pending, None, None, 125),
+            (Running, None, None, 125),
+            (Unknown, None, None, 125),
+        ] {
+            assert_eq!(
+                super::exit_code(&ending(state, exit_code, signal)),
+                code,
+                "{state:?} {exit_code:?}"
+            );
+        }
+        for (word, code) in [
+            ("program_not_found", 127),
+            ("script_not_found", 127),
+            ("not_executable", 126),
+            ("spawn_failed", 125),
+        ] {
+            let ending = Ending {
+                start_error: Some(word.into()),
+                ..ending(Failed, None, None)
+            };
+            assert_eq!(exit_code(&ending), code, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_remark_is_made_where_the_exit_code_says_too_little() {
+        let said = |state, reason: &str| {
+            let ending = Ending {
+                reason: reason.into(),
+                ..ending(state, None, None)
+            };
+            remark(&ending, "3f2a")
+        };
+        let always = |text: &str| Some(Remark::Always(text.into()));
+        assert_eq!(said(JobState::Succeeded, ""), None);
+        assert_eq!(
+            said(JobState::Failed, "exit status 3"),
+            Some(Remark::Attended("job 3f2a failed: exit status 3".into()))
+        );
+        assert_eq!(
+            said(JobState::TimedOut, "timed out after 10m"),
+            always("job 3f2a timed out after 10m")
+        );
+        assert_eq!(
+            said(JobState::Lost, "lost: worker restarted"),
+            always("job 3f2a is lost: worker restarted")
+        );
+        assert_eq!(said(JobState::Lost, ""), always("job 3f2a is lost"));
+    }
+
+    #[tokio::test]
+    async fn waiting_goes_on_behind_a_scheduler_that_is_being_restarted() {
+        let record = |state: &str| {
+            json!({
+                "id": "3f2a8b1c-9d4e-4f00-8000-000000000000", "name": null, "state": state,
+                "reason": null, "worker_id": null, "worker": null, "command": "x",
+                "path": null, "args": [], "env": [], "cwd": null, "timeout_ms": null,
+                "pid": null, "exit_code": 7, "signal": null, "start_error": null,
+                "output_bytes": 0, "created_at": "2026-01-02T03:04:05Z",
+                "started_at": null, "ended_at": null
+            })
+        };
+        let answer = |state| {
+            let body = json!({
+                "done": state == "failed", "error": false, "error_text": "", "job": record(state)
+            });
+            (StatusCode::OK, Json(body))
+        };
+        let refusal = |status, code: &str| (status, Json(json!({"error": code, "code": code})));
+        let answers = Mutex::new(VecDeque::from([
+            answer("running"),
+            answer("running"),
+            refusal(StatusCode::SERVICE_UNAVAILABLE, "starting"),
+            refusal(StatusCode::NOT_FOUND, "job_not_found"),
+            answer("failed"),
+        ]));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&asked);
+        let answers = Arc::new(answers);
+        let router = Router::new().route(
+            "/query",
+            post(move |Json(request): Json<QueryRequest>| async move {
+                keep.lock().unwrap().push(request);
+                answers.lock().unwrap().pop_front().unwrap()
+            }),
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(axum::serve(listener, router).into_future());
+        let client = Client::new(server.parse().unwrap()).unwrap();
+
+        assert_eq!(attached(&client, "last").await.unwrap(), 7);
+        let asked = asked.lock().unwrap();
+        let asked: Vec<_> = asked
+            .iter()
+            .map(|request| (request.job_id.as_str(), request.wait_ms))
+            .collect();
+        let by_id = ("3f2a8b1c-9d4e-4f00-8000-000000000000", Some(MAX_WAIT_MS));
+        assert_eq!(asked, [("last", None), by_id, by_id, by_id, by_id]);
+    }
+}

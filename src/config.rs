@@ -1,0 +1,488 @@
+//! Reads the `config.toml` of both roles. What is found is handed on as it is:
+//! which of flag, variable, file and default wins is decided in `cmd`.
+//!
+//! A key nobody reads is an error, because a misspelt one would otherwise pass
+//! for a setting that does not work.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use jiff::{Span, SpanRelativeTo};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
+
+/// The file that is read where no other is named, if it is there.
+pub const DEFAULT_FILE: &str = "config.toml";
+
+/// The file of one role.
+pub trait File: DeserializeOwned + Default {
+    /// Every key it may hold, as `section.key`.
+    const KEYS: &'static [&'static str];
+
+    /// The sections of servers, in which `use_tls` may stand.
+    fn servers(&self) -> Vec<(&'static str, &Server)>;
+}
+
+/// The file of `jobctl scheduler`.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Scheduler {
+    /// `[grpc_server]`: for workers.
+    pub grpc_server: Server,
+    /// `[http_server]`: for everybody else.
+    pub http_server: Server,
+    /// `[heartbeat]`
+    pub heartbeat: Heartbeat,
+    /// `[calls]`
+    pub calls: Calls,
+    /// `[jobs]`
+    pub jobs: SchedulerJobs,
+    /// `[log]`
+    pub log: Log,
+}
+
+impl File for Scheduler {
+    const KEYS: &'static [&'static str] = &[
+        "grpc_server.addr",
+        "grpc_server.use_tls",
+        "grpc_server.crt_file",
+        "grpc_server.key_file",
+        "http_server.addr",
+        "http_server.use_tls",
+        "http_server.crt_file",
+        "http_server.key_file",
+        "heartbeat.interval",
+        "calls.deadline",
+        "jobs.keep_finished",
+        "log.level",
+        "log.format",
+    ];
+
+    fn servers(&self) -> Vec<(&'static str, &Server)> {
+        vec![
+            ("grpc_server", &self.grpc_server),
+            ("http_server", &self.http_server),
+        ]
+    }
+}
+
+/// The file of `jobctl worker`.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Worker {
+    /// `[grpc_server]`: for the scheduler.
+    pub grpc_server: WorkerServer,
+    /// `[scheduler]`: whose worker this is.
+    pub scheduler: SchedulerAddress,
+    /// `[worker]`
+    pub worker: WorkerItself,
+    /// `[jobs]`
+    pub jobs: WorkerJobs,
+    /// `[log]`
+    pub log: Log,
+}
+
+impl File for Worker {
+    const KEYS: &'static [&'static str] = &[
+        "grpc_server.addr",
+        "grpc_server.use_tls",
+        "grpc_server.crt_file",
+        "grpc_server.key_file",
+        "grpc_server.advertise",
+        "scheduler.addr",
+        "worker.name",
+        "worker.data_dir",
+        "jobs.script_dir",
+        "jobs.grace",
+        "jobs.keep_finished",
+        "log.level",
+        "log.format",
+    ];
+
+    fn servers(&self) -> Vec<(&'static str, &Server)> {
+        vec![("grpc_server", &self.grpc_server.server)]
+    }
+}
+
+/// A server of a role.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Server {
+    /// Where it listens, as host:port.
+    pub addr: Option<String>,
+    /// Known, but only `false` is taken so far.
+    pub use_tls: Option<bool>,
+    /// The certificate, once there is TLS.
+    pub crt_file: Option<PathBuf>,
+    /// Its key, once there is TLS.
+    pub key_file: Option<PathBuf>,
+}
+
+/// The worker's server, which somebody else dials.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct WorkerServer {
+    /// As of any server.
+    #[serde(flatten)]
+    pub server: Server,
+    /// host:port that the scheduler dials, where it is not `addr`.
+    pub advertise: Option<String>,
+}
+
+/// `[heartbeat]` of the scheduler.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Heartbeat {
+    /// Between two signs of life of a worker.
+    #[serde(deserialize_with = "some_interval")]
+    pub interval: Option<Duration>,
+}
+
+/// `[calls]` of the scheduler.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Calls {
+    /// Of every unary call to a worker.
+    #[serde(deserialize_with = "some_interval")]
+    pub deadline: Option<Duration>,
+}
+
+/// `[jobs]` of the scheduler.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchedulerJobs {
+    /// How many finished jobs are remembered.
+    pub keep_finished: Option<usize>,
+}
+
+/// `[scheduler]` of a worker.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchedulerAddress {
+    /// host:port of the scheduler's gRPC server.
+    pub addr: Option<String>,
+}
+
+/// `[worker]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerItself {
+    /// What people call it.
+    pub name: Option<String>,
+    /// Where identity and output are kept.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// `[jobs]` of a worker.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerJobs {
+    /// The script folder.
+    pub script_dir: Option<PathBuf>,
+    /// From TERM to KILL.
+    #[serde(deserialize_with = "some_duration")]
+    pub grace: Option<Duration>,
+    /// How many finished jobs and their output are kept.
+    pub keep_finished: Option<usize>,
+}
+
+/// `[log]`: what a role writes about itself.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// In the syntax of tracing's `EnvFilter`: `info`, `warn,jobctl=debug`.
+    pub level: Option<String>,
+    /// How a line looks.
+    pub format: Option<LogFormat>,
+}
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One object a line, for programs.
+    Json,
+}
+
+/// Why a file was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is not there, or not readable.
+    #[error("cannot read {}", file.display())]
+    Unreadable {
+        /// Where it was looked for.
+        file: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is not TOML, or a value has the wrong type.
+    #[error("{} is not a valid settings file", file.display())]
+    Malformed {
+        /// The file.
+        file: PathBuf,
+        /// With line and column.
+        source: Box<toml::de::Error>,
+    },
+    /// A key that nobody reads.
+    #[error("unknown key `{key}` in {}", file.display())]
+    UnknownKey {
+        /// The file.
+        file: PathBuf,
+        /// As `section.key`.
+        key: String,
+        /// The valid key most like it.
+        nearest: &'static str,
+    },
+    /// TLS was asked for.
+    #[error("`{section}.use_tls` is true in {}, but there is no TLS yet", file.display())]
+    NoTls {
+        /// The file.
+        file: PathBuf,
+        /// Where it was asked for.
+        section: &'static str,
+    },
+}
+
+/// Reads the file at `path`, or [`DEFAULT_FILE`] if that is there; else nothing
+/// is set.
+pub fn read<F: File>(path: Option<&Path>) -> Result<F, Error> {
+    let file = path.unwrap_or(Path::new(DEFAULT_FILE));
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
+            return Ok(F::default());
+        }
+        Err(source) => {
+            return Err(Error::Unreadable {
+                file: file.to_owned(),
+                source,
+            });
+        }
+    };
+    parse(&text, file)
+}
+
+fn parse<F: File>(text: &str, file: &Path) -> Result<F, Error> {
+    let malformed = |source| Error::Malformed {
+        file: file.to_owned(),
+        source: Box::new(source),
+    };
+    let table: toml::Table = toml::from_str(text).map_err(malformed)?;
+    if let Some((key, nearest)) = unknown_key(&table, F::KEYS) {
+        return Err(Error::UnknownKey {
+            file: file.to_owned(),
+            key,
+            nearest,
+        });
+    }
+    // From the text again, not from the table: only so does an error know its line.
+    let settings: F = toml::from_str(text).map_err(malformed)?;
+    for (section, server) in settings.servers() {
+        if server.use_tls == Some(true) {
+            return Err(Error::NoTls {
+                file: file.to_owned(),
+                section,
+            });
+        }
+    }
+    Ok(settings)
+}
+
+/// The first key that is not among `known`, with the one of these most like it.
+fn unknown_key(table: &toml::Table, known: &[&'static str]) -> Option<(String, &'static str)> {
+    let sections = || known.iter().filter_map(|key| Some(key.split_once('.')?.0));
+    for (section, value) in table {
+        if !sections().any(|known| known == section) {
+            // A value outside every section was meant for one of them.
+            let nearest = match value.is_table() {
+                true => nearest(section, sections())?,
+                false => *known
+                    .iter()
+                    .min_by_key(|key| distance(section, key.rsplit('.').next().unwrap_or(key)))?,
+            };
+            return Some((section.clone(), nearest));
+        }
+        for key in value.as_table().into_iter().flat_map(toml::Table::keys) {
+            let key = format!("{section}.{key}");
+            if !known.contains(&key.as_str()) {
+                let nearest = nearest(&key, known.iter().copied())?;
+                return Some((key, nearest));
+            }
+        }
+    }
+    None
+}
+
+fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known.min_by_key(|known| distance(key, known))
+}
+
+fn distance(a: &str, b: &str) -> usize {
+    strsim::damerau_levenshtein(a, b)
+}
+
+fn some_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    duration(&text).map(Some).map_err(D::Error::custom)
+}
+
+fn some_interval<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(from)?;
+    interval(&text).map(Some).map_err(D::Error::custom)
+}
+
+/// As [`duration`], and longer than nothing.
+pub fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err(format!("`{text}` is no time at all")),
+        interval => Ok(interval),
+    }
+}
+
+/// Reads a length of time as people write it: `10m`, `1h 30m`, `1.5s`. A day
+/// has 24 hours.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let span: Span = text
+        .trim()
+        .parse()
+        .map_err(|_| format!("`{text}` is not a duration; write it as `10s`, `5m` or `1h 30m`"))?;
+    span.to_duration(SpanRelativeTo::days_are_24_hours())
+        .ok()
+        .and_then(|duration| Duration::try_from(duration).ok())
+        .ok_or_else(|| format!("`{text}` is not a length of time"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scheduler(text: &str) -> Result<Scheduler, Error> {
+        parse(text, Path::new("etc/config.toml"))
+    }
+
+    #[test]
+    fn every_key_that_is_listed_is_read() {
+        let value = |key: &str| match key.rsplit('.').next() {
+            Some("use_tls") => "false",
+            Some("keep_finished") => "7",
+            Some("interval" | "deadline" | "grace") => "\"3s\"",
+            Some("format") => "\"json\"",
+            _ => "\"x\"",
+        };
+        let file = |keys: &[&str]| -> String {
+            keys.iter()
+                .map(|key| format!("{key} = {}\n", value(key)))
+                .collect()
+        };
+
+        let read: Scheduler = parse(&file(Scheduler::KEYS), Path::new("s")).unwrap();
+        assert_eq!(read.http_server.addr.as_deref(), Some("x"));
+        assert_eq!(read.http_server.crt_file, Some("x".into()));
+        assert_eq!(read.heartbeat.interval, Some(Duration::from_secs(3)));
+        assert_eq!(read.calls.deadline, Some(Duration::from_secs(3)));
+        assert_eq!(read.jobs.keep_finished, Some(7));
+        assert_eq!(read.log.format, Some(LogFormat::Json));
+
+        let read: Worker = parse(&file(Worker::KEYS), Path::new("w")).unwrap();
+        assert_eq!(read.grpc_server.advertise.as_deref(), Some("x"));
+        assert_eq!(read.grpc_server.server.addr.as_deref(), Some("x"));
+        assert_eq!(read.scheduler.addr.as_deref(), Some("x"));
+        assert_eq!(read.worker.data_dir, Some("x".into()));
+        assert_eq!(read.jobs.grace, Some(Duration::from_secs(3)));
+        assert_eq!(read.jobs.script_dir, Some("x".into()));
+    }
+
+    #[test]
+    fn an_empty_file_sets_nothing() {
+        assert_eq!(scheduler("").unwrap(), Scheduler::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_nearest_valid_one() {
+        for (text, key, nearest) in [
+            (
+                "[http_server]\nadr = \"x\"",
+                "http_server.adr",
+                "http_server.addr",
+            ),
+            ("[http_sever]\naddr = \"x\"", "http_sever", "http_server"),
+            ("adr = \"x\"", "adr", "grpc_server.addr"),
+            ("log.levle = \"info\"", "log.levle", "log.level"),
+        ] {
+            match scheduler(text).unwrap_err() {
+                Error::UnknownKey {
+                    key: k, nearest: n, ..
+                } => {
+                    assert_eq!((k.as_str(), n), (key, nearest), "{text}");
+                }
+                error => panic!("{text}: {error:?}"),
+            }
+        }
+        let error = scheduler("[http_server]\nadr = 1").unwrap_err().to_string();
+        assert_eq!(error, "unknown key `http_server.adr` in etc/config.toml");
+    }
+
+    #[test]
+    fn a_wrong_type_and_a_wrong_syntax_name_the_line() {
+        for text in [
+            "\n[jobs]\nkeep_finished = \"many\"",
+            "\n\n[heartbeat",
+            "\n[heartbeat]\ninterval = \"soon\"",
+        ] {
+            match scheduler(text).unwrap_err() {
+                Error::Malformed { source, .. } => {
+                    assert!(source.to_string().contains("line 3"), "{source}");
+                }
+                error => panic!("{text}: {error:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn tls_is_refused_until_there_is_some() {
+        let error = scheduler("[grpc_server]\nuse_tls = true").unwrap_err();
+        assert!(matches!(
+            error,
+            Error::NoTls {
+                section: "grpc_server",
+                ..
+            }
+        ));
+        scheduler("[grpc_server]\nuse_tls = false").unwrap();
+    }
+
+    #[test]
+    fn only_a_file_that_was_named_must_be_there() {
+        let missing = Path::new("/nonexistent/config.toml");
+        assert!(matches!(
+            read::<Worker>(Some(missing)).unwrap_err(),
+            Error::Unreadable { .. }
+        ));
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        for (text, seconds) in [
+            ("10s", 10.0),
+            ("10m", 600.0),
+            ("1h 30m", 5400.0),
+            ("1d", 86400.0),
+        ] {
+            assert_eq!(duration(text).unwrap().as_secs_f64(), seconds, "{text}");
+        }
+        assert_eq!(duration("1.5s").unwrap(), Duration::from_millis(1500));
+        for bad in ["", "10", "soon", "-5s", "5s ago", "1month"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(duration("0s").unwrap(), Duration::ZERO);
+        assert!(interval("0s").is_err());
+    }
+}

@@ -1,0 +1,26 @@
+//! jobctl starts, stops, queries and follows jobs on a fleet of machines. One
+//! binary plays every part; this is the map of its rooms.
+//!
+//! | room | what is in it | may import |
+//! |---|---|---|
+//! | [`cmd`] | the command line: one file a verb, flags to values, the exit codes | `config`, `client`, `roles` |
+//! | [`config`] | reads `config.toml` | `ids` |
+//! | [`client`] | one method per HTTP endpoint, and everything written to stdout | `api`, `ids`, `proto` |
+//! | [`roles::scheduler`] | the HTTP API, who is in the cluster, the record of every job | `api`, `ids`, `proto` |
+//! | [`roles::worker`] | the jobs of one machine and their output | `ids`, `proto`, `shim` |
+//! | [`roles::shim`] | one job's process tree | `ids` |
+//! | [`api`] | the JSON bodies of the HTTP API | `ids` |
+//! | [`proto`] | the gRPC messages | – |
+//! | [`ids`] | job and worker ids, names | – |
+//!
+//! To place a line of code, ask which verb it serves, then on which side of the
+//! wire. `start`, say, is `cmd/start.rs`, `Client::start`, `POST /start`,
+//! `StartJob`, `Jobs::start` and `tests/it/start.rs`.
+
+pub mod api;
+pub mod client;
+pub mod cmd;
+pub mod config;
+pub mod ids;
+pub mod proto;
+pub mod roles;

@@ -1,0 +1,487 @@
+//! What can go wrong with a request: one enum, and its one translation to HTTP
+//! and gRPC, and from a worker's gRPC status back. Status codes appear here and
+//! nowhere else. What ends the role itself is [`super::Error`].
+
+use std::{error::Error as _, time::Duration};
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use tonic::{Code, Status, metadata::MetadataValue};
+
+use crate::{
+    api,
+    ids::{JobId, WorkerId},
+    proto,
+};
+
+/// Why a request of a client or of a worker is not fulfilled.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("the body must be JSON, with content-type application/json")]
+    UnsupportedMediaType,
+    #[error("the body is larger than {} bytes", api::MAX_BODY)]
+    BodyTooLarge,
+    #[error("no such route: {0}")]
+    RouteNotFound(String),
+    #[error("{method} is not allowed at {path}")]
+    MethodNotAllowed { method: String, path: String },
+    #[error("worker address '{0}' is not host:port")]
+    BadAddress(String),
+    #[error("worker name '{0}' is not 1 to 64 letters, digits, '.', '_' or '-'")]
+    BadName(String),
+    #[error("worker id '{0}' is not a UUID")]
+    BadWorkerId(String),
+    #[error("worker {asked} not found{}", did_you_mean(.meant))]
+    WorkerNotFound {
+        asked: String,
+        meant: Option<String>,
+    },
+    #[error("worker {asked} is ambiguous: {}", .candidates.join(", "))]
+    AmbiguousWorker {
+        asked: String,
+        candidates: Vec<String>,
+    },
+    #[error("worker name {name} is taken by worker {id}")]
+    WorkerNameTaken { name: String, id: WorkerId },
+    #[error("the session of worker {0} is over")]
+    SessionOver(WorkerId),
+    #[error("job {0} not found")]
+    JobNotFound(String),
+    #[error("job {asked} is ambiguous: {}", .candidates.join(", "))]
+    AmbiguousJob {
+        asked: String,
+        candidates: Vec<String>,
+    },
+    #[error("job {job} is on worker {worker} ({id})")]
+    JobOnOtherWorker {
+        job: JobId,
+        worker: String,
+        id: WorkerId,
+    },
+    #[error("job {job} has ended: {how}")]
+    JobFinished { job: JobId, how: String },
+    #[error("no worker is ready")]
+    NoWorkerReady,
+    #[error("worker {0} has registered and is not ready yet")]
+    WorkerNotReady(String),
+    #[error("worker {0} has left")]
+    WorkerLeft(String),
+    #[error("worker {worker} {why}")]
+    WorkerUnreachable {
+        worker: String,
+        why: String,
+        job: Option<JobId>,
+    },
+    /// The worker answered with an error that carries no code word: a bug there,
+    /// or a program that is no worker.
+    #[error("worker {worker} failed: {message}")]
+    WorkerFailed {
+        worker: String,
+        message: String,
+        job: Option<JobId>,
+    },
+    /// The worker answered with a reason; code word and message are its own.
+    #[error("{message}")]
+    Refused {
+        code: String,
+        message: String,
+        kind: Refusal,
+        job: Option<JobId>,
+    },
+    #[error("worker {worker} has {limit} followers already")]
+    TooManyFollowers { worker: String, limit: usize },
+    #[error("offset {offset} is past the end of the output of job {job}, {end}")]
+    OffsetPastEnd { job: JobId, offset: u64, end: u64 },
+    #[error("worker {worker} no longer has the output of job {job}")]
+    OutputGone { job: JobId, worker: String },
+    #[error("the output of job {0} broke off on its worker")]
+    OutputBroken(JobId),
+    #[error("{ready} of {wanted} workers are ready")]
+    NotReady { ready: usize, wanted: usize },
+    #[error("the scheduler is shutting down")]
+    ShuttingDown,
+    #[error("an internal error, see the scheduler's log")]
+    Internal,
+}
+
+/// What sort of refusal a worker's gRPC status stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The worker will not or cannot do it.
+    Policy,
+    /// The worker does not know the job.
+    JobNotFound,
+    /// The job is in another state than the request needs.
+    Conflict,
+    /// The offset lies behind the output.
+    PastEnd,
+    /// The worker has no room for it now.
+    Busy,
+    /// The worker's disk is full.
+    DiskFull,
+}
+
+impl Refusal {
+    fn new(code_word: &str, code: Code) -> Self {
+        match code_word {
+            api::code::JOB_NOT_FOUND => return Self::JobNotFound,
+            api::code::JOB_FINISHED => return Self::Conflict,
+            "offset_past_end" => return Self::PastEnd,
+            "disk_full" => return Self::DiskFull,
+            _ => {}
+        }
+        match code {
+            Code::Unavailable | Code::ResourceExhausted => Self::Busy,
+            Code::AlreadyExists | Code::Aborted => Self::Conflict,
+            Code::OutOfRange => Self::PastEnd,
+            Code::Ok
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::InvalidArgument
+            | Code::DeadlineExceeded
+            | Code::NotFound
+            | Code::PermissionDenied
+            | Code::FailedPrecondition
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::DataLoss
+            | Code::Unauthenticated => Self::Policy,
+        }
+    }
+
+    fn statuses(self) -> (StatusCode, Code) {
+        match self {
+            Self::Policy => (StatusCode::UNPROCESSABLE_ENTITY, Code::FailedPrecondition),
+            Self::JobNotFound => (StatusCode::NOT_FOUND, Code::NotFound),
+            Self::Conflict => (StatusCode::CONFLICT, Code::FailedPrecondition),
+            Self::PastEnd => (StatusCode::RANGE_NOT_SATISFIABLE, Code::OutOfRange),
+            Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
+            Self::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, Code::ResourceExhausted),
+        }
+    }
+}
+
+fn did_you_mean(meant: &Option<String>) -> String {
+    meant
+        .as_ref()
+        .map(|name| format!(", did you mean {name}?"))
+        .unwrap_or_default()
+}
+
+impl Error {
+    /// Reads a worker's status. Without a code word, a status that the
+    /// transport made up, or that says the worker is not there or too slow,
+    /// means that it did not answer.
+    pub(super) fn from_status(worker: &str, deadline: Duration, status: &Status) -> Self {
+        let word = status
+            .metadata()
+            .get(proto::CODE)
+            .and_then(|word| word.to_str().ok());
+        if let Some(word) = word {
+            return Self::Refused {
+                code: word.to_owned(),
+                message: status.message().to_owned(),
+                kind: Refusal::new(word, status.code()),
+                job: None,
+            };
+        }
+        let worker = worker.to_owned();
+        match status.code() {
+            Code::DeadlineExceeded | Code::Cancelled => Self::too_slow(&worker, deadline),
+            code if code == Code::Unavailable || status.source().is_some() => {
+                tracing::debug!(worker, %status, "a call did not reach the worker");
+                Self::WorkerUnreachable {
+                    worker,
+                    why: "cannot be reached".to_owned(),
+                    job: None,
+                }
+            }
+            _ => Self::WorkerFailed {
+                worker,
+                message: status.message().to_owned(),
+                job: None,
+            },
+        }
+    }
+
+    /// The worker let the deadline of a call pass.
+    pub(super) fn too_slow(worker: &str, deadline: Duration) -> Self {
+        Self::WorkerUnreachable {
+            worker: worker.to_owned(),
+            why: format!("did not answer within {deadline:?}"),
+            job: None,
+        }
+    }
+
+    /// The same error, naming the job under which the outcome is recorded.
+    pub(super) fn about(mut self, id: JobId) -> Self {
+        if let Self::WorkerUnreachable { job, .. }
+        | Self::WorkerFailed { job, .. }
+        | Self::Refused { job, .. } = &mut self
+        {
+            *job = Some(id);
+        }
+        self
+    }
+
+    fn job(&self) -> Option<JobId> {
+        match self {
+            Self::WorkerUnreachable { job, .. }
+            | Self::WorkerFailed { job, .. }
+            | Self::Refused { job, .. } => *job,
+            Self::JobOnOtherWorker { job, .. }
+            | Self::JobFinished { job, .. }
+            | Self::OffsetPastEnd { job, .. }
+            | Self::OutputGone { job, .. }
+            | Self::OutputBroken(job) => Some(*job),
+            Self::BadRequest(_)
+            | Self::UnsupportedMediaType
+            | Self::BodyTooLarge
+            | Self::RouteNotFound(_)
+            | Self::MethodNotAllowed { .. }
+            | Self::BadAddress(_)
+            | Self::BadName(_)
+            | Self::BadWorkerId(_)
+            | Self::WorkerNotFound { .. }
+            | Self::AmbiguousWorker { .. }
+            | Self::WorkerNameTaken { .. }
+            | Self::SessionOver(_)
+            | Self::JobNotFound(_)
+            | Self::AmbiguousJob { .. }
+            | Self::NoWorkerReady
+            | Self::WorkerNotReady(_)
+            | Self::WorkerLeft(_)
+            | Self::TooManyFollowers { .. }
+            | Self::NotReady { .. }
+            | Self::ShuttingDown
+            | Self::Internal => None,
+        }
+    }
+
+    /// The HTTP status, the gRPC status and the code word.
+    fn statuses(&self) -> (StatusCode, Code, &str) {
+        match self {
+            Self::BadRequest(_) => (
+                StatusCode::BAD_REQUEST,
+                Code::InvalidArgument,
+                "bad_request",
+            ),
+            Self::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                Code::InvalidArgument,
+                "unsupported_media_type",
+            ),
+            Self::BodyTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                Code::InvalidArgument,
+                "body_too_large",
+            ),
+            Self::RouteNotFound(_) => (
+                StatusCode::NOT_FOUND,
+                Code::Unimplemented,
+                "route_not_found",
+            ),
+            Self::MethodNotAllowed { .. } => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                Code::Unimplemented,
+                "method_not_allowed",
+            ),
+            Self::BadAddress(_) => (
+                StatusCode::BAD_REQUEST,
+                Code::InvalidArgument,
+                "bad_address",
+            ),
+            Self::BadName(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument, "bad_name"),
+            Self::BadWorkerId(_) => (
+                StatusCode::BAD_REQUEST,
+                Code::InvalidArgument,
+                "bad_worker_id",
+            ),
+            Self::WorkerNotFound { .. } => (
+                StatusCode::NOT_FOUND,
+                Code::NotFound,
+                api::code::WORKER_NOT_FOUND,
+            ),
+            Self::AmbiguousWorker { .. } => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                "ambiguous_worker",
+            ),
+            Self::WorkerNameTaken { .. } => (
+                StatusCode::CONFLICT,
+                Code::AlreadyExists,
+                "worker_name_taken",
+            ),
+            Self::SessionOver(_) => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                "session_over",
+            ),
+            Self::JobNotFound(_) => (
+                StatusCode::NOT_FOUND,
+                Code::NotFound,
+                api::code::JOB_NOT_FOUND,
+            ),
+            Self::AmbiguousJob { .. } => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                "ambiguous_job",
+            ),
+            Self::JobOnOtherWorker { .. } => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                "job_on_other_worker",
+            ),
+            Self::JobFinished { .. } => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                api::code::JOB_FINISHED,
+            ),
+            Self::NoWorkerReady => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Unavailable,
+                "no_worker_ready",
+            ),
+            Self::WorkerNotReady(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Unavailable,
+                "worker_not_ready",
+            ),
+            Self::WorkerLeft(_) => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                "worker_left",
+            ),
+            Self::WorkerUnreachable { .. } => (
+                StatusCode::GATEWAY_TIMEOUT,
+                Code::Unavailable,
+                api::code::WORKER_UNREACHABLE,
+            ),
+            Self::WorkerFailed { .. } => (StatusCode::BAD_GATEWAY, Code::Internal, "worker_failed"),
+            Self::Refused { code, kind, .. } => {
+                let (http, grpc) = kind.statuses();
+                (http, grpc, code)
+            }
+            Self::TooManyFollowers { .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::ResourceExhausted,
+                "too_many_followers",
+            ),
+            Self::OffsetPastEnd { .. } => (
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                Code::OutOfRange,
+                "offset_past_end",
+            ),
+            Self::OutputGone { .. } => (StatusCode::NOT_FOUND, Code::NotFound, "output_gone"),
+            Self::OutputBroken(_) => (StatusCode::BAD_GATEWAY, Code::DataLoss, "output_broken"),
+            Self::NotReady { .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Unavailable,
+                "not_ready",
+            ),
+            Self::ShuttingDown => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Unavailable,
+                "shutting_down",
+            ),
+            Self::Internal => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                Code::Internal,
+                "internal",
+            ),
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let (status, _, code) = self.statuses();
+        let body = api::Error {
+            error: self.to_string(),
+            code: code.to_owned(),
+            job_id: self.job(),
+        };
+        (status, Json(body)).into_response()
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let (_, code, word) = error.statuses();
+        let mut status = Status::new(code, error.to_string());
+        if let Ok(word) = MetadataValue::try_from(word) {
+            status.metadata_mut().insert(proto::CODE, word);
+        }
+        status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    fn refusal(word: &str, code: Code) -> StatusCode {
+        let mut status = Status::new(code, "no");
+        status
+            .metadata_mut()
+            .insert(proto::CODE, word.parse().unwrap());
+        Error::from_status("w1", DEADLINE, &status).statuses().0
+    }
+
+    #[test]
+    fn a_code_word_survives_the_trip() {
+        let id = WorkerId::random();
+        let status = Status::from(Error::SessionOver(id));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        let back = Error::from_status("w1", DEADLINE, &status);
+        assert_eq!(back.statuses().2, "session_over");
+        assert_eq!(
+            back.to_string(),
+            format!("the session of worker {id} is over")
+        );
+    }
+
+    #[test]
+    fn a_worker_s_word_decides_the_status() {
+        for (word, code, http) in [
+            ("program_not_found", Code::NotFound, 422),
+            ("outside_script_folder", Code::PermissionDenied, 422),
+            ("job_not_found", Code::NotFound, 404),
+            ("job_finished", Code::FailedPrecondition, 409),
+            ("offset_past_end", Code::OutOfRange, 416),
+            ("disk_full", Code::Internal, 507),
+            ("stopping", Code::Unavailable, 503),
+        ] {
+            assert_eq!(refusal(word, code).as_u16(), http, "{word}");
+        }
+    }
+
+    #[test]
+    fn a_status_without_a_word_is_no_refusal() {
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled] {
+            let error = Error::from_status("w1", DEADLINE, &Status::new(code, ""));
+            assert_eq!(error.statuses().2, "worker_unreachable", "{code:?}");
+        }
+        let error = Error::from_status("w1", DEADLINE, &Status::unimplemented("no"));
+        assert_eq!(error.statuses().2, "worker_failed");
+    }
+
+    #[test]
+    fn a_worker_s_name_is_guessed() {
+        let error = Error::WorkerNotFound {
+            asked: "wbe1".to_owned(),
+            meant: Some("web1".to_owned()),
+        };
+        assert_eq!(
+            error.to_string(),
+            "worker wbe1 not found, did you mean web1?"
+        );
+    }
+}

@@ -1,0 +1,334 @@
+//! The HTTP API: its routes and handlers. A handler decodes, finds, asks and
+//! encodes; how output is sent is in `logs.rs`, which status an error has in
+//! `error.rs`.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{
+        DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State,
+        rejection::JsonRejection,
+    },
+    http::{HeaderMap, HeaderName, Method, StatusCode, Uri, request::Parts},
+    response::Response,
+    routing::{MethodRouter, get, post},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tower_http::{
+    request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
+    trace::TraceLayer,
+};
+
+use super::{
+    Scheduler,
+    error::Error,
+    jobs::{Filter, MAX_DURATION_MS, Record, Spec, Stop, Wait},
+    logs, signal,
+};
+use crate::api;
+
+/// Jobs on a page of `GET /jobs` that does not say how many.
+const DEFAULT_LIMIT: usize = 50;
+
+/// The most jobs on a page.
+const MAX_LIMIT: usize = 1000;
+
+/// Every route, at `/` and under `/v1/`.
+pub(super) fn router(scheduler: Scheduler) -> Router {
+    let routes: [(&str, MethodRouter<Scheduler>); 9] = [
+        ("/start", post(start)),
+        ("/stop", post(stop)),
+        ("/query", post(query)),
+        ("/logs", get(logs)),
+        ("/workers", get(workers)),
+        ("/jobs", get(jobs)),
+        ("/version", get(version)),
+        ("/livez", get(livez)),
+        ("/readyz", get(readyz)),
+    ];
+    let mut router = Router::new();
+    for (path, route) in routes {
+        router = router
+            .route(&format!("/v1{path}"), route.clone())
+            .route(path, route);
+    }
+    let request_id = HeaderName::from_static(api::REQUEST_ID);
+    // The last layer is the outermost: the id is there before the span asks for it.
+    router
+        .fallback(route_not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(api::MAX_BODY))
+        .layer(PropagateRequestIdLayer::new(request_id.clone()))
+        .layer(TraceLayer::new_for_http().make_span_with(span))
+        .layer(SetRequestIdLayer::new(request_id, MakeRequestUuid))
+        .with_state(scheduler)
+}
+
+fn span<B>(request: &axum::http::Request<B>) -> tracing::Span {
+    let id = request.headers().get(api::REQUEST_ID);
+    tracing::info_span!(
+        "request",
+        method = %request.method(),
+        path = request.uri().path(),
+        request_id = id.and_then(|id| id.to_str().ok()),
+    )
+}
+
+async fn start(
+    State(scheduler): State<Scheduler>,
+    Body(asked): Body<api::StartRequest>,
+) -> Result<(StatusCode, Json<api::StartResponse>), Error> {
+    let named = asked.worker_id.clone();
+    let spec = Spec::new(asked).map_err(Error::BadRequest)?;
+    let workers = match named {
+        None => scheduler.registry.ready_workers(),
+        Some(named) => {
+            let worker = scheduler.registry.find(&named)?;
+            worker.is_ready()?;
+            vec![worker]
+        }
+    };
+    let job_id = scheduler.jobs.start(spec, workers).await?;
+    Ok((StatusCode::CREATED, Json(api::StartResponse { job_id })))
+}
+
+async fn stop(
+    State(scheduler): State<Scheduler>,
+    Body(asked): Body<api::StopRequest>,
+) -> Result<Json<api::StopResponse>, Error> {
+    let stop = decode_stop(&asked)?;
+    let record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref())?;
+    let Scheduler { jobs, registry, .. } = &scheduler;
+    jobs.stop(record.id, stop, registry).await?;
+    Ok(Json(api::StopResponse { success: true }))
+}
+
+fn decode_stop(asked: &api::StopRequest) -> Result<Stop, Error> {
+    let signal = asked.signal.as_deref().map(|text| {
+        signal::parse(text).ok_or_else(|| Error::BadRequest(format!("no such signal: '{text}'")))
+    });
+    if asked.grace_ms.is_some_and(|ms| ms > MAX_DURATION_MS) {
+        let message = format!("grace_ms is more than {MAX_DURATION_MS}");
+        return Err(Error::BadRequest(message));
+    }
+    Ok(Stop {
+        signal: signal.transpose()?,
+        grace: asked.grace_ms.map(Duration::from_millis),
+        wait: match asked.no_wait {
+            true => Wait::Sent,
+            false => Wait::Gone,
+        },
+    })
+}
+
+async fn query(
+    State(scheduler): State<Scheduler>,
+    Body(asked): Body<api::QueryRequest>,
+) -> Result<Json<api::QueryResponse>, Error> {
+    let mut record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref())?;
+    if let Some(wait) = asked.wait_ms.filter(|_| !record.is_final()) {
+        record = wait_for_end(&scheduler, &record, wait).await?;
+    }
+    let error_text = record.error_text();
+    Ok(Json(api::QueryResponse {
+        done: record.is_final(),
+        error: !error_text.is_empty(),
+        error_text,
+        job: record.job(),
+    }))
+}
+
+/// The record when it is final, or as it is when the time is up.
+async fn wait_for_end(
+    scheduler: &Scheduler,
+    record: &Record,
+    wait_ms: u64,
+) -> Result<Arc<Record>, Error> {
+    let limit = Duration::from_millis(wait_ms.min(api::MAX_WAIT_MS));
+    let changes = scheduler.jobs.watch(record.id)?;
+    let end = scheduler.jobs.wait(record.id, Record::is_final);
+    match tokio::time::timeout(limit, end).await {
+        Ok(record) => record,
+        Err(_) => Ok(changes.borrow().clone()),
+    }
+}
+
+async fn logs(
+    State(scheduler): State<Scheduler>,
+    headers: HeaderMap,
+    Params(asked): Params<api::LogsQuery>,
+) -> Result<Response, Error> {
+    let format = logs::Format::accepted(&headers);
+    let record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref())?;
+    let follower = logs::open(&scheduler, record.id, &asked, &headers).await?;
+    Ok(follower.into_response(format))
+}
+
+async fn workers(State(scheduler): State<Scheduler>) -> Json<api::WorkersResponse> {
+    let workers = scheduler.registry.list();
+    Json(api::WorkersResponse { workers })
+}
+
+async fn jobs(
+    State(scheduler): State<Scheduler>,
+    Params(asked): Params<api::JobsQuery>,
+) -> Result<Json<api::JobsResponse>, Error> {
+    let limit = asked.limit.unwrap_or(DEFAULT_LIMIT);
+    if !(1..=MAX_LIMIT).contains(&limit) {
+        let message = format!("limit {limit} is not between 1 and {MAX_LIMIT}");
+        return Err(Error::BadRequest(message));
+    }
+    let filter = Filter {
+        states: asked.state.as_deref().map(decode_states).transpose()?,
+        worker: match asked.worker_id {
+            None => None,
+            Some(worker) => Some(scheduler.registry.find(&worker)?.id),
+        },
+        name: asked.name,
+    };
+    let (page, more) = scheduler.jobs.page(&filter, limit, asked.after)?;
+    let last = page.last().filter(|_| more);
+    Ok(Json(api::JobsResponse {
+        next: last.map(|record| record.id),
+        jobs: page.iter().map(|record| record.job()).collect(),
+    }))
+}
+
+fn decode_states(text: &str) -> Result<Vec<api::JobState>, Error> {
+    let states = text.split(',').map(|word| {
+        let known = api::JobState::ALL
+            .into_iter()
+            .find(|state| state.as_str() == word.trim());
+        known.ok_or_else(|| {
+            let all = api::JobState::ALL.map(api::JobState::as_str).join(", ");
+            Error::BadRequest(format!("no such state: '{word}'; there are {all}"))
+        })
+    });
+    states.collect()
+}
+
+async fn version() -> Json<api::VersionResponse> {
+    Json(api::VersionResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+async fn livez() -> &'static str {
+    "ok"
+}
+
+/// Parameters of `GET /readyz`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Readiness {
+    /// So many workers must be ready.
+    #[serde(default)]
+    workers: usize,
+    /// How long to wait for them.
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn readyz(
+    State(scheduler): State<Scheduler>,
+    Params(asked): Params<Readiness>,
+) -> Result<&'static str, Error> {
+    let wanted = asked.workers;
+    let limit = Duration::from_millis(asked.wait_ms.min(api::MAX_WAIT_MS));
+    let mut count = scheduler.registry.ready_count();
+    let enough = tokio::select! {
+        enough = tokio::time::timeout(limit, count.wait_for(|ready| *ready >= wanted)) => {
+            enough.is_ok()
+        }
+        () = scheduler.closing.cancelled() => return Err(Error::ShuttingDown),
+    };
+    match enough {
+        true => Ok("ok"),
+        false => Err(Error::NotReady {
+            ready: *count.borrow(),
+            wanted,
+        }),
+    }
+}
+
+async fn route_not_found(uri: Uri) -> Error {
+    Error::RouteNotFound(uri.path().to_owned())
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Error {
+    Error::MethodNotAllowed {
+        method: method.to_string(),
+        path: uri.path().to_owned(),
+    }
+}
+
+/// The job that is meant; a worker that is named along with it must be its own.
+fn find(scheduler: &Scheduler, job: &str, worker: Option<&str>) -> Result<Arc<Record>, Error> {
+    let record = scheduler.jobs.find(job)?;
+    let Some(asked) = worker else {
+        return Ok(record);
+    };
+    // Its worker may be forgotten, and the job not.
+    if asked == record.worker.to_string() || asked == &*record.worker_name {
+        return Ok(record);
+    }
+    match scheduler.registry.find(asked)?.id == record.worker {
+        true => Ok(record),
+        false => Err(Error::JobOnOtherWorker {
+            job: record.id,
+            worker: record.worker_name.to_string(),
+            id: record.worker,
+        }),
+    }
+}
+
+/// A JSON body; what is wrong with it is said as every other error is.
+struct Body<T>(T);
+
+impl<T, S> FromRequest<S> for Body<T>
+where
+    T: DeserializeOwned,
+    S: Send + Sync,
+{
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let Json(body) = Json::from_request(request, state).await.map_err(bad_body)?;
+        Ok(Self(body))
+    }
+}
+
+fn bad_body(rejection: JsonRejection) -> Error {
+    match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge,
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => Error::UnsupportedMediaType,
+        _ => Error::BadRequest(format!("bad body: {}", cause(&rejection))),
+    }
+}
+
+/// The parameters behind the `?`, likewise.
+struct Params<T>(T);
+
+impl<T, S> FromRequestParts<S> for Params<T>
+where
+    T: DeserializeOwned,
+    S: Send + Sync,
+{
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
+        let Query(params) = Query::from_request_parts(parts, state)
+            .await
+            .map_err(|error| Error::BadRequest(format!("bad parameters: {}", cause(&error))))?;
+        Ok(Self(params))
+    }
+}
+
+/// The innermost words: the outer ones only say that something is wrong.
+fn cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => source.to_string(),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,631 @@
+//! A job's record: what was asked for, how it stands, and which state may
+//! follow which. Pure; where records are kept is `table.rs`.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+
+use crate::{
+    api,
+    ids::{self, JobId, WorkerId},
+    roles::scheduler::registry::Session,
+};
+
+/// The most arguments a job may have.
+const MAX_ARGS: usize = 1000;
+
+/// The most bytes its arguments and its environment may have together.
+const MAX_ARGS_BYTES: usize = 256 * 1024;
+
+/// The longest duration taken, a hundred years: more is a mistake, and would
+/// overflow clocks.
+pub(crate) const MAX_DURATION_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
+
+/// What is to be run, checked.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Spec {
+    pub(crate) command: Option<String>,
+    pub(crate) path: Option<String>,
+    pub(crate) args: Vec<String>,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) cwd: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Spec {
+    /// What the request asks for, or in one line what is wrong with it. An empty
+    /// command or path counts as none.
+    pub(crate) fn new(asked: api::StartRequest) -> Result<Self, String> {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let spec = Self {
+            command: given(asked.command),
+            path: given(asked.path),
+            args: asked.args,
+            env: asked.env,
+            cwd: asked.cwd,
+            name: asked.name,
+            timeout: asked.timeout_ms.map(Duration::from_millis),
+        };
+        spec.check()?;
+        Ok(spec)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.command.is_none() && self.path.is_none() {
+            return Err("command and path are both empty".to_owned());
+        }
+        if self.args.len() > MAX_ARGS {
+            return Err(format!("more than {MAX_ARGS} args"));
+        }
+        let args = self.args.iter().map(String::len);
+        let env = self
+            .env
+            .iter()
+            .map(|(name, value)| name.len() + value.len());
+        if args.chain(env).sum::<usize>() > MAX_ARGS_BYTES {
+            return Err(format!(
+                "args and env are larger than {MAX_ARGS_BYTES} bytes"
+            ));
+        }
+        let texts = [
+            ("command", &self.command),
+            ("path", &self.path),
+            ("cwd", &self.cwd),
+        ];
+        let texts = texts
+            .into_iter()
+            .filter_map(|(field, text)| text.as_ref().map(|text| (field, text)));
+        let args = self.args.iter().map(|arg| ("args", arg));
+        let env = self
+            .env
+            .iter()
+            .flat_map(|(name, value)| [("env", name), ("env", value)]);
+        for (field, text) in texts.chain(args).chain(env) {
+            if text.contains('\0') {
+                return Err(format!("{field} contains a NUL byte"));
+            }
+        }
+        if let Some(name) = self
+            .env
+            .keys()
+            .find(|name| name.is_empty() || name.contains('='))
+        {
+            return Err(format!("env name '{name}' is empty or contains '='"));
+        }
+        if let Some(cwd) = self.cwd.as_ref().filter(|cwd| !cwd.starts_with('/')) {
+            return Err(format!("cwd '{cwd}' is not absolute"));
+        }
+        if let Some(name) = self.name.as_ref().filter(|name| !ids::is_name(name)) {
+            return Err(format!(
+                "name '{name}' is not 1 to 64 letters, digits, '.', '_' or '-'"
+            ));
+        }
+        let longest = Duration::from_millis(MAX_DURATION_MS);
+        if let Some(timeout) = self.timeout
+            && (timeout.is_zero() || timeout > longest)
+        {
+            return Err(format!("timeout_ms is not between 1 and {MAX_DURATION_MS}"));
+        }
+        Ok(())
+    }
+}
+
+/// A job's main process, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Process {
+    pub(crate) pid: Option<u32>,
+    pub(crate) since: Option<Timestamp>,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Code(i32),
+    Signal(i32),
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum End {
+    /// Exit code 0.
+    Succeeded,
+    Failed(Option<Exit>),
+    /// It never ran; `code` says why, as a code word.
+    NotStarted {
+        code: String,
+    },
+    Stopped(Option<Exit>),
+    TimedOut(Option<Exit>),
+    Lost,
+}
+
+/// How a job stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum State {
+    Pending {
+        /// Our own StartJob is under way: its answer decides, and nothing else
+        /// may give the job up before.
+        call_open: bool,
+    },
+    Running(Process),
+    Unknown {
+        /// None: it was never confirmed that it started.
+        process: Option<Process>,
+        why: String,
+        doubt: Doubt,
+    },
+    Ended {
+        process: Option<Process>,
+        at: Timestamp,
+        end: End,
+        /// How it ended, in one line; empty after exit code 0.
+        reason: String,
+    },
+}
+
+/// Why it is not known how a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doubt {
+    /// Its start was never answered.
+    Unconfirmed,
+    /// Its worker does not answer.
+    WorkerUnreachable,
+}
+
+/// What a worker says of a job.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Status {
+    pub(crate) state: State,
+    pub(crate) output_bytes: u64,
+}
+
+/// Why a worker can have neither a process nor a result of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    /// It registered anew and did not name the job.
+    Restarted,
+    /// It said goodbye.
+    Left,
+}
+
+/// What may change a job's state.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Event {
+    /// The worker says how it stands.
+    Reported(State),
+    /// The worker refused to start it.
+    Refused { code: String, reason: String },
+    /// The worker did not answer the call that starts it.
+    Unconfirmed { why: String },
+    /// The worker has not answered for a while.
+    WorkerUnreachable { why: String },
+    /// The worker cannot have it.
+    Gone(Gone),
+}
+
+impl State {
+    /// An ended job never changes again.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Pending { .. } | Self::Running(_) | Self::Unknown { .. } => false,
+            Self::Ended { .. } => true,
+        }
+    }
+
+    fn process(&self) -> Option<Process> {
+        match self {
+            Self::Pending { .. } => None,
+            Self::Running(process) => Some(*process),
+            Self::Unknown { process, .. } | Self::Ended { process, .. } => *process,
+        }
+    }
+
+    /// The state that follows; None where the event changes nothing.
+    pub(crate) fn after(&self, event: Event) -> Option<Self> {
+        if self.is_final() {
+            return None;
+        }
+        let known = self.process();
+        match event {
+            Event::Reported(Self::Pending { .. }) => match self {
+                Self::Unknown { .. } => Some(Self::Pending { call_open: false }),
+                Self::Pending { .. } | Self::Running(_) | Self::Ended { .. } => None,
+            },
+            Event::Reported(Self::Running(process)) => Some(Self::Running(
+                merged(Some(process), known).unwrap_or_default(),
+            )),
+            // Doubt is the scheduler's own: no worker has any about its jobs.
+            Event::Reported(Self::Unknown { .. }) => None,
+            Event::Reported(Self::Ended {
+                process,
+                at,
+                end,
+                reason,
+            }) => Some(Self::Ended {
+                process: merged(process, known),
+                at,
+                end,
+                reason,
+            }),
+            Event::Refused { code, reason } => match self {
+                Self::Pending { .. } => Some(Self::Ended {
+                    process: None,
+                    at: now(),
+                    end: End::NotStarted { code },
+                    reason,
+                }),
+                // The worker has reported it: that it once refused is refuted.
+                Self::Running(_) | Self::Unknown { .. } | Self::Ended { .. } => None,
+            },
+            Event::Unconfirmed { why } => match self {
+                Self::Pending { .. } => Some(Self::Unknown {
+                    process: None,
+                    why,
+                    doubt: Doubt::Unconfirmed,
+                }),
+                Self::Running(_) | Self::Unknown { .. } | Self::Ended { .. } => None,
+            },
+            Event::WorkerUnreachable { why } => match self {
+                Self::Pending { call_open: true } => None,
+                Self::Pending { call_open: false } | Self::Running(_) | Self::Unknown { .. } => {
+                    Some(Self::Unknown {
+                        process: known,
+                        why,
+                        doubt: Doubt::WorkerUnreachable,
+                    })
+                }
+                Self::Ended { .. } => None,
+            },
+            Event::Gone(gone) => match self {
+                Self::Pending { call_open: true } => None,
+                Self::Pending { call_open: false }
+                | Self::Running(_)
+                | Self::Unknown { .. }
+                | Self::Ended { .. } => {
+                    let reason = match (gone, known) {
+                        (Gone::Restarted, Some(_)) => "lost: worker restarted",
+                        (Gone::Restarted, None) => "lost: the worker never received it",
+                        (Gone::Left, _) => "lost: worker left",
+                    };
+                    Some(Self::Ended {
+                        process: known,
+                        at: now(),
+                        end: End::Lost,
+                        reason: reason.to_owned(),
+                    })
+                }
+            },
+        }
+    }
+}
+
+/// What is said now, and what was known before where that says nothing.
+fn merged(said: Option<Process>, known: Option<Process>) -> Option<Process> {
+    match (said, known) {
+        (Some(said), Some(known)) => Some(Process {
+            pid: said.pid.or(known.pid),
+            since: said.since.or(known.since),
+        }),
+        (said, known) => said.or(known),
+    }
+}
+
+/// As exact as a time survives the wire, so that a job keeps its place in the
+/// order of jobs when a worker tells of it later.
+pub(crate) fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+}
+
+/// A job and all that is known of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) id: JobId,
+    pub(crate) name: Option<String>,
+    pub(crate) command: Option<String>,
+    pub(crate) path: Option<String>,
+    pub(crate) args: Vec<String>,
+    /// The names alone: values may be secrets, and nobody here needs them again.
+    pub(crate) env: Vec<String>,
+    pub(crate) cwd: Option<String>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) worker: WorkerId,
+    pub(crate) worker_name: Arc<str>,
+    /// The registration of the worker under which it was sent there, or last
+    /// reported from there.
+    pub(crate) session: Session,
+    pub(crate) state: State,
+    pub(crate) output_bytes: u64,
+    pub(crate) created_at: Timestamp,
+}
+
+impl Record {
+    pub(crate) fn is_final(&self) -> bool {
+        self.state.is_final()
+    }
+
+    /// How it ended, in one line; empty unless it ended otherwise than with
+    /// exit code 0.
+    pub(crate) fn error_text(&self) -> String {
+        let State::Ended { end, reason, .. } = &self.state else {
+            return String::new();
+        };
+        match (end, reason.is_empty()) {
+            (End::Succeeded, _) => String::new(),
+            // A worker always says how; this is for one that does not.
+            (_, true) => self.api_state().as_str().to_owned(),
+            (_, false) => reason.clone(),
+        }
+    }
+
+    /// What a reader sees in the field `reason`.
+    fn reason(&self) -> Option<String> {
+        match &self.state {
+            State::Pending { .. } => Some(format!("being started on worker {}", self.worker_name)),
+            State::Running(_) => None,
+            State::Unknown { why, .. } => Some(why.clone()),
+            State::Ended { reason, .. } => Some(reason.clone()).filter(|text| !text.is_empty()),
+        }
+    }
+
+    pub(crate) fn api_state(&self) -> api::JobState {
+        match &self.state {
+            State::Pending { .. } => api::JobState::Pending,
+            State::Running(_) => api::JobState::Running,
+            State::Unknown { .. } => api::JobState::Unknown,
+            State::Ended { end, .. } => match end {
+                End::Succeeded => api::JobState::Succeeded,
+                End::Failed(_) | End::NotStarted { .. } => api::JobState::Failed,
+                End::Stopped(_) => api::JobState::Stopped,
+                End::TimedOut(_) => api::JobState::TimedOut,
+                End::Lost => api::JobState::Lost,
+            },
+        }
+    }
+
+    /// The record as the HTTP API shows it.
+    pub(crate) fn job(&self) -> api::Job {
+        let process = self.state.process();
+        let (exit, start_error, ended_at) = match &self.state {
+            State::Ended { end, at, .. } => match end {
+                End::Succeeded => (Some(Exit::Code(0)), None, Some(*at)),
+                End::Failed(exit) | End::Stopped(exit) | End::TimedOut(exit) => {
+                    (*exit, None, Some(*at))
+                }
+                End::NotStarted { code } => (None, Some(code.clone()), Some(*at)),
+                End::Lost => (None, None, Some(*at)),
+            },
+            State::Pending { .. } | State::Running(_) | State::Unknown { .. } => (None, None, None),
+        };
+        let (exit_code, signal) = match exit {
+            Some(Exit::Code(code)) => (Some(code), None),
+            Some(Exit::Signal(signal)) => (None, Some(signal)),
+            None => (None, None),
+        };
+        api::Job {
+            id: self.id,
+            name: self.name.clone(),
+            state: self.api_state(),
+            reason: self.reason(),
+            worker_id: Some(self.worker),
+            worker: Some(self.worker_name.to_string()),
+            command: self.command.clone(),
+            path: self.path.clone(),
+            args: self.args.clone(),
+            env: self.env.clone(),
+            cwd: self.cwd.clone(),
+            timeout_ms: self
+                .timeout
+                .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            pid: process.and_then(|process| process.pid),
+            exit_code,
+            signal,
+            start_error,
+            output_bytes: self.output_bytes,
+            created_at: self.created_at,
+            started_at: process.and_then(|process| process.since),
+            ended_at,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub(crate) fn record(state: State) -> Record {
+        Record {
+            id: JobId::random(),
+            name: None,
+            command: Some("true".to_owned()),
+            path: None,
+            args: Vec::new(),
+            env: Vec::new(),
+            cwd: None,
+            timeout: Some(Duration::from_secs(600)),
+            worker: WorkerId::random(),
+            worker_name: "w1".into(),
+            session: Session::random(),
+            state,
+            output_bytes: 0,
+            created_at: now(),
+        }
+    }
+
+    fn ended(end: End, reason: &str) -> State {
+        State::Ended {
+            process: None,
+            at: now(),
+            end,
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn text(end: End, reason: &str) -> String {
+        record(ended(end, reason)).error_text()
+    }
+
+    #[test]
+    fn an_error_text_is_the_reason_unless_the_job_succeeded() {
+        let exit = Some(Exit::Code(3));
+        assert_eq!(text(End::Failed(exit), "exit status 3"), "exit status 3");
+        assert_eq!(text(End::Failed(exit), ""), "failed");
+        assert_eq!(text(End::Succeeded, ""), "");
+        assert_eq!(text(End::Succeeded, "5 bytes of output lost"), "");
+        let job = record(ended(End::Succeeded, "5 bytes of output lost")).job();
+        assert_eq!(job.reason.as_deref(), Some("5 bytes of output lost"));
+    }
+
+    fn spec(change: impl FnOnce(&mut api::StartRequest)) -> Result<Spec, String> {
+        let mut request = api::StartRequest {
+            command: Some("echo".to_owned()),
+            ..Default::default()
+        };
+        change(&mut request);
+        Spec::new(request)
+    }
+
+    #[test]
+    fn a_start_is_checked() {
+        assert!(spec(|_| {}).is_ok());
+        assert!(
+            spec(|r| r.path = Some(String::new()))
+                .unwrap()
+                .path
+                .is_none()
+        );
+        for (said, bad) in [
+            ("both empty", spec(|r| r.command = Some(String::new()))),
+            ("command contains", spec(|r| r.command = Some("a\0".into()))),
+            ("path contains", spec(|r| r.path = Some("a\0".into()))),
+            ("args contains", spec(|r| r.args = vec!["\0".into()])),
+            ("more than", spec(|r| r.args = vec![String::new(); 1001])),
+            ("larger", spec(|r| r.args = vec!["x".repeat(300_000)])),
+            (
+                "env name ''",
+                spec(|r| drop(r.env.insert(String::new(), String::new()))),
+            ),
+            (
+                "env name 'A=B'",
+                spec(|r| drop(r.env.insert("A=B".into(), String::new()))),
+            ),
+            (
+                "env contains",
+                spec(|r| drop(r.env.insert("A".into(), "\0".into()))),
+            ),
+            ("not absolute", spec(|r| r.cwd = Some("tmp".into()))),
+            ("name 'a b'", spec(|r| r.name = Some("a b".into()))),
+            ("timeout_ms", spec(|r| r.timeout_ms = Some(0))),
+            ("timeout_ms", spec(|r| r.timeout_ms = Some(u64::MAX))),
+        ] {
+            let error = bad.unwrap_err();
+            assert!(error.contains(said), "{error} does not say {said}");
+        }
+    }
+
+    #[test]
+    fn an_unreachable_worker_s_job_is_unknown_and_comes_back() {
+        let process = Process {
+            pid: Some(7),
+            since: None,
+        };
+        let running = State::Running(process);
+        let away = Event::WorkerUnreachable {
+            why: "silent".to_owned(),
+        };
+        let unknown = running.after(away).unwrap();
+        assert!(matches!(
+            unknown,
+            State::Unknown {
+                doubt: Doubt::WorkerUnreachable,
+                ..
+            }
+        ));
+        let back = Event::Reported(State::Running(Process::default()));
+        assert_eq!(unknown.after(back), Some(running));
+    }
+
+    #[test]
+    fn an_open_call_decides_before_anything_else() {
+        let pending = State::Pending { call_open: true };
+        assert_eq!(pending.after(Event::Gone(Gone::Restarted)), None);
+        let why = "silent".to_owned();
+        assert_eq!(pending.after(Event::WorkerUnreachable { why }), None);
+    }
+
+    #[test]
+    fn a_late_refusal_does_not_end_a_running_job() {
+        let refused = Event::Refused {
+            code: "x".to_owned(),
+            reason: "x".to_owned(),
+        };
+        assert_eq!(State::Running(Process::default()).after(refused), None);
+    }
+
+    fn any_end() -> impl Strategy<Value = End> {
+        let exit = prop_oneof![
+            Just(None),
+            any::<i32>().prop_map(|code| Some(Exit::Code(code))),
+            (1..65).prop_map(|signal| Some(Exit::Signal(signal))),
+        ];
+        (0..6, exit).prop_map(|(which, exit)| match which {
+            0 => End::Succeeded,
+            1 => End::Failed(exit),
+            2 => End::Stopped(exit),
+            3 => End::TimedOut(exit),
+            4 => End::NotStarted {
+                code: "x".to_owned(),
+            },
+            _ => End::Lost,
+        })
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            any::<bool>().prop_map(|call_open| Event::Reported(State::Pending { call_open })),
+            any::<Option<u32>>()
+                .prop_map(|pid| Event::Reported(State::Running(Process { pid, since: None }))),
+            any_end().prop_map(|end| Event::Reported(ended(end, ""))),
+            Just(Event::Refused {
+                code: "x".to_owned(),
+                reason: "x".to_owned()
+            }),
+            Just(Event::Unconfirmed {
+                why: "x".to_owned()
+            }),
+            Just(Event::WorkerUnreachable {
+                why: "x".to_owned()
+            }),
+            Just(Event::Gone(Gone::Restarted)),
+            Just(Event::Gone(Gone::Left)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_final_record_never_changes(events in prop::collection::vec(any_event(), 1..20)) {
+            let mut state = State::Pending { call_open: true };
+            let mut end = None;
+            for event in events {
+                if let Some(next) = state.after(event) {
+                    prop_assert_eq!(&end, &None, "an end was followed by something");
+                    state = next;
+                }
+                if state.is_final() {
+                    end = Some(state.clone());
+                }
+            }
+            prop_assert!(end.is_none() || end == Some(state));
+        }
+
+        #[test]
+        fn error_and_state_tell_the_same_story(end in any_end()) {
+            let record = record(ended(end, ""));
+            let succeeded = record.api_state() == api::JobState::Succeeded;
+            prop_assert_eq!(succeeded, record.error_text().is_empty());
+        }
+    }
+}

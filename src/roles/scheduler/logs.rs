@@ -1,0 +1,420 @@
+//! A job's output on its way from its worker to an HTTP client: where it begins
+//! and ends, and the formats it is sent in. Nothing is read from the worker
+//! before the client has taken what was read before.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderName, HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::StreamBody;
+use prost::Message as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Scheduler,
+    error::{Error, Refusal},
+    jobs::{End, Jobs, Record, State},
+    wire,
+    worker_rpc::{Output, OutputRequest},
+};
+use crate::{api, ids::JobId, proto};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+const STATE: HeaderName = HeaderName::from_static("jobctl-state");
+const EXIT_CODE: HeaderName = HeaderName::from_static("jobctl-exit-code");
+const SIGNAL: HeaderName = HeaderName::from_static("jobctl-signal");
+const ERROR_TEXT: HeaderName = HeaderName::from_static("jobctl-error-text");
+const TRAILERS: HeaderValue =
+    HeaderValue::from_static("jobctl-state, jobctl-exit-code, jobctl-signal, jobctl-error-text");
+
+type Frame = http_body::Frame<Bytes>;
+
+/// How output is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// The bytes alone; how the job ended is in the trailers.
+    Text,
+    Ndjson,
+    Events,
+    Protobuf,
+}
+
+impl Format {
+    /// The first media type in `Accept` that is known here; else text.
+    pub(super) fn accepted(headers: &HeaderMap) -> Self {
+        let accepted = headers.get_all(header::ACCEPT);
+        accepted
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|range| range.split(';').next())
+            .find_map(|media_type| match media_type.trim() {
+                "text/plain" => Some(Self::Text),
+                api::NDJSON => Some(Self::Ndjson),
+                "text/event-stream" => Some(Self::Events),
+                api::PROTOBUF_STREAM => Some(Self::Protobuf),
+                _ => None,
+            })
+            .unwrap_or(Self::Text)
+    }
+
+    fn content_type(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Text => "text/plain; charset=utf-8",
+            Self::Ndjson => api::NDJSON,
+            Self::Events => "text/event-stream",
+            Self::Protobuf => api::PROTOBUF_STREAM,
+        })
+    }
+
+    fn output(self, chunk: proto::StreamJobResponse) -> Frame {
+        let behind = chunk.offset + chunk.output.len() as u64;
+        Frame::data(match self {
+            Self::Text => chunk.output,
+            Self::Ndjson => ndjson(&line(chunk)),
+            Self::Events => event(behind, None, &line(chunk)),
+            Self::Protobuf => chunk.encode_length_delimited_to_vec().into(),
+        })
+    }
+
+    fn end(self, offset: u64, record: &Record, status: proto::JobStatus) -> Frame {
+        let job = Box::new(record.job());
+        match self {
+            Self::Text => Frame::trailers(trailers(record)),
+            Self::Ndjson => Frame::data(ndjson(&api::LogLine::End { job })),
+            Self::Events => Frame::data(event(offset, Some("end"), &api::LogLine::End { job })),
+            Self::Protobuf => {
+                let end = proto::StreamJobResponse {
+                    offset,
+                    end: Some(status),
+                    ..Default::default()
+                };
+                Frame::data(end.encode_length_delimited_to_vec().into())
+            }
+        }
+    }
+}
+
+fn line(chunk: proto::StreamJobResponse) -> api::LogLine {
+    api::LogLine::Output {
+        offset: chunk.offset,
+        time: wire::time(chunk.time_us),
+        stream: match chunk.stream() {
+            proto::OutputStream::Stderr => api::Stream::Stderr,
+            proto::OutputStream::Stdout | proto::OutputStream::Unspecified => api::Stream::Stdout,
+        },
+        data: match str::from_utf8(&chunk.output) {
+            Ok(text) => api::LogData::Text(text.to_owned()),
+            Err(_) => api::LogData::Base64(BASE64_STANDARD.encode(&chunk.output)),
+        },
+    }
+}
+
+/// A [`api::LogLine`] has no map with odd keys, so that it always has a JSON form.
+fn json(line: &api::LogLine) -> String {
+    serde_json::to_string(line).unwrap_or_default()
+}
+
+fn ndjson(line: &api::LogLine) -> Bytes {
+    let mut text = json(line);
+    text.push('\n');
+    text.into()
+}
+
+fn event(id: u64, name: Option<&str>, line: &api::LogLine) -> Bytes {
+    let name = name.map(|name| format!("event: {name}\n"));
+    let name = name.unwrap_or_default();
+    format!("id: {id}\n{name}data: {}\n\n", json(line)).into()
+}
+
+fn trailers(record: &Record) -> HeaderMap {
+    let job = record.job();
+    let mut trailers = HeaderMap::new();
+    trailers.insert(STATE, HeaderValue::from_static(job.state.as_str()));
+    if let Some(code) = job.exit_code {
+        trailers.insert(EXIT_CODE, code.into());
+    }
+    if let Some(signal) = job.signal {
+        trailers.insert(SIGNAL, signal.into());
+    }
+    let text = record.error_text().replace(char::is_control, " ");
+    if let Ok(text) = HeaderValue::from_str(&text)
+        && !text.is_empty()
+    {
+        trailers.insert(ERROR_TEXT, text);
+    }
+    trailers
+}
+
+/// Output that is ready to be sent.
+pub(super) struct Follower {
+    id: JobId,
+    jobs: Jobs,
+    closing: CancellationToken,
+    /// None: there is nothing but the end to send.
+    output: Option<Output>,
+    follow: bool,
+    /// The end of what was sent.
+    offset: u64,
+    record: watch::Receiver<Arc<Record>>,
+    ended: bool,
+}
+
+/// Waits until the job has started and its worker has agreed to send, so that
+/// whatever is wrong is known before the first byte.
+pub(super) async fn open(
+    scheduler: &Scheduler,
+    id: JobId,
+    asked: &api::LogsQuery,
+    headers: &HeaderMap,
+) -> Result<Follower, Error> {
+    let request = decode(asked, headers)?;
+    let changes = scheduler.jobs.watch(id)?;
+    let record = scheduler.jobs.settled_start(id).await?;
+    let (follow, offset) = (request.follow, request.offset);
+    Ok(Follower {
+        id,
+        jobs: scheduler.jobs.clone(),
+        closing: scheduler.closing.clone(),
+        output: output(scheduler, &record, &changes, request).await?,
+        follow,
+        offset,
+        record: changes,
+        ended: false,
+    })
+}
+
+fn decode(asked: &api::LogsQuery, headers: &HeaderMap) -> Result<OutputRequest, Error> {
+    let mut request = OutputRequest {
+        offset: asked.offset.unwrap_or_default(),
+        follow: asked.follow,
+        tail: asked.tail,
+        since_us: asked.since.map(|since| since.as_microsecond()),
+        stream: match asked.stream {
+            None => proto::OutputStream::Unspecified,
+            Some(api::Stream::Stdout) => proto::OutputStream::Stdout,
+            Some(api::Stream::Stderr) => proto::OutputStream::Stderr,
+        },
+    };
+    if let Some(last) = headers.get(LAST_EVENT_ID) {
+        let offset = last.to_str().ok().and_then(|text| text.parse().ok());
+        request.offset =
+            offset.ok_or_else(|| Error::BadRequest("last-event-id is not an offset".to_owned()))?;
+        // Where to begin was decided the first time; deciding it again would
+        // skip what was written meanwhile.
+        request.tail = None;
+        request.since_us = None;
+    }
+    Ok(request)
+}
+
+/// The worker's stream; None where there is nothing but the end to send.
+async fn output(
+    scheduler: &Scheduler,
+    record: &Record,
+    changes: &watch::Receiver<Arc<Record>>,
+    request: OutputRequest,
+) -> Result<Option<Output>, Error> {
+    let offset = request.offset;
+    if never_ran(record) {
+        return match offset {
+            0 => Ok(None),
+            _ => Err(Error::OffsetPastEnd {
+                job: record.id,
+                offset,
+                end: 0,
+            }),
+        };
+    }
+    let asked = match scheduler.registry.get(record.worker) {
+        Ok(worker) => match worker.is_ready() {
+            Ok(()) => worker.rpc.output(record.id, request).await,
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error),
+    };
+    let error = match asked {
+        Ok(output) => return Ok(Some(output)),
+        Err(error) => error.about(record.id),
+    };
+    // The worker may have told of the end while it was asked.
+    let record = changes.borrow().clone();
+    let gone = matches!(
+        error,
+        Error::WorkerNotFound { .. }
+            | Error::WorkerLeft(_)
+            | Error::Refused {
+                kind: Refusal::JobNotFound,
+                ..
+            }
+    );
+    if !gone || !record.is_final() {
+        return Err(error);
+    }
+    // Output that existed is never passed over in silence.
+    match record.api_state() == api::JobState::Lost || record.output_bytes <= offset {
+        true => Ok(None),
+        false => Err(Error::OutputGone {
+            job: record.id,
+            worker: record.worker_name.to_string(),
+        }),
+    }
+}
+
+fn never_ran(record: &Record) -> bool {
+    match &record.state {
+        State::Pending { .. } | State::Running(_) | State::Unknown { .. } => false,
+        State::Ended { process, end, .. } => match end {
+            End::NotStarted { .. } => true,
+            End::Lost => process.is_none(),
+            End::Succeeded | End::Failed(_) | End::Stopped(_) | End::TimedOut(_) => false,
+        },
+    }
+}
+
+impl Follower {
+    /// The answer; its body ends in an error, and so the connection breaks, if
+    /// the output breaks off.
+    pub(super) fn into_response(self, format: Format) -> Response {
+        let frames = stream::try_unfold(self, move |mut follower| async move {
+            let frame = match follower.next(format).await {
+                Ok(frame) => frame,
+                Err(error) => {
+                    tracing::info!(job = %follower.id, %error, "output broke off");
+                    // The server sends what it has when a body makes it wait, and
+                    // throws it away when a body fails: what was read goes out first.
+                    tokio::task::yield_now().await;
+                    return Err(error);
+                }
+            };
+            Ok(frame.map(|frame| (frame, follower)))
+        });
+        let body = Body::new(StreamBody::new(frames));
+        let mut response = body.into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        // Or a browser takes a job's output for a page of ours.
+        let nosniff = HeaderValue::from_static("nosniff");
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+        headers.insert(header::CONTENT_TYPE, format.content_type());
+        if format == Format::Text {
+            headers.insert(header::TRAILER, TRAILERS);
+        }
+        response
+    }
+
+    async fn next(&mut self, format: Format) -> Result<Option<Frame>, Error> {
+        if self.ended {
+            return Ok(None);
+        }
+        while let Some(output) = &mut self.output {
+            let message = tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return Err(Error::ShuttingDown),
+                message = output.next() => message,
+            };
+            let message = message.map_err(|status| {
+                tracing::debug!(job = %self.id, %status, "the worker's stream broke");
+                Error::OutputBroken(self.id)
+            })?;
+            let Some(message) = message else {
+                return Err(Error::OutputBroken(self.id));
+            };
+            if let Some(end) = message.end {
+                self.offset = message.offset;
+                return self.end(format, end).map(Some);
+            }
+            if !message.output.is_empty() {
+                self.offset = message.offset + message.output.len() as u64;
+                return Ok(Some(format.output(message)));
+            }
+        }
+        self.ended = true;
+        let record = self.record.borrow().clone();
+        let status = wire::status_of(&record);
+        Ok(Some(format.end(self.offset, &record, status)))
+    }
+
+    /// The worker has sent everything. Whoever follows to the end finds the
+    /// record final afterwards.
+    fn end(&mut self, format: Format, end: proto::JobStatus) -> Result<Frame, Error> {
+        match wire::status(&end).filter(|status| status.state.is_final()) {
+            Some(status) => self.jobs.ended(self.id, status),
+            None if self.follow => return Err(Error::OutputBroken(self.id)),
+            None => {}
+        }
+        self.ended = true;
+        let record = self.record.borrow().clone();
+        let status = match record.is_final() {
+            true => wire::status_of(&record),
+            false => end,
+        };
+        Ok(format.end(self.offset, &record, status))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepted(accept: &str) -> Format {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, accept.parse().unwrap());
+        Format::accepted(&headers)
+    }
+
+    #[test]
+    fn the_first_known_media_type_is_taken() {
+        assert_eq!(Format::accepted(&HeaderMap::new()), Format::Text);
+        for (accept, format) in [
+            ("*/*", Format::Text),
+            ("application/x-ndjson", Format::Ndjson),
+            ("text/html, text/event-stream;q=0.9", Format::Events),
+            (api::PROTOBUF_STREAM, Format::Protobuf),
+            ("image/png", Format::Text),
+        ] {
+            assert_eq!(accepted(accept), format, "{accept}");
+        }
+    }
+
+    #[test]
+    fn a_resumed_event_stream_begins_at_its_offset_alone() {
+        let asked = api::LogsQuery {
+            offset: Some(1),
+            tail: Some(10),
+            since: Some(jiff::Timestamp::UNIX_EPOCH),
+            ..Default::default()
+        };
+        let mut headers = HeaderMap::new();
+        let fresh = decode(&asked, &headers).unwrap();
+        assert_eq!((fresh.offset, fresh.tail), (1, Some(10)));
+        headers.insert(LAST_EVENT_ID, "7".parse().unwrap());
+        let resumed = decode(&asked, &headers).unwrap();
+        assert_eq!((resumed.offset, resumed.tail), (7, None));
+        assert_eq!(resumed.since_us, None);
+        headers.insert(LAST_EVENT_ID, "x".parse().unwrap());
+        assert!(decode(&asked, &headers).is_err());
+    }
+
+    #[test]
+    fn an_event_is_one_line_of_data_behind_the_id_of_its_end() {
+        let chunk = proto::StreamJobResponse {
+            output: Bytes::from_static(b"a\nb"),
+            offset: 5,
+            ..Default::default()
+        };
+        let frame = Format::Events.output(chunk).into_data().unwrap();
+        let text = str::from_utf8(&frame).unwrap();
+        assert!(text.starts_with("id: 8\ndata: {\"offset\":5,"), "{text}");
+        assert!(text.ends_with("\"data\":\"a\\nb\"}\n\n"), "{text}");
+        assert_eq!(text.lines().count(), 3);
+    }
+}

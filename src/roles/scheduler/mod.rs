@@ -1,0 +1,187 @@
+//! The scheduler: the HTTP API for everybody, the gRPC API for workers, who is
+//! in the cluster, and the record of every job. This file puts the parts
+//! together, and takes them apart at the end.
+
+mod error;
+mod grpc;
+mod http;
+mod jobs;
+mod logs;
+mod placement;
+mod registry;
+mod signal;
+#[cfg(test)]
+mod tests;
+mod wire;
+mod worker_rpc;
+
+use std::{io, time::Duration};
+
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{Server, server::TcpIncoming};
+use tonic_health::ServingStatus;
+
+use self::{grpc::Service, jobs::Jobs, registry::Registry};
+use crate::proto::{self, scheduler_server::SchedulerServer};
+
+/// How long connections may take to end after a shutdown was asked for. What
+/// is left then belongs to peers who neither speak nor close.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Streams of one worker's connection: a heartbeat, and a few calls.
+const MAX_STREAMS: u32 = 256;
+
+/// A part of a worker's list of jobs, which travels with arguments and environments.
+const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// Finished values; nothing here is read from flags, variables or files.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How often workers send a heartbeat; three missed ones make a worker unreachable.
+    pub heartbeat_interval: Duration,
+    /// The deadline of every unary call to a worker.
+    pub call_deadline: Duration,
+    /// How many finished jobs are remembered.
+    pub keep_finished: usize,
+}
+
+/// Bound listeners, so that a caller can take port 0 and read the address.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The HTTP API.
+    pub http: TcpListener,
+    /// The gRPC API for workers.
+    pub grpc: TcpListener,
+}
+
+/// Why the scheduler could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The HTTP server ended.
+    #[error("cannot serve HTTP")]
+    Http(#[source] io::Error),
+    /// The gRPC server ended.
+    #[error("cannot serve gRPC")]
+    Grpc(#[source] tonic::transport::Error),
+    /// The file descriptors built into this binary are damaged.
+    #[error("cannot offer gRPC reflection")]
+    Reflection(#[source] tonic_reflection::server::Error),
+}
+
+/// What every handler of a request holds.
+#[derive(Clone, Debug)]
+struct Scheduler {
+    registry: Registry,
+    jobs: Jobs,
+    /// Ends whatever would stay open by itself: followers, waiting requests,
+    /// heartbeats.
+    closing: CancellationToken,
+}
+
+/// Serves until `shutdown`, or until a server fails. Returns when every call it
+/// made has been answered and everything it spawned has ended; jobs go on on
+/// their workers.
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let tracker = TaskTracker::new();
+    // Its own token, because a server that fails ends the rest as well.
+    let closing = shutdown.child_token();
+    // Also when this future is dropped, nothing may stay behind.
+    let ending = closing.clone().drop_guard();
+    let scheduler = Scheduler {
+        registry: Registry::new(config.heartbeat_interval, config.call_deadline),
+        jobs: Jobs::new(config.keep_finished, tracker.clone(), closing.clone()),
+        closing: closing.clone(),
+    };
+    tracker.spawn(watch_deadlines(scheduler.clone()));
+    let served = serve(&config, listeners, scheduler, &tracker).await;
+    drop(ending);
+    tracker.close();
+    tracker.wait().await;
+    tracing::info!("scheduler ended");
+    served
+}
+
+async fn serve(
+    config: &Config,
+    listeners: Listeners,
+    scheduler: Scheduler,
+    tracker: &TaskTracker,
+) -> Result<(), Error> {
+    let closing = scheduler.closing.clone();
+    if let (Ok(http), Ok(grpc)) = (listeners.http.local_addr(), listeners.grpc.local_addr()) {
+        tracing::info!(%http, %grpc, "scheduler serves");
+    }
+    let http = listeners.http.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY refused");
+        }
+    });
+    let http = axum::serve(http, http::router(scheduler.clone()))
+        .with_graceful_shutdown(closing.clone().cancelled_owned());
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<SchedulerServer<Service>>().await;
+    let ended = closing.clone();
+    tracker.spawn(async move {
+        ended.cancelled().await;
+        health.set_not_serving::<SchedulerServer<Service>>().await;
+        health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+    });
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let service = Service {
+        scheduler,
+        heartbeat_interval: config.heartbeat_interval,
+    };
+    let grpc = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_keepalive_interval(Some(config.heartbeat_interval * 3))
+        .add_service(SchedulerServer::new(service).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(health_service)
+        .add_service(reflection().build_v1().map_err(Error::Reflection)?)
+        .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listeners.grpc).with_nodelay(Some(true)),
+            closing.clone().cancelled_owned(),
+        );
+
+    let servers = async {
+        let http = async { http.await.map_err(Error::Http) };
+        let grpc = async { grpc.await.map_err(Error::Grpc) };
+        tokio::try_join!(http, grpc).map(|_| ())
+    };
+    let overdue = async {
+        closing.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        served = servers => served,
+        () = overdue => {
+            tracing::warn!("connections were still open at the end");
+            Ok(())
+        }
+    }
+}
+
+async fn watch_deadlines(scheduler: Scheduler) {
+    let Scheduler {
+        registry,
+        jobs,
+        closing,
+    } = scheduler;
+    tokio::select! {
+        () = registry.watch_deadlines(|worker, why| jobs.unreachable(worker, why)) => {}
+        () = closing.cancelled() => {}
+    }
+}

@@ -1,0 +1,664 @@
+//! Which workers are there, and in what state. What their silence means for
+//! jobs is in `jobs.rs`, how they are called in `worker_rpc.rs`.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{error::Error, worker_rpc::WorkerRpc};
+use crate::{
+    api,
+    ids::{self, WorkerId},
+};
+
+/// So many heartbeats in a row may be missed.
+const MISSED: u32 = 3;
+
+/// So many workers that said goodbye are still shown; beyond, those that left
+/// first are forgotten.
+const KEEP_LEFT: usize = 1000;
+
+/// From which likeness on a name is suggested for one that nobody bears.
+const ALIKE: f64 = 0.6;
+
+/// One registration of a worker: random, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Session(Uuid);
+
+impl Session {
+    pub(crate) fn random() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+impl fmt::Display for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Session {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::try_parse(text).map(Self)
+    }
+}
+
+/// A handle to all workers; clones share them.
+#[derive(Clone, Debug)]
+pub(super) struct Registry(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    members: Mutex<HashMap<WorkerId, Member>>,
+    ready: watch::Sender<usize>,
+    /// A deadline was added.
+    deadlines: Notify,
+    patience: Duration,
+    call_deadline: Duration,
+}
+
+#[derive(Debug)]
+struct Member {
+    id: WorkerId,
+    name: Arc<str>,
+    address: String,
+    version: String,
+    state: api::WorkerState,
+    since: Timestamp,
+    session: Session,
+    /// Of the heartbeat stream that counts; cancelled when it no longer does.
+    link: CancellationToken,
+    rpc: WorkerRpc,
+    running: u32,
+    load: f64,
+    registered_at: Timestamp,
+    heard: Instant,
+    last_heartbeat_at: Option<Timestamp>,
+}
+
+/// What a worker says of itself when it registers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Registration {
+    pub(super) address: String,
+    /// Empty: made of the address.
+    pub(super) name: String,
+    /// The id it had before.
+    pub(super) id: Option<WorkerId>,
+    pub(super) version: String,
+}
+
+/// A worker as it was when it was asked for, and the means to call it.
+#[derive(Clone, Debug)]
+pub(super) struct WorkerHandle {
+    pub(super) id: WorkerId,
+    pub(super) name: Arc<str>,
+    pub(super) session: Session,
+    pub(super) rpc: WorkerRpc,
+    link: CancellationToken,
+    state: api::WorkerState,
+    heard_at: Timestamp,
+}
+
+/// The heartbeat stream of a worker, as long as it counts.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub(super) worker: WorkerHandle,
+    /// Cancelled when the worker registered anew, opened another stream, left,
+    /// or was given up.
+    pub(super) over: CancellationToken,
+}
+
+impl WorkerHandle {
+    /// Whether it takes jobs and calls. One that is joining does not yet: until
+    /// it has told of its jobs, nothing said about them can be relied on.
+    pub(super) fn is_ready(&self) -> Result<(), Error> {
+        match self.state {
+            api::WorkerState::Joining => Err(Error::WorkerNotReady(self.name.to_string())),
+            api::WorkerState::Ready => Ok(()),
+            api::WorkerState::Unreachable => Err(Error::WorkerUnreachable {
+                worker: self.name.to_string(),
+                why: self.silence(),
+                job: None,
+            }),
+            api::WorkerState::Left => Err(Error::WorkerLeft(self.name.to_string())),
+        }
+    }
+
+    /// Has the worker register anew and tell of all its jobs: the only way to
+    /// know what became of a call that it did not answer.
+    pub(super) fn ask_anew(&self) {
+        self.link.cancel();
+    }
+
+    fn silence(&self) -> String {
+        let seconds = jiff::Unit::Second;
+        let since = self.heard_at.round(seconds).unwrap_or(self.heard_at);
+        format!("has not answered since {since}")
+    }
+}
+
+impl Member {
+    fn handle(&self) -> WorkerHandle {
+        WorkerHandle {
+            id: self.id,
+            name: self.name.clone(),
+            session: self.session,
+            rpc: self.rpc.clone(),
+            link: self.link.clone(),
+            state: self.state,
+            heard_at: self.last_heartbeat_at.unwrap_or(self.registered_at),
+        }
+    }
+
+    fn become_state(&mut self, state: api::WorkerState) {
+        if self.state == state {
+            return;
+        }
+        tracing::info!(
+            worker = %self.id,
+            name = %self.name,
+            from = self.state.as_str(),
+            to = state.as_str(),
+            "worker changed"
+        );
+        self.state = state;
+        self.since = Timestamp::now();
+    }
+
+    /// None: it is not expected to say anything.
+    fn deadline(&self, patience: Duration) -> Option<Instant> {
+        match self.state {
+            api::WorkerState::Joining | api::WorkerState::Ready => Some(self.heard + patience),
+            api::WorkerState::Unreachable | api::WorkerState::Left => None,
+        }
+    }
+}
+
+impl Registry {
+    /// Workers that are silent for three `heartbeat_interval`s are given up;
+    /// calls to them get `call_deadline`.
+    pub(super) fn new(heartbeat_interval: Duration, call_deadline: Duration) -> Self {
+        Self(Arc::new(Inner {
+            members: Mutex::default(),
+            ready: watch::Sender::new(0),
+            deadlines: Notify::new(),
+            patience: heartbeat_interval * MISSED,
+            call_deadline,
+        }))
+    }
+
+    /// Makes a worker known under its old id or a new one. An earlier session
+    /// of it is over from here on.
+    pub(super) fn register(&self, asked: Registration) -> Result<(WorkerId, Session), Error> {
+        let name = match asked.name.is_empty() {
+            true => named_after(&asked.address),
+            false => asked.name,
+        };
+        let rpc = WorkerRpc::new(&name, &asked.address, self.0.call_deadline)?;
+        if !ids::is_name(&name) {
+            return Err(Error::BadName(name));
+        }
+        let id = asked.id.unwrap_or_else(WorkerId::random);
+        let session = Session::random();
+        let mut members = self.members();
+        let namesake = members
+            .values()
+            .find(|other| *other.name == *name && other.id != id);
+        if let Some(other) = namesake {
+            let other_id = other.id;
+            match other.state {
+                api::WorkerState::Left => members.remove(&other_id),
+                api::WorkerState::Joining
+                | api::WorkerState::Ready
+                | api::WorkerState::Unreachable => {
+                    return Err(Error::WorkerNameTaken { name, id: other_id });
+                }
+            };
+        }
+        if let Some(earlier) = members.get(&id) {
+            earlier.link.cancel();
+        }
+        let now = Timestamp::now();
+        tracing::info!(worker = %id, %name, address = asked.address, %session, "worker registered");
+        let member = Member {
+            id,
+            name: name.into(),
+            address: asked.address,
+            version: asked.version,
+            state: api::WorkerState::Joining,
+            since: now,
+            session,
+            link: CancellationToken::new(),
+            rpc,
+            running: 0,
+            load: 0.0,
+            registered_at: now,
+            heard: Instant::now(),
+            last_heartbeat_at: None,
+        };
+        members.insert(id, member);
+        self.count(&members);
+        drop(members);
+        self.0.deadlines.notify_one();
+        Ok((id, session))
+    }
+
+    /// The worker says goodbye. Its heartbeat stream is over.
+    pub(super) fn deregister(&self, id: WorkerId) -> Result<(), Error> {
+        let mut members = self.members();
+        let member = members.get_mut(&id).ok_or_else(|| unknown(id))?;
+        member.link.cancel();
+        member.session = Session::random();
+        member.running = 0;
+        member.become_state(api::WorkerState::Left);
+        forget_left(&mut members);
+        self.count(&members);
+        Ok(())
+    }
+
+    /// Begins a heartbeat stream, and ends an earlier one.
+    pub(super) fn open(&self, id: WorkerId, session: &str) -> Result<Link, Error> {
+        let mut members = self.members();
+        let member = members.get_mut(&id).ok_or_else(|| unknown(id))?;
+        if session.parse() != Ok(member.session) {
+            return Err(Error::SessionOver(id));
+        }
+        member.link.cancel();
+        member.link = CancellationToken::new();
+        Ok(Link {
+            worker: member.handle(),
+            over: member.link.clone(),
+        })
+    }
+
+    /// A message came over `link`.
+    pub(super) fn heard(&self, link: &Link, running: u32, load: f64) -> Result<(), Error> {
+        self.with(link, |member| {
+            member.heard = Instant::now();
+            member.last_heartbeat_at = Some(Timestamp::now());
+            member.running = running;
+            member.load = load;
+        })
+    }
+
+    /// The worker has told of all its jobs: it takes new ones.
+    pub(super) fn ready(&self, link: &Link) -> Result<(), Error> {
+        self.with(link, |member| member.become_state(api::WorkerState::Ready))?;
+        self.0.deadlines.notify_one();
+        Ok(())
+    }
+
+    fn with(&self, link: &Link, change: impl FnOnce(&mut Member)) -> Result<(), Error> {
+        let mut members = self.members();
+        let id = link.worker.id;
+        let member = members.get_mut(&id).ok_or_else(|| unknown(id))?;
+        // Only one link of a worker is whole, and that is the one that counts.
+        if link.over.is_cancelled() {
+            return Err(Error::SessionOver(id));
+        }
+        change(member);
+        self.count(&members);
+        Ok(())
+    }
+
+    /// Gives up workers as their deadlines pass, and tells `unreachable` of
+    /// each, with the reason. Never returns.
+    pub(super) async fn watch_deadlines(&self, mut unreachable: impl FnMut(WorkerId, &str)) {
+        loop {
+            let next = self.expire(Instant::now(), &mut unreachable);
+            let sleep = async {
+                match next {
+                    Some(deadline) => sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleep => {}
+                () = self.0.deadlines.notified() => {}
+            }
+        }
+    }
+
+    /// Returns the next deadline.
+    fn expire(
+        &self,
+        now: Instant,
+        unreachable: &mut impl FnMut(WorkerId, &str),
+    ) -> Option<Instant> {
+        let mut members = self.members();
+        let mut next: Option<Instant> = None;
+        for member in members.values_mut() {
+            match member.deadline(self.0.patience) {
+                None => {}
+                Some(deadline) if deadline > now => {
+                    next = Some(next.map_or(deadline, |next| next.min(deadline)));
+                }
+                Some(_) => {
+                    // A stream that comes back to life begins anew with a
+                    // snapshot, so that nothing told meanwhile is missed.
+                    member.link.cancel();
+                    member.become_state(api::WorkerState::Unreachable);
+                    let why = format!("worker {} {}", member.name, member.handle().silence());
+                    // Under the lock: a worker that comes back this moment must
+                    // not be ready before its jobs are in doubt.
+                    unreachable(member.id, &why);
+                }
+            }
+        }
+        self.count(&members);
+        next
+    }
+
+    /// The worker that `asked` means: its id, its name, or a prefix.
+    pub(super) fn find(&self, asked: &str) -> Result<WorkerHandle, Error> {
+        let members = self.members();
+        if let Ok(id) = asked.parse::<WorkerId>() {
+            let member = members.get(&id).ok_or_else(|| unknown(id))?;
+            return Ok(member.handle());
+        }
+        if let Some(member) = members.values().find(|member| *member.name == *asked) {
+            return Ok(member.handle());
+        }
+        let mut found: Vec<&Member> = match ids::is_prefix(asked) {
+            true => members
+                .values()
+                .filter(|member| member.id.starts_with(asked))
+                .collect(),
+            false => Vec::new(),
+        };
+        found.sort_by_key(|member| member.id);
+        match found.as_slice() {
+            [] => Err(Error::WorkerNotFound {
+                asked: asked.to_owned(),
+                meant: meant(asked, members.values().map(|member| &*member.name)),
+            }),
+            [member] => Ok(member.handle()),
+            several => Err(Error::AmbiguousWorker {
+                asked: asked.to_owned(),
+                candidates: several
+                    .iter()
+                    .map(|member| format!("{} ({})", member.name, member.id.short()))
+                    .collect(),
+            }),
+        }
+    }
+
+    /// The worker of this very id.
+    pub(super) fn get(&self, id: WorkerId) -> Result<WorkerHandle, Error> {
+        let members = self.members();
+        let member = members.get(&id).ok_or_else(|| unknown(id))?;
+        Ok(member.handle())
+    }
+
+    /// Those that take jobs.
+    pub(super) fn ready_workers(&self) -> Vec<WorkerHandle> {
+        let members = self.members();
+        let ready = members
+            .values()
+            .filter(|member| member.state == api::WorkerState::Ready);
+        ready.map(Member::handle).collect()
+    }
+
+    /// How many take jobs, now and after every change.
+    pub(super) fn ready_count(&self) -> watch::Receiver<usize> {
+        self.0.ready.subscribe()
+    }
+
+    /// All of them, by name.
+    pub(super) fn list(&self) -> Vec<api::Worker> {
+        let members = self.members();
+        let mut workers: Vec<_> = members
+            .values()
+            .map(|member| api::Worker {
+                id: member.id,
+                name: member.name.to_string(),
+                state: member.state,
+                since: member.since,
+                address: member.address.clone(),
+                version: member.version.clone(),
+                running: member.running,
+                load: member.load,
+                registered_at: member.registered_at,
+                last_heartbeat_at: member.last_heartbeat_at,
+            })
+            .collect();
+        drop(members);
+        workers.sort_by(|a, b| a.name.cmp(&b.name));
+        workers
+    }
+
+    fn count(&self, members: &HashMap<WorkerId, Member>) {
+        let states = members.values().map(|member| member.state);
+        let count = states
+            .filter(|state| *state == api::WorkerState::Ready)
+            .count();
+        self.0
+            .ready
+            .send_if_modified(|ready| std::mem::replace(ready, count) != count);
+    }
+
+    fn members(&self) -> MutexGuard<'_, HashMap<WorkerId, Member>> {
+        self.0
+            .members
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unknown(id: WorkerId) -> Error {
+    Error::WorkerNotFound {
+        asked: id.to_string(),
+        meant: None,
+    }
+}
+
+fn forget_left(members: &mut HashMap<WorkerId, Member>) {
+    let mut left: Vec<(Timestamp, WorkerId)> = members
+        .values()
+        .filter(|member| member.state == api::WorkerState::Left)
+        .map(|member| (member.since, member.id))
+        .collect();
+    left.sort();
+    let surplus = left.len().saturating_sub(KEEP_LEFT);
+    for (_, id) in left.into_iter().take(surplus) {
+        members.remove(&id);
+    }
+}
+
+/// `127.0.0.1:30000` as a name: `127.0.0.1-30000`.
+fn named_after(address: &str) -> String {
+    let name: String = address
+        .chars()
+        .map(|c| match c.is_ascii_alphanumeric() || c == '.' {
+            true => c,
+            false => '-',
+        })
+        .collect();
+    let name = name.trim_start_matches(['-', '.']);
+    name.chars().take(64).collect()
+}
+
+/// The name most like the one asked for, if any is alike.
+fn meant<'a>(asked: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    names
+        .map(|name| (strsim::normalized_damerau_levenshtein(asked, name), name))
+        .filter(|(likeness, _)| *likeness >= ALIKE)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, name)| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(2);
+
+    fn registry() -> Registry {
+        Registry::new(INTERVAL, Duration::from_secs(5))
+    }
+
+    fn asked(name: &str) -> Registration {
+        Registration {
+            address: "127.0.0.1:30000".to_owned(),
+            name: name.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    fn join(registry: &Registry, name: &str) -> Link {
+        let (id, session) = registry.register(asked(name)).unwrap();
+        let link = registry.open(id, &session.to_string()).unwrap();
+        registry.heard(&link, 0, 0.0).unwrap();
+        registry.ready(&link).unwrap();
+        link
+    }
+
+    fn state(registry: &Registry, id: WorkerId) -> api::WorkerState {
+        registry.get(id).unwrap().state
+    }
+
+    #[tokio::test]
+    async fn a_worker_keeps_its_id_and_loses_its_session() {
+        let registry = registry();
+        let link = join(&registry, "w1");
+        let id = link.worker.id;
+        let again = Registration {
+            id: Some(id),
+            ..asked("w1")
+        };
+        let (same, session) = registry.register(again).unwrap();
+        assert_eq!(same, id);
+        assert!(link.over.is_cancelled());
+        assert_eq!(state(&registry, id), api::WorkerState::Joining);
+        let old = link.worker.session.to_string();
+        assert!(matches!(
+            registry.open(id, &old),
+            Err(Error::SessionOver(_))
+        ));
+        assert!(matches!(
+            registry.heard(&link, 0, 0.0),
+            Err(Error::SessionOver(_))
+        ));
+        assert!(registry.open(id, &session.to_string()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_restarted_scheduler_takes_a_worker_s_word_for_its_id() {
+        let id = WorkerId::random();
+        let known_before = Registration {
+            id: Some(id),
+            ..asked("w1")
+        };
+        assert_eq!(registry().register(known_before).unwrap().0, id);
+    }
+
+    #[tokio::test]
+    async fn a_name_is_taken_until_its_worker_left() {
+        let registry = registry();
+        let first = join(&registry, "w1").worker.id;
+        let Err(Error::WorkerNameTaken { id, .. }) = registry.register(asked("w1")) else {
+            panic!("w1 is taken");
+        };
+        assert_eq!(id, first);
+        registry.expire(Instant::now() + INTERVAL * 3, &mut |_, _| {});
+        assert!(registry.register(asked("w1")).is_err(), "unreachable");
+        registry.deregister(first).unwrap();
+        registry.register(asked("w1")).unwrap();
+        assert!(registry.get(first).is_err(), "forgotten");
+    }
+
+    #[tokio::test]
+    async fn bad_names_and_addresses_are_refused() {
+        let registry = registry();
+        assert!(matches!(
+            registry.register(asked("a b")),
+            Err(Error::BadName(_))
+        ));
+        let nowhere = Registration {
+            address: "nowhere".to_owned(),
+            ..asked("")
+        };
+        assert!(matches!(
+            registry.register(nowhere),
+            Err(Error::BadAddress(_))
+        ));
+        let (id, _) = registry.register(asked("")).unwrap();
+        assert_eq!(&*registry.get(id).unwrap().name, "127.0.0.1-30000");
+        let v6 = Registration {
+            address: "[::1]:30000".to_owned(),
+            ..asked("")
+        };
+        assert!(registry.register(v6).is_ok());
+    }
+
+    #[tokio::test]
+    async fn three_missed_heartbeats_make_a_worker_unreachable() {
+        let registry = registry();
+        let link = join(&registry, "w1");
+        let id = link.worker.id;
+        let start = Instant::now();
+        let mut gone = Vec::new();
+        let mut note = |id, why: &str| gone.push((id, why.to_owned()));
+        let next = registry.expire(start + INTERVAL * 2, &mut note).unwrap();
+        assert!(next > start + INTERVAL * 2 && next <= start + INTERVAL * 3);
+        assert_eq!(registry.expire(next, &mut note), None);
+        assert_eq!(gone.len(), 1);
+        assert!(gone[0].1.starts_with("worker w1 has not answered since 2"));
+        assert_eq!(state(&registry, id), api::WorkerState::Unreachable);
+        assert_eq!(*registry.ready_count().borrow(), 0);
+        assert!(link.over.is_cancelled());
+        let link = registry.open(id, &link.worker.session.to_string()).unwrap();
+        registry.heard(&link, 1, 0.5).unwrap();
+        assert_eq!(state(&registry, id), api::WorkerState::Unreachable);
+        registry.ready(&link).unwrap();
+        assert_eq!(state(&registry, id), api::WorkerState::Ready);
+    }
+
+    #[tokio::test]
+    async fn a_worker_goes_by_id_name_or_prefix() {
+        let registry = registry();
+        let id = join(&registry, "web1").worker.id;
+        join(&registry, "db1");
+        let text = id.to_string();
+        for asked in [text.as_str(), "web1", &text[..13]] {
+            assert_eq!(registry.find(asked).unwrap().id, id, "{asked}");
+        }
+        let Err(Error::WorkerNotFound { meant, .. }) = registry.find("wbe1") else {
+            panic!("nobody is called wbe1");
+        };
+        assert_eq!(meant.as_deref(), Some("web1"));
+        let Err(Error::WorkerNotFound { meant, .. }) = registry.find("nonsense") else {
+            panic!("nobody is called nonsense");
+        };
+        assert_eq!(meant, None);
+    }
+
+    #[tokio::test]
+    async fn the_state_decides_what_may_be_asked() {
+        let registry = registry();
+        let (id, _) = registry.register(asked("w1")).unwrap();
+        let joining = registry.get(id).unwrap();
+        assert!(matches!(joining.is_ready(), Err(Error::WorkerNotReady(_))));
+        registry.deregister(id).unwrap();
+        let left = registry.get(id).unwrap();
+        assert!(matches!(left.is_ready(), Err(Error::WorkerLeft(_))));
+        assert!(matches!(
+            registry.deregister(WorkerId::random()),
+            Err(Error::WorkerNotFound { .. })
+        ));
+    }
+}

@@ -1,0 +1,158 @@
+//! Translates between the gRPC messages about a job and the types of
+//! `jobs.rs`, in both directions, for every file that speaks to workers.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::jobs::{End, Exit, Process, Record, Report, Spec, State, Status};
+use crate::proto;
+
+/// What a worker says of a job; None where it says nothing that can be understood.
+pub(super) fn status(wire: &proto::JobStatus) -> Option<Status> {
+    let process = (wire.pid.is_some() || wire.started_us.is_some()).then(|| Process {
+        pid: wire.pid,
+        since: wire.started_us.map(time),
+    });
+    let exit = match (wire.exit_code, wire.signal) {
+        (_, Some(signal)) => Some(Exit::Signal(signal)),
+        (Some(code), None) => Some(Exit::Code(code)),
+        (None, None) => None,
+    };
+    let ended = |end| State::Ended {
+        process,
+        at: wire.ended_us.map_or_else(Timestamp::now, time),
+        end,
+        reason: wire.reason.clone(),
+    };
+    let state = match wire.state() {
+        proto::JobState::Unspecified => return None,
+        proto::JobState::Pending => State::Pending { call_open: false },
+        proto::JobState::Running => State::Running(process.unwrap_or_default()),
+        proto::JobState::Succeeded => ended(End::Succeeded),
+        proto::JobState::Failed if wire.start_error.is_empty() => ended(End::Failed(exit)),
+        proto::JobState::Failed => ended(End::NotStarted {
+            code: wire.start_error.clone(),
+        }),
+        proto::JobState::Stopped => ended(End::Stopped(exit)),
+        proto::JobState::TimedOut => ended(End::TimedOut(exit)),
+        proto::JobState::Lost => ended(End::Lost),
+    };
+    Some(Status {
+        state,
+        output_bytes: wire.output_bytes,
+    })
+}
+
+/// How the record stands, as a worker would say it.
+pub(super) fn status_of(record: &Record) -> proto::JobStatus {
+    let job = record.job();
+    let state = match &record.state {
+        State::Pending { .. } => proto::JobState::Pending,
+        State::Running(_) => proto::JobState::Running,
+        State::Unknown { .. } => proto::JobState::Unspecified,
+        State::Ended { end, .. } => match end {
+            End::Succeeded => proto::JobState::Succeeded,
+            End::Failed(_) | End::NotStarted { .. } => proto::JobState::Failed,
+            End::Stopped(_) => proto::JobState::Stopped,
+            End::TimedOut(_) => proto::JobState::TimedOut,
+            End::Lost => proto::JobState::Lost,
+        },
+    };
+    proto::JobStatus {
+        state: state.into(),
+        pid: job.pid,
+        started_us: job.started_at.map(|time| time.as_microsecond()),
+        ended_us: job.ended_at.map(|time| time.as_microsecond()),
+        exit_code: job.exit_code,
+        signal: job.signal,
+        reason: job.reason.unwrap_or_default(),
+        start_error: job.start_error.unwrap_or_default(),
+        output_bytes: job.output_bytes,
+    }
+}
+
+/// One line of a heartbeat; None where it cannot be understood.
+pub(super) fn report(wire: proto::JobReport) -> Option<Report> {
+    Some(Report {
+        job: wire.job_id.parse().ok()?,
+        status: status(wire.status.as_ref()?)?,
+        spec: wire.spec.map(|spec| {
+            let created_at = time(spec.created_us);
+            (self::spec(spec), created_at)
+        }),
+    })
+}
+
+fn spec(wire: proto::StartJobRequest) -> Spec {
+    let given = |text: String| (!text.is_empty()).then_some(text);
+    Spec {
+        command: given(wire.command),
+        path: given(wire.path),
+        args: wire.args,
+        env: wire.env.into_iter().collect(),
+        cwd: given(wire.cwd),
+        name: given(wire.name),
+        timeout: (wire.timeout_ms > 0).then(|| Duration::from_millis(wire.timeout_ms)),
+    }
+}
+
+/// The request that starts `record`'s job; `env` is not part of the record.
+pub(super) fn start_request(record: &Record, spec: Spec) -> proto::StartJobRequest {
+    proto::StartJobRequest {
+        command: spec.command.unwrap_or_default(),
+        path: spec.path.unwrap_or_default(),
+        job_id: record.id.to_string(),
+        args: spec.args,
+        env: spec.env.into_iter().collect(),
+        cwd: spec.cwd.unwrap_or_default(),
+        name: spec.name.unwrap_or_default(),
+        timeout_ms: spec.timeout.map_or(0, millis),
+        session: record.session.to_string(),
+        created_us: record.created_at.as_microsecond(),
+    }
+}
+
+/// Whole milliseconds, as every duration on the wire is.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A time on the wire. One that no calendar holds can only be a worker's
+/// mistake, and must not cost the rest of the message.
+pub(super) fn time(us: i64) -> Timestamp {
+    Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_is_understood() {
+        use proto::JobState as Wire;
+        for (wire, end) in [
+            (Wire::Succeeded, End::Succeeded),
+            (Wire::Failed, End::Failed(Some(Exit::Code(3)))),
+            (Wire::Stopped, End::Stopped(Some(Exit::Code(3)))),
+            (Wire::TimedOut, End::TimedOut(Some(Exit::Code(3)))),
+            (Wire::Lost, End::Lost),
+        ] {
+            let status = status(&proto::JobStatus {
+                state: wire.into(),
+                exit_code: Some(3),
+                ..Default::default()
+            });
+            let State::Ended { end: got, .. } = status.unwrap().state else {
+                panic!("{wire:?} is an end");
+            };
+            assert_eq!(got, end);
+        }
+        assert_eq!(status(&proto::JobStatus::default()), None);
+    }
+
+    #[test]
+    fn a_time_outside_the_calendar_is_survived() {
+        assert_eq!(time(i64::MAX), Timestamp::UNIX_EPOCH);
+    }
+}

@@ -1,0 +1,223 @@
+//! Every call to a worker, with its deadline. Who the workers are is in
+//! `registry.rs`; what an answer means for a job is in `jobs.rs`.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{
+    Request, Response, Status as GrpcStatus, Streaming,
+    transport::{Channel, Endpoint, Uri},
+};
+
+use super::{
+    error::Error,
+    jobs::{Record, Spec, Status, Stop},
+    wire,
+};
+use crate::{
+    ids::JobId,
+    proto::{self, worker_client::WorkerClient},
+};
+
+/// Output of one worker that may be followed at once; each costs at most one
+/// stream window of memory here.
+pub(super) const MAX_FOLLOWERS: usize = 1024;
+
+/// What one follower may have in flight.
+const STREAM_WINDOW: u32 = 1 << 20;
+
+/// More than all followers' windows together, so that followers who do not
+/// read can never hold up another call on the connection.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// While a stream is open, a connection that has fallen silent is noticed
+/// after these two.
+const KEEPALIVE: Duration = Duration::from_secs(4);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The one connection to a worker, made at the first call and again whenever
+/// it broke. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct WorkerRpc {
+    worker: Arc<str>,
+    client: WorkerClient<Channel>,
+    deadline: Duration,
+    followers: Arc<Semaphore>,
+}
+
+/// From where, and what, of a job's output.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OutputRequest {
+    pub(super) offset: u64,
+    pub(super) follow: bool,
+    pub(super) tail: Option<u64>,
+    pub(super) since_us: Option<i64>,
+    pub(super) stream: proto::OutputStream,
+}
+
+/// A job's output on its way. Dropping it ends the stream on the worker.
+#[derive(Debug)]
+pub(super) struct Output {
+    messages: Streaming<proto::StreamJobResponse>,
+    _follower: OwnedSemaphorePermit,
+}
+
+impl WorkerRpc {
+    /// Prepares the connection to the worker called `name`, and does not wait
+    /// for it. `address` must be host:port.
+    pub(super) fn new(name: &str, address: &str, deadline: Duration) -> Result<Self, Error> {
+        let bad = || Error::BadAddress(address.to_owned());
+        let uri: Uri = format!("http://{address}").parse().map_err(|_| bad())?;
+        let authority = uri.authority().ok_or_else(bad)?;
+        let port = authority.port_u16().filter(|port| *port > 0);
+        if authority.as_str() != address
+            || port.is_none()
+            || authority.host().is_empty()
+            || address.contains('@')
+        {
+            return Err(bad());
+        }
+        let channel = Endpoint::from(uri)
+            .connect_timeout(CONNECT_TIMEOUT.min(deadline))
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .connect_lazy();
+        Ok(Self {
+            worker: name.into(),
+            client: WorkerClient::new(channel),
+            deadline,
+            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+        })
+    }
+
+    /// Returns when the job's process runs, with what the worker says of it.
+    pub(super) async fn start(&self, record: &Record, spec: Spec) -> Result<Option<Status>, Error> {
+        let mut client = self.client.clone();
+        let request = self.request(wire::start_request(record, spec));
+        let answer = self.within(client.start_job(request)).await?;
+        Ok(answer.status.as_ref().and_then(wire::status))
+    }
+
+    /// Returns when the signal was sent; the end of the job is reported later.
+    pub(super) async fn stop(&self, job: JobId, stop: Stop) -> Result<(), Error> {
+        let mut client = self.client.clone();
+        let request = self.request(proto::StopJobRequest {
+            job_id: job.to_string(),
+            signal: stop.signal.unwrap_or_default(),
+            grace_ms: stop.grace.map(wire::millis),
+            no_wait: true,
+        });
+        self.within(client.stop_job(request)).await?;
+        Ok(())
+    }
+
+    /// Returns when the worker has agreed to send; the deadline does not bound
+    /// the stream itself.
+    pub(super) async fn output(&self, job: JobId, asked: OutputRequest) -> Result<Output, Error> {
+        let followers = self.followers.clone();
+        let follower = followers
+            .try_acquire_owned()
+            .map_err(|_| Error::TooManyFollowers {
+                worker: self.worker.to_string(),
+                limit: MAX_FOLLOWERS,
+            })?;
+        let mut client = self.client.clone();
+        let request = proto::StreamJobRequest {
+            job_id: job.to_string(),
+            offset: asked.offset,
+            no_follow: !asked.follow,
+            tail_lines: asked.tail,
+            since_us: asked.since_us,
+            stream: asked.stream.into(),
+        };
+        let messages = self.within(client.stream_job(request)).await?;
+        Ok(Output {
+            messages,
+            _follower: follower,
+        })
+    }
+
+    /// Tells the worker, too, when nobody will wait any longer.
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.deadline);
+        request
+    }
+
+    async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, GrpcStatus>>,
+    ) -> Result<T, Error> {
+        let began = Instant::now();
+        match tokio::time::timeout(self.deadline, call).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) => Err(Error::from_status(&self.worker, self.deadline, &status)),
+            Err(_) => {
+                tracing::warn!(worker = %self.worker, waited = ?began.elapsed(), "no answer to a call");
+                Err(Error::too_slow(&self.worker, self.deadline))
+            }
+        }
+    }
+}
+
+impl Output {
+    /// The next message; None when the worker closed the stream. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<Option<proto::StreamJobResponse>, GrpcStatus> {
+        self.messages.message().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_is_host_and_port() {
+        let new = |address| WorkerRpc::new("w1", address, Duration::from_secs(1));
+        for good in ["127.0.0.1:30000", "[::1]:30000", "worker-1.example:1"] {
+            assert!(new(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "127.0.0.1",
+            "127.0.0.1:",
+            "127.0.0.1:0",
+            "127.0.0.1:70000",
+            ":30000",
+            "a b:1",
+            "me@host:1",
+            "host:1/path",
+            "http://host:1",
+            "::1:30000",
+        ] {
+            assert!(new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn followers_are_counted() {
+        let mut rpc = WorkerRpc::new("w1", "127.0.0.1:1", Duration::from_secs(1)).unwrap();
+        rpc.followers = Arc::new(Semaphore::new(0));
+        let refused = rpc.output(JobId::random(), OutputRequest::default()).await;
+        assert!(matches!(refused, Err(Error::TooManyFollowers { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_not_there_cannot_be_reached() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let rpc = WorkerRpc::new("w1", &address, Duration::from_secs(5)).unwrap();
+        let refused = rpc.output(JobId::random(), OutputRequest::default()).await;
+        let error = refused.unwrap_err();
+        assert_eq!(error.to_string(), "worker w1 cannot be reached");
+    }
+}

@@ -1,0 +1,468 @@
+//! The shim: one small process per job (`jobctl shim`, hidden), which owns the
+//! job's processes, its pipes and its end. One thread, no async runtime.
+//!
+//! The worker starts it with a socket as standard input, over which
+//! [`protocol`] is spoken, and with the opened script, where there is one, as
+//! standard output. The shim is the child subreaper of everything the job
+//! starts, so a job has ended only when nothing of it is left: what the main
+//! process leaves behind is ended too. When the worker is gone the shim ends the
+//! job.
+//!
+//! What may be run is the worker's business; what the bytes of the output mean
+//! is its readers'.
+
+pub mod protocol;
+pub mod record;
+mod spawn;
+mod tree;
+
+use std::{
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, ioctl_fionbio, ioctl_fionread, read},
+    process::{Pid, Signal, WaitStatus, getpid, set_child_subreaper},
+    stdio::{dup2_stdin, dup2_stdout},
+};
+use signal_hook::{
+    consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM},
+    low_level::pipe,
+};
+
+use self::{
+    protocol::{Cause, Command, Ended, Event, Spec},
+    record::{Recorder, Stream},
+    tree::Reaped,
+};
+
+/// The most read from a pipe at once, and so the longest piece of output: what
+/// a pipe holds (pipe(7)).
+const PIECE: usize = 64 * 1024;
+
+/// Between two attempts to kill what could not be killed, growing from the
+/// first to the last: a process may be stuck in the kernel for a while.
+const KILL_AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// The whole life of a shim: from the specification on standard input to the end
+/// of the job. Returns when nothing of the job is left.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // There is nobody else to tell, and nothing to do if this fails too.
+            let _ = writeln!(io::stderr(), "jobctl shim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    spawn::close_inherited()?;
+    let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let script = io::stdout().as_fd().try_clone_to_owned()?;
+    let null = std::fs::File::open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    set_child_subreaper(Some(getpid()))?;
+    let mut control = Control::new(control);
+    let Some(spec) = control.spec()? else {
+        return Ok(());
+    };
+    match Shim::start(control, &spec, script)? {
+        Some(shim) => shim.follow(),
+        None => Ok(()),
+    }
+}
+
+struct Shim {
+    control: Control,
+    children: UnixStream,
+    signals: UnixStream,
+    pipes: [Option<OwnedFd>; 2],
+    recorder: Recorder,
+    buffer: Box<[u8]>,
+    main: Pid,
+    /// Set once the main process has ended.
+    status: Option<WaitStatus>,
+    cause: Cause,
+    grace: Duration,
+    timeout_at: Option<Instant>,
+    kill_at: Option<Instant>,
+    kill_pause: Duration,
+}
+
+impl Shim {
+    /// `None`: the job could not be started, and the worker was told why.
+    fn start(mut control: Control, spec: &Spec, script: OwnedFd) -> io::Result<Option<Self>> {
+        // Registered before there is a child that could end.
+        let (children, signalled) = UnixStream::pair()?;
+        pipe::register(SIGCHLD, signalled)?;
+        let (signals, signalled) = UnixStream::pair()?;
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
+            pipe::register(signal, signalled.try_clone()?)?;
+        }
+        children.set_nonblocking(true)?;
+        signals.set_nonblocking(true)?;
+
+        let mut child = match spawn::spawn(spec, spec.script.then_some(script)) {
+            Ok(child) => child,
+            Err(error) => {
+                let why = spawn::why(&error);
+                let message = error.to_string();
+                control.send(&Event::NotStarted { why, message });
+                control.finish();
+                return Ok(None);
+            }
+        };
+        let started = Instant::now();
+        control.send(&Event::Started {
+            pid: child.id(),
+            at_us: Timestamp::now().as_microsecond(),
+        });
+        let pipes = [
+            child.stdout.take().map(OwnedFd::from),
+            child.stderr.take().map(OwnedFd::from),
+        ];
+        for pipe in pipes.iter().flatten() {
+            ioctl_fionbio(pipe, true)?;
+        }
+        let main = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        Ok(Some(Self {
+            control,
+            children,
+            signals,
+            pipes,
+            recorder: Recorder::new(spec.output.clone()),
+            buffer: vec![0; PIECE].into(),
+            main: main.ok_or(io::ErrorKind::InvalidData)?,
+            status: None,
+            cause: Cause::Itself,
+            grace: Duration::from_millis(spec.grace_ms),
+            // A timeout beyond the clock's range is none.
+            timeout_at: spec
+                .timeout_ms
+                .and_then(|ms| started.checked_add(Duration::from_millis(ms))),
+            kill_at: None,
+            kill_pause: KILL_AGAIN.0,
+        }))
+    }
+
+    /// Until nothing of the job is left and the worker has been told.
+    fn follow(mut self) -> io::Result<()> {
+        loop {
+            let ready = self.wait()?;
+            // Output first: whoever hears of an end has all that came before.
+            for (pipe, stream) in [(0, Stream::Stdout), (1, Stream::Stderr)] {
+                if ready.pipes[pipe] {
+                    self.record(pipe, stream)?;
+                }
+            }
+            if ready.signals {
+                drain(&self.signals)?;
+                self.end(Signal::TERM, self.grace, Cause::Stopped)?;
+            }
+            if ready.control {
+                self.obey()?;
+            }
+            self.meet_deadlines()?;
+            if ready.children {
+                drain(&self.children)?;
+                if self.reap()? {
+                    return self.finish();
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self) -> io::Result<Ready> {
+        let deadline = [self.timeout_at, self.kill_at].into_iter().flatten().min();
+        let timeout = deadline.map(|at| {
+            let left = at.saturating_duration_since(Instant::now());
+            Timespec::try_from(left).unwrap_or(Timespec {
+                tv_sec: i64::MAX,
+                tv_nsec: 0,
+            })
+        });
+        let nothing = PollFlags::empty();
+        let mut fds = vec![
+            PollFd::new(&self.children, PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
+        ];
+        let control = self.control.interest();
+        if let Some((socket, flags)) = control {
+            fds.push(PollFd::from_borrowed_fd(socket, flags));
+        }
+        for pipe in self.pipes.iter().flatten() {
+            fds.push(PollFd::new(pipe, PollFlags::IN));
+        }
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Ready::default()),
+            Err(error) => return Err(error.into()),
+        }
+        let mut fired = fds.iter().map(|fd| fd.revents() != nothing);
+        let mut next = || fired.next().unwrap_or(false);
+        Ok(Ready {
+            children: next(),
+            signals: next(),
+            control: control.is_some() && next(),
+            pipes: [
+                self.pipes[0].is_some() && next(),
+                self.pipes[1].is_some() && next(),
+            ],
+        })
+    }
+
+    /// Records what one read of a pipe returns. Returns how much that was.
+    fn record(&mut self, pipe: usize, stream: Stream) -> io::Result<usize> {
+        let Some(fd) = &self.pipes[pipe] else {
+            return Ok(0);
+        };
+        match read(fd, &mut *self.buffer) {
+            Ok(0) => {
+                self.pipes[pipe] = None;
+                Ok(0)
+            }
+            Ok(length) => {
+                self.recorder.append(stream, &self.buffer[..length]);
+                self.control.output(self.recorder.end());
+                Ok(length)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn obey(&mut self) -> io::Result<()> {
+        while let Some(command) = self.control.receive()? {
+            match command {
+                Command::Stop { signal, grace_ms } => {
+                    let signal = Signal::from_named_raw(signal).unwrap_or(Signal::TERM);
+                    self.end(signal, Duration::from_millis(grace_ms), Cause::Stopped)?;
+                    self.control.send(&Event::Stopping);
+                }
+                Command::Start(_) => {}
+            }
+        }
+        if self.control.is_gone() && self.status.is_none() {
+            self.end(Signal::KILL, Duration::ZERO, Cause::Stopped)?;
+        }
+        Ok(())
+    }
+
+    /// Begins the end of everything the job started; [`Shim::reap`] sees it done.
+    fn end(&mut self, signal: Signal, grace: Duration, cause: Cause) -> io::Result<()> {
+        if self.status.is_none() && self.cause == Cause::Itself {
+            self.cause = cause;
+        }
+        tree::signal(signal)?;
+        let kill_at = Instant::now().checked_add(grace);
+        self.kill_at = [self.kill_at, kill_at].into_iter().flatten().min();
+        Ok(())
+    }
+
+    fn meet_deadlines(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        if self.timeout_at.is_some_and(|at| at <= now) {
+            self.timeout_at = None;
+            self.end(Signal::TERM, self.grace, Cause::TimedOut)?;
+        }
+        if self.kill_at.is_some_and(|at| at <= now) {
+            tree::kill()?;
+            self.kill_at = Some(now + self.kill_pause);
+            self.kill_pause = (self.kill_pause * 2).min(KILL_AGAIN.1);
+        }
+        Ok(())
+    }
+
+    /// Collects what has ended. True when nothing is left.
+    fn reap(&mut self) -> io::Result<bool> {
+        loop {
+            match tree::reap()? {
+                Reaped::Process(pid, status) if pid == self.main => {
+                    self.status = Some(status);
+                    self.timeout_at = None;
+                }
+                Reaped::Process(..) => {}
+                Reaped::StillRunning => break,
+                Reaped::Empty => return Ok(true),
+            }
+        }
+        if self.status.is_some() && self.kill_at.is_none() {
+            self.end(Signal::TERM, self.grace, Cause::Itself)?;
+        }
+        Ok(false)
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        for (pipe, stream) in [(0, Stream::Stdout), (1, Stream::Stderr)] {
+            // No more than is there now: somebody outside the job may have been
+            // handed the pipe, and may write for ever.
+            let mut left = match &self.pipes[pipe] {
+                Some(fd) => usize::try_from(ioctl_fionread(fd)?).unwrap_or(usize::MAX),
+                None => 0,
+            };
+            while left > 0 {
+                match self.record(pipe, stream)? {
+                    0 => break,
+                    length => left = left.saturating_sub(length),
+                }
+            }
+        }
+        self.control.send(&Event::Ended(Ended {
+            at_us: Timestamp::now().as_microsecond(),
+            exit_code: self.status.and_then(|status| status.exit_status()),
+            signal: self.status.and_then(|status| status.terminating_signal()),
+            cause: self.cause,
+            output_bytes: self.recorder.end(),
+            output_lost: self.recorder.lost(),
+        }));
+        self.control.finish();
+        Ok(())
+    }
+}
+
+/// What [`Shim::wait`] found ready.
+#[derive(Default)]
+struct Ready {
+    children: bool,
+    signals: bool,
+    control: bool,
+    pipes: [bool; 2],
+}
+
+/// The worker's end of things. Sending never blocks the job: what the worker
+/// does not take yet waits here, and of the lengths of the output only the last.
+struct Control {
+    socket: UnixStream,
+    gone: bool,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+    output: Option<u64>,
+}
+
+impl Control {
+    fn new(socket: UnixStream) -> Self {
+        Self {
+            socket,
+            gone: false,
+            inbox: Vec::new(),
+            outbox: Vec::new(),
+            output: None,
+        }
+    }
+
+    /// Waits for the specification. `None`: the worker has gone.
+    fn spec(&mut self) -> io::Result<Option<Spec>> {
+        loop {
+            match self.receive()? {
+                Some(Command::Start(spec)) => {
+                    self.socket.set_nonblocking(true)?;
+                    return Ok(Some(spec));
+                }
+                Some(Command::Stop { .. }) => {}
+                None if self.gone => return Ok(None),
+                None => {}
+            }
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let mut flags = PollFlags::IN;
+        if !self.outbox.is_empty() {
+            flags |= PollFlags::OUT;
+        }
+        (!self.gone).then(|| (self.socket.as_fd(), flags))
+    }
+
+    /// The next command that is there in full; `None` if there is none yet, or
+    /// none to come. Also sends what could not be sent before.
+    fn receive(&mut self) -> io::Result<Option<Command>> {
+        self.flush();
+        if let Some(command) = protocol::decode(&mut self.inbox)? {
+            return Ok(Some(command));
+        }
+        let mut buffer = [0; 16 * 1024];
+        match self.socket.read(&mut buffer) {
+            Ok(0) => self.gone = true,
+            Ok(length) => self.inbox.extend_from_slice(&buffer[..length]),
+            Err(error) if is_passing(&error) => {}
+            // Reset: the worker is as gone as if it had closed.
+            Err(_) => self.gone = true,
+        }
+        protocol::decode(&mut self.inbox)
+    }
+
+    fn output(&mut self, end: u64) {
+        self.output = Some(end);
+        self.flush();
+    }
+
+    fn send(&mut self, event: &Event) {
+        self.outbox.extend(protocol::encode(event));
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while !self.gone {
+            if self.outbox.is_empty() {
+                let Some(end) = self.output.take() else {
+                    break;
+                };
+                self.outbox = protocol::encode(&Event::Output { end });
+            }
+            match self.socket.write(&self.outbox) {
+                Ok(length) => {
+                    self.outbox.drain(..length);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => self.gone = true,
+            }
+        }
+    }
+
+    /// Sends the rest, however long the worker takes for it.
+    fn finish(mut self) {
+        // What is not sent because of an error here, the worker sees as an end
+        // without a result, and says so.
+        if self.socket.set_nonblocking(false).is_ok() {
+            self.flush();
+        }
+    }
+}
+
+/// Nothing is wrong, there is just nothing to be had right now.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+/// Empties the pipe of a signal handler.
+fn drain(mut pipe: &UnixStream) -> io::Result<()> {
+    let mut buffer = [0; 64];
+    loop {
+        match pipe.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What a worker and a shim say to each other over the shim's socket: JSON
+//! objects, each behind its length (32 bits, little-endian). JSON, because an
+//! older shim may outlive its worker's upgrade: fields may be added, never
+//! renamed or removed.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::ids::JobId;
+
+/// The longest message taken, in bytes: a specification with all its arguments.
+pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// From the worker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// The first message, and only that: what to run.
+    Start(Spec),
+    /// Send `signal` to the whole tree, and KILL after `grace_ms`. A second
+    /// stop can bring the KILL forward, never put it off.
+    Stop {
+        /// The number of the first signal.
+        signal: i32,
+        /// From the signal to KILL.
+        grace_ms: u64,
+    },
+}
+
+/// What to run, with everything looked up and checked by the worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Spec {
+    /// The job.
+    pub job_id: JobId,
+    /// What to execute; `None`: the script itself.
+    pub program: Option<PathBuf>,
+    /// What the program is told it is called.
+    pub arg0: String,
+    /// The script was handed over as the shim's standard output, and goes
+    /// before the arguments.
+    pub script: bool,
+    /// The arguments.
+    pub args: Vec<String>,
+    /// The whole environment.
+    pub env: BTreeMap<String, String>,
+    /// The folder to run in.
+    pub cwd: PathBuf,
+    /// Counted from the start of the process.
+    pub timeout_ms: Option<u64>,
+    /// TERM to KILL, for the timeout and for what the main process leaves behind.
+    pub grace_ms: u64,
+    /// Where output goes: this path with `.out` and `.idx` behind it.
+    pub output: PathBuf,
+}
+
+/// From the shim.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The main process runs. The first message, unless it is `NotStarted`.
+    Started {
+        /// The main process.
+        pid: u32,
+        /// Microseconds since 1970.
+        at_us: i64,
+    },
+    /// There will be no process; the last message.
+    NotStarted {
+        /// Why.
+        why: NotStarted,
+        /// The system's own words.
+        message: String,
+    },
+    /// Output is recorded up to here. Comes after the bytes are in the file;
+    /// several may be folded into the last of them.
+    Output {
+        /// The end of the recorded bytes.
+        end: u64,
+    },
+    /// The first signal of a stop was sent.
+    Stopping,
+    /// Nothing of the job is left, and its output is complete; the last message.
+    Ended(Ended),
+}
+
+/// Why there is no process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotStarted {
+    /// The program, or the interpreter its first line names, does not exist.
+    NotFound,
+    /// The kernel does not execute it.
+    NotExecutable,
+    /// Anything else: no memory, no more processes, …
+    Other,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// When the last process was gone, in microseconds since 1970.
+    pub at_us: i64,
+    /// What the main process returned, if it returned.
+    pub exit_code: Option<i32>,
+    /// The signal that ended the main process, if one did.
+    pub signal: Option<i32>,
+    /// On whose account.
+    pub cause: Cause,
+    /// Bytes of output recorded.
+    pub output_bytes: u64,
+    /// Bytes of output that could not be recorded, and why.
+    pub output_lost: Option<OutputLost>,
+}
+
+/// Output that is missing from the record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputLost {
+    /// How many bytes.
+    pub bytes: u64,
+    /// The system's words for the first of them.
+    pub why: String,
+}
+
+/// On whose account a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The main process ended by itself, or by a signal of somebody else.
+    Itself,
+    /// A stop.
+    Stopped,
+    /// Its timeout.
+    TimedOut,
+}
+
+/// One message with its length in front.
+pub fn encode(message: &impl Serialize) -> Vec<u8> {
+    let mut bytes = vec![0; 4];
+    // Strings, numbers and maps with string keys: there is nothing to fail on.
+    serde_json::to_writer(&mut bytes, message).expect("a message is always valid JSON");
+    let length = u32::try_from(bytes.len() - 4).expect("messages are far below 4 GiB");
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    bytes
+}
+
+/// Takes one message from the front of `bytes`, if it is there in full.
+///
+/// # Errors
+///
+/// Where the bytes are not a message, or one longer than [`MAX_MESSAGE`].
+pub fn decode<T: DeserializeOwned>(bytes: &mut Vec<u8>) -> std::io::Result<Option<T>> {
+    let Some((length, rest)) = bytes.split_first_chunk::<4>() else {
+        return Ok(None);
+    };
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > MAX_MESSAGE {
+        return Err(std::io::Error::other(format!("message of {length} bytes")));
+    }
+    let Some(body) = rest.get(..length) else {
+        return Ok(None);
+    };
+    let message = serde_json::from_slice(body)?;
+    bytes.drain(..4 + length);
+    Ok(Some(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_taken_only_when_it_is_whole() {
+        let sent = encode(&Event::Output { end: 7 });
+        let mut got = Vec::new();
+        for byte in &sent[..sent.len() - 1] {
+            got.push(*byte);
+            assert_eq!(decode::<Event>(&mut got).unwrap(), None);
+        }
+        got.push(sent[sent.len() - 1]);
+        got.extend(encode(&Event::Stopping));
+        assert_eq!(decode(&mut got).unwrap(), Some(Event::Output { end: 7 }));
+        assert_eq!(decode(&mut got).unwrap(), Some(Event::Stopping));
+        assert!(got.is_empty());
+    }
+
+    #[test]
+    fn a_length_out_of_bounds_is_refused() {
+        let mut got = u32::MAX.to_le_bytes().to_vec();
+        assert!(decode::<Event>(&mut got).is_err());
+    }
+}

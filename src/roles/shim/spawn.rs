@@ -1,0 +1,96 @@
+//! Turns a [`Spec`] into a running process.
+
+#![expect(
+    unsafe_code,
+    reason = "a process can only be given a session of its own between fork and exec"
+)]
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use rustix::{
+    io::{FdFlags, fcntl_setfd},
+    process::{Signal, set_parent_process_death_signal, setsid},
+};
+
+use super::protocol::{NotStarted, Spec};
+
+/// Closes every descriptor but the three standard ones. Whoever started the
+/// worker may have left some open, and neither shim nor job shall hold them.
+pub(super) fn close_inherited() -> io::Result<()> {
+    let open: Vec<i32> = fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
+        // The one of the listing itself is closed by now.
+        if fs::read_link(format!("/proc/self/fd/{descriptor}")).is_ok() {
+            // SAFETY: it is open, and as the shim has opened nothing yet, nothing
+            // in this process relies on it.
+            unsafe { rustix::io::close(descriptor) };
+        }
+    }
+    Ok(())
+}
+
+/// Starts the main process: in its own session, with pipes for its output and
+/// nothing to read. The script, if there is one, stays open in the job and only
+/// there: what the worker opened is what runs, whatever its path means by now.
+pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
+    let script_path = match &script {
+        Some(script) => {
+            fcntl_setfd(script, FdFlags::empty())?;
+            Some(PathBuf::from(format!(
+                "/proc/self/fd/{}",
+                script.as_raw_fd()
+            )))
+        }
+        None => None,
+    };
+    let mut command = match (&spec.program, &script_path) {
+        (Some(program), None) => Command::new(program),
+        (Some(program), Some(script)) => {
+            let mut command = Command::new(program);
+            command.arg(script);
+            command
+        }
+        (None, Some(script)) => Command::new(script),
+        (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    command
+        .arg0(&spec.arg0)
+        .args(&spec.args)
+        .env_clear()
+        .envs(&spec.env)
+        .current_dir(&spec.cwd)
+        .stdin(Stdio::from(File::open("/dev/null")?))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // SAFETY: both are single system calls, allowed between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            setsid()?;
+            // Should the shim be killed, its job does not run on unseen.
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+/// What an error of [`spawn`] means.
+pub(super) fn why(error: &io::Error) -> NotStarted {
+    const ENOEXEC: i32 = rustix::io::Errno::NOEXEC.raw_os_error();
+    match (error.kind(), error.raw_os_error()) {
+        (io::ErrorKind::NotFound, _) => NotStarted::NotFound,
+        (io::ErrorKind::PermissionDenied, _) | (_, Some(ENOEXEC)) => NotStarted::NotExecutable,
+        _ => NotStarted::Other,
+    }
+}

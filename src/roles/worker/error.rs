@@ -1,0 +1,200 @@
+//! What can go wrong on a worker, and the gRPC status each of it becomes.
+
+use std::{io, path::PathBuf};
+
+use tonic::{Code, Status, metadata::MetadataValue};
+
+use crate::{ids::JobId, proto};
+
+/// An answer that is not a success.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// No job of this id was ever started here, or it was forgotten since.
+    #[error("job {0} is not on this worker")]
+    JobNotFound(JobId),
+    /// The job to stop has ended.
+    #[error("job {0} has ended already")]
+    JobFinished(JobId),
+    /// An id is used once and never again.
+    #[error("job {0} was started before")]
+    JobExists(JobId),
+    /// The worker is shutting down.
+    #[error("worker {0} is shutting down and takes no more jobs")]
+    Draining(String),
+    /// The request belongs to a registration that is over.
+    #[error("the request belongs to an earlier registration of worker {0}")]
+    SessionOver(String),
+    /// The job cannot be run here.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A reader claims to have read what was never written.
+    #[error("offset {offset} is past the end of the output, which has {end} bytes")]
+    OffsetPastEnd {
+        /// What was asked for.
+        offset: u64,
+        /// What is there.
+        end: u64,
+    },
+    /// The bound on readers is reached.
+    #[error("worker {0} has its {max} followers already", max = super::grpc::MAX_FOLLOWERS)]
+    TooManyFollowers(String),
+    /// A request that cannot be meant.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The machine let the worker down.
+    #[error("worker {worker} could not {what}: {why}")]
+    Io {
+        /// The worker's name.
+        worker: String,
+        /// What it tried.
+        what: &'static str,
+        /// The system's words.
+        why: String,
+    },
+}
+
+/// Why a job cannot be run on this worker.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Nothing of that name.
+    #[error("program {program} not found on worker {worker}")]
+    ProgramNotFound {
+        /// As asked for.
+        program: String,
+        /// The worker's name.
+        worker: String,
+    },
+    /// It is there and may not be executed.
+    #[error("{program} is not executable on worker {worker}: {why}")]
+    NotExecutable {
+        /// As asked for.
+        program: String,
+        /// The worker's name.
+        worker: String,
+        /// The system's words, or ours.
+        why: String,
+    },
+    /// Nothing of that name in the script folder.
+    #[error("script {path} not found in the script folder of worker {worker}")]
+    ScriptNotFound {
+        /// As asked for.
+        path: String,
+        /// The worker's name.
+        worker: String,
+    },
+    /// The path, or a link on it, leads out of the script folder.
+    #[error("script {path} is outside the script folder of worker {worker}")]
+    OutsideScriptFolder {
+        /// As asked for.
+        path: String,
+        /// The worker's name.
+        worker: String,
+    },
+    /// A folder, a device, a socket.
+    #[error("script {path} on worker {worker} is not a regular file")]
+    NotAFile {
+        /// As asked for.
+        path: String,
+        /// The worker's name.
+        worker: String,
+    },
+    /// The folder to run in.
+    #[error("cannot run in {cwd} on worker {worker}: {why}")]
+    BadCwd {
+        /// As asked for.
+        cwd: String,
+        /// The worker's name.
+        worker: String,
+        /// The system's words.
+        why: String,
+    },
+    /// The kernel said no for a reason of its own.
+    #[error("{program} could not be started on worker {worker}: {why}")]
+    NotStarted {
+        /// As asked for.
+        program: String,
+        /// The worker's name.
+        worker: String,
+        /// The system's words.
+        why: String,
+    },
+}
+
+impl Refusal {
+    /// The code word.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::ProgramNotFound { .. } => "program_not_found",
+            Self::NotExecutable { .. } => "not_executable",
+            Self::ScriptNotFound { .. } => "script_not_found",
+            Self::OutsideScriptFolder { .. } => "outside_script_folder",
+            Self::NotAFile { .. } => "not_a_file",
+            Self::BadCwd { .. } => "bad_cwd",
+            Self::NotStarted { .. } => "not_started",
+        }
+    }
+}
+
+impl Error {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::JobNotFound(_) => "job_not_found",
+            Self::JobFinished(_) => "job_finished",
+            Self::JobExists(_) => "job_exists",
+            Self::Draining(_) => "worker_draining",
+            Self::SessionOver(_) => "session_over",
+            Self::Refused(refusal) => refusal.code(),
+            Self::OffsetPastEnd { .. } => "offset_past_end",
+            Self::TooManyFollowers(_) => "too_many_followers",
+            Self::BadRequest(_) => "bad_request",
+            Self::Io { .. } => "worker_io",
+        }
+    }
+
+    fn status(&self) -> Code {
+        match self {
+            Self::JobNotFound(_) => Code::NotFound,
+            Self::JobExists(_) => Code::AlreadyExists,
+            Self::JobFinished(_) | Self::Refused(_) => Code::FailedPrecondition,
+            Self::Draining(_) | Self::SessionOver(_) => Code::Unavailable,
+            Self::OffsetPastEnd { .. } => Code::OutOfRange,
+            Self::TooManyFollowers(_) => Code::ResourceExhausted,
+            Self::BadRequest(_) => Code::InvalidArgument,
+            Self::Io { .. } => Code::Internal,
+        }
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let mut status = Status::new(error.status(), error.to_string());
+        let code = MetadataValue::from_static(error.code());
+        status.metadata_mut().insert(proto::CODE, code);
+        status
+    }
+}
+
+/// Why a worker could not begin, or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Another process has the data folder.
+    #[error("{} is in use by another worker", .0.display())]
+    DataDirInUse(PathBuf),
+    /// A folder or file of the worker's own.
+    #[error("cannot use {}", .path.display())]
+    Path {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The scheduler will not have this worker.
+    #[error("the scheduler refused the worker: {0}")]
+    Refused(String),
+    /// The gRPC server ended by itself.
+    #[error("the gRPC server failed")]
+    Server(#[from] tonic::transport::Error),
+    /// The listener.
+    #[error("cannot use the listener")]
+    Listener(#[source] io::Error),
+}

@@ -1,0 +1,385 @@
+//! The gRPC edge of the worker: decodes requests, asks `jobs.rs`, encodes answers.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, stream};
+use jiff::Timestamp;
+use rustix::process::Signal;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Request, Response, Status};
+
+use super::{
+    error::Error,
+    job::{End, How, Job, Spec, State},
+    jobs::Jobs,
+    output::{Chunk, Follower, OpenError, Wanted},
+};
+use crate::{
+    ids::{JobId, is_name},
+    proto::{self, worker_server},
+    roles::shim::{protocol::Cause, record},
+};
+
+/// How many readers of output a worker serves at once.
+pub(super) const MAX_FOLLOWERS: usize = 1024;
+
+/// The most arguments of a job.
+const MAX_ARGS: usize = 1000;
+
+/// The most bytes of a job's arguments and environment together.
+const MAX_ARG_BYTES: usize = 256 * 1024;
+
+/// The service `jobscheduler.Worker`.
+pub(super) struct Service {
+    worker: String,
+    jobs: Jobs,
+    followers: Arc<Semaphore>,
+}
+
+impl Service {
+    pub(super) fn new(worker: String, jobs: Jobs) -> Self {
+        Self {
+            worker,
+            jobs,
+            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+        }
+    }
+
+    fn io(&self, what: &'static str, error: &std::io::Error) -> Error {
+        Error::Io {
+            worker: self.worker.clone(),
+            what,
+            why: error.to_string(),
+        }
+    }
+}
+
+type Chunks = Pin<Box<dyn Stream<Item = Result<proto::StreamJobResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl worker_server::Worker for Service {
+    async fn start_job(
+        &self,
+        request: Request<proto::StartJobRequest>,
+    ) -> Result<Response<proto::StartJobResponse>, Status> {
+        let request = request.into_inner();
+        let session = Some(request.session.clone()).filter(|session| !session.is_empty());
+        let job = self.jobs.start(spec(request)?, session.as_deref()).await?;
+        Ok(Response::new(proto::StartJobResponse {
+            job_id: job.spec.id.to_string(),
+            status: Some(status(&job)),
+        }))
+    }
+
+    async fn stop_job(
+        &self,
+        request: Request<proto::StopJobRequest>,
+    ) -> Result<Response<proto::StopJobResponse>, Status> {
+        let request = request.into_inner();
+        let signal = match request.signal {
+            0 => Signal::TERM.as_raw(),
+            number => Signal::from_named_raw(number)
+                .ok_or_else(|| Error::BadRequest(format!("there is no signal {number}")))?
+                .as_raw(),
+        };
+        let grace = request.grace_ms.map(Duration::from_millis);
+        let job = self.jobs.stop(id(&request.job_id)?, signal, grace).await?;
+        if !request.no_wait {
+            job.ended().await;
+        }
+        Ok(Response::new(proto::StopJobResponse {}))
+    }
+
+    async fn query_job(
+        &self,
+        request: Request<proto::QueryJobRequest>,
+    ) -> Result<Response<proto::QueryJobResponse>, Status> {
+        let job = self.jobs.get(id(&request.into_inner().job_id)?)?;
+        let status = status(&job);
+        let done = status.ended_us.is_some();
+        let error = done && status.state() != proto::JobState::Succeeded;
+        Ok(Response::new(proto::QueryJobResponse {
+            done,
+            error,
+            error_text: if error {
+                status.reason.clone()
+            } else {
+                String::new()
+            },
+            status: Some(status),
+        }))
+    }
+
+    type StreamJobStream = Chunks;
+
+    async fn stream_job(
+        &self,
+        request: Request<proto::StreamJobRequest>,
+    ) -> Result<Response<Chunks>, Status> {
+        let request = request.into_inner();
+        let job = self.jobs.get(id(&request.job_id)?)?;
+        let permit = self.followers.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| Error::TooManyFollowers(self.worker.clone()))?;
+        let wanted = Wanted {
+            offset: request.offset,
+            tail: request.tail_lines,
+            since_us: request.since_us,
+            stream: match request.stream() {
+                proto::OutputStream::Unspecified => None,
+                proto::OutputStream::Stdout => Some(record::Stream::Stdout),
+                proto::OutputStream::Stderr => Some(record::Stream::Stderr),
+            },
+            follow: !request.no_follow,
+        };
+        let follower = Follower::open(&job.output, job.extent.clone(), wanted)
+            .await
+            .map_err(|error| match error {
+                OpenError::PastEnd { end } => Error::OffsetPastEnd {
+                    offset: request.offset,
+                    end,
+                },
+                OpenError::Io(error) => self.io("read the output", &error),
+            })?;
+        let reading = Reading {
+            worker: self.worker.clone(),
+            job,
+            follower,
+            _permit: permit,
+        };
+        // Nothing is read before it is asked for, so a follower that stops
+        // reading costs one batch and no time of the job's.
+        Ok(Response::new(Box::pin(stream::try_unfold(
+            Some(reading),
+            Reading::next,
+        ))))
+    }
+}
+
+/// One reader's way through one job's output.
+struct Reading {
+    worker: String,
+    job: Job,
+    follower: Follower,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Reading {
+    async fn next(
+        reading: Option<Self>,
+    ) -> Result<Option<(proto::StreamJobResponse, Option<Self>)>, Status> {
+        let Some(mut reading) = reading else {
+            return Ok(None);
+        };
+        match reading.follower.next().await {
+            Ok(Some(chunk)) => Ok(Some((encode(chunk), Some(reading)))),
+            Ok(None) => {
+                let end = proto::StreamJobResponse {
+                    offset: reading.follower.position(),
+                    end: Some(status(&reading.job)),
+                    ..Default::default()
+                };
+                Ok(Some((end, None)))
+            }
+            Err(error) => {
+                tracing::error!(job_id = %reading.job.spec.id, %error, "cannot read output");
+                Err(Error::Io {
+                    worker: reading.worker,
+                    what: "read the output",
+                    why: error.to_string(),
+                }
+                .into())
+            }
+        }
+    }
+}
+
+fn encode(chunk: Chunk) -> proto::StreamJobResponse {
+    let stream = match chunk.stream {
+        record::Stream::Stdout => proto::OutputStream::Stdout,
+        record::Stream::Stderr => proto::OutputStream::Stderr,
+    };
+    proto::StreamJobResponse {
+        output: chunk.bytes,
+        offset: chunk.offset,
+        time_us: chunk.time_us,
+        stream: stream.into(),
+        end: None,
+    }
+}
+
+/// A job as the scheduler is told of it.
+pub(super) fn report(job: &Job) -> proto::JobReport {
+    proto::JobReport {
+        job_id: job.spec.id.to_string(),
+        status: Some(status(job)),
+        spec: None,
+    }
+}
+
+/// The same, for a scheduler that may never have heard of it.
+pub(super) fn full_report(job: &Job) -> proto::JobReport {
+    let spec = (*job.spec).clone();
+    proto::JobReport {
+        spec: Some(proto::StartJobRequest {
+            command: spec.command.unwrap_or_default(),
+            path: spec.path.unwrap_or_default(),
+            job_id: spec.id.to_string(),
+            args: spec.args,
+            env: spec.env.into_iter().collect(),
+            cwd: spec
+                .cwd
+                .map_or_else(String::new, |cwd| cwd.display().to_string()),
+            name: spec.name.unwrap_or_default(),
+            timeout_ms: spec.timeout.map_or(0, |timeout| {
+                u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
+            }),
+            session: String::new(),
+            created_us: spec.created.as_microsecond(),
+        }),
+        ..report(job)
+    }
+}
+
+fn status(job: &Job) -> proto::JobStatus {
+    // The state first: what it says has ended has all of its output counted.
+    let state = job.state.borrow().clone();
+    let output_bytes = job.extent.borrow().bytes;
+    match state {
+        State::Starting => proto::JobStatus {
+            state: proto::JobState::Pending.into(),
+            ..Default::default()
+        },
+        State::Running { pid, since } => proto::JobStatus {
+            state: proto::JobState::Running.into(),
+            pid: Some(pid),
+            started_us: Some(since.as_microsecond()),
+            output_bytes,
+            ..Default::default()
+        },
+        State::Ended(end) => ended(&end, job.spec.timeout, output_bytes),
+    }
+}
+
+fn ended(end: &End, timeout: Option<Duration>, output_bytes: u64) -> proto::JobStatus {
+    use proto::JobState::{Failed, Lost, Stopped, Succeeded, TimedOut};
+    let by = |cause: Cause, itself| match cause {
+        Cause::Itself => itself,
+        Cause::Stopped => Stopped,
+        Cause::TimedOut => TimedOut,
+    };
+    let (state, exit_code, signal, start_error) = match &end.how {
+        How::Refused(refusal) => (Failed, None, None, refusal.code()),
+        How::Exited { code: 0, cause } => (by(*cause, Succeeded), Some(0), None, ""),
+        How::Exited { code, cause } => (by(*cause, Failed), Some(*code), None, ""),
+        How::Signaled { signal, cause } => (by(*cause, Failed), None, Some(*signal), ""),
+        How::Lost(_) => (Lost, None, None, ""),
+    };
+    proto::JobStatus {
+        state: state.into(),
+        pid: end.started.map(|(pid, _)| pid),
+        started_us: end.started.map(|(_, at)| at.as_microsecond()),
+        ended_us: Some(end.at.as_microsecond()),
+        exit_code,
+        signal,
+        reason: end.reason(timeout),
+        start_error: start_error.to_owned(),
+        output_bytes,
+    }
+}
+
+fn id(text: &str) -> Result<JobId, Error> {
+    text.parse()
+        .map_err(|_| Error::BadRequest(format!("{text:?} is not a job id")))
+}
+
+fn spec(request: proto::StartJobRequest) -> Result<Spec, Error> {
+    let bad = |what: &str| Error::BadRequest(what.to_owned());
+    let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    let texts = || {
+        let fixed = [&request.command, &request.path, &request.cwd];
+        let env = request.env.iter().flat_map(|(name, value)| [name, value]);
+        fixed.into_iter().chain(&request.args).chain(env)
+    };
+    if request.command.is_empty() && request.path.is_empty() {
+        return Err(bad("a job needs a command or a path"));
+    }
+    if texts().any(|text| text.contains('\0')) {
+        return Err(bad("a job's texts cannot contain a NUL byte"));
+    }
+    if request.args.len() > MAX_ARGS {
+        return Err(bad("a job takes 1000 arguments at most"));
+    }
+    if texts().map(String::len).sum::<usize>() > MAX_ARG_BYTES {
+        return Err(bad("arguments and environment take 256 KiB at most"));
+    }
+    if let Some(name) = request
+        .env
+        .keys()
+        .find(|name| name.is_empty() || name.contains('='))
+    {
+        return Err(Error::BadRequest(format!(
+            "{name:?} cannot be the name of an environment variable"
+        )));
+    }
+    if !request.cwd.is_empty() && !request.cwd.starts_with('/') {
+        return Err(bad("the folder to run in must be an absolute path"));
+    }
+    if !request.name.is_empty() && !is_name(&request.name) {
+        return Err(Error::BadRequest(format!(
+            "{:?} cannot be the name of a job",
+            request.name
+        )));
+    }
+    let created = match request.created_us {
+        0 => Timestamp::now(),
+        us => Timestamp::from_microsecond(us).map_err(|_| bad("created_us is out of range"))?,
+    };
+    Ok(Spec {
+        id: match request.job_id.as_str() {
+            "" => JobId::random(),
+            text => id(text)?,
+        },
+        command: given(request.command),
+        path: given(request.path),
+        args: request.args,
+        env: request.env.into_iter().collect(),
+        cwd: given(request.cwd).map(Into::into),
+        name: given(request.name),
+        timeout: match request.timeout_ms {
+            0 => None,
+            ms => Some(Duration::from_millis(ms)),
+        },
+        created,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut proto::StartJobRequest)) -> String {
+        let mut request = proto::StartJobRequest {
+            command: "true".into(),
+            ..Default::default()
+        };
+        assert!(spec(request.clone()).is_ok());
+        change(&mut request);
+        match spec(request) {
+            Err(Error::BadRequest(what)) => what,
+            other => panic!("taken: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_job_is_refused() {
+        assert!(refused(|r| r.command.clear()).contains("command or a path"));
+        assert!(refused(|r| r.args = vec!["a\0b".into()]).contains("NUL"));
+        assert!(refused(|r| r.args = vec![String::new(); 1001]).contains("1000"));
+        assert!(refused(|r| r.args = vec!["x".repeat(300_000)]).contains("256 KiB"));
+        assert!(refused(|r| r.env = [("A=B".into(), String::new())].into()).contains("A=B"));
+        assert!(refused(|r| r.cwd = "tmp".into()).contains("absolute"));
+        assert!(refused(|r| r.name = "last".into()).contains("last"));
+        assert!(refused(|r| r.job_id = "7".into()).contains("job id"));
+        assert!(refused(|r| r.created_us = i64::MAX).contains("created_us"));
+    }
+}

@@ -1,0 +1,348 @@
+//! The worker's side of its membership: registers, sends heartbeats with every
+//! change of its jobs, and begins anew, with growing pauses, whenever the
+//! connection or the scheduler is gone.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+
+use super::{
+    error::RunError,
+    grpc::{full_report, report},
+    job::Job,
+    jobs::Jobs,
+};
+use crate::{
+    ids::WorkerId,
+    proto::{self, scheduler_client::SchedulerClient},
+};
+
+/// From the first to the longest pause between two attempts to register; each
+/// is stretched by a random part, so that a whole fleet does not come at once.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// How long a single call to the scheduler may take.
+const CALL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Missed acknowledgements after which the connection counts as broken.
+const MISSED: u32 = 3;
+
+/// The most jobs in one message; one alone may have 256 KiB of arguments, and a
+/// message holds 4 MiB.
+const JOBS_PER_MESSAGE: usize = 500;
+
+/// The most bytes of jobs in one message, unless a single one is larger.
+const BYTES_PER_MESSAGE: usize = 1024 * 1024;
+
+/// Who the worker is to the scheduler.
+pub(super) struct Identity {
+    pub(super) name: String,
+    /// Where the scheduler finds the worker's gRPC server.
+    pub(super) address: String,
+    pub(super) id_file: PathBuf,
+    pub(super) boot_id: String,
+}
+
+/// Keeps the worker registered until `leave`, then delivers what the scheduler
+/// has not heard yet and says goodbye, both within a bounded time.
+///
+/// # Errors
+///
+/// If the scheduler refuses the worker for good the first time it registers; or
+/// if the id it was given cannot be kept.
+pub(super) async fn run(
+    scheduler: String,
+    identity: Identity,
+    jobs: Jobs,
+    leave: CancellationToken,
+) -> Result<(), RunError> {
+    let endpoint = Endpoint::from_shared(format!("http://{scheduler}"))
+        .map_err(RunError::Server)?
+        .connect_timeout(CALL_DEADLINE)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(CALL_DEADLINE)
+        .tcp_nodelay(true);
+    let mut client = SchedulerClient::new(endpoint.connect_lazy());
+    let mut registered_before = false;
+    loop {
+        let registered = tokio::select! {
+            biased;
+            () = leave.cancelled() => return Ok(()),
+            registered = register(&mut client, &scheduler, &identity, !registered_before) => registered?,
+        };
+        registered_before = true;
+        let worker_id = registered.worker_id.clone();
+        tracing::info!(%worker_id, scheduler, "registered");
+        match heartbeats(&mut client, &jobs, registered, &leave).await {
+            Ok(()) => {
+                let request = proto::DeregisterWorkerRequest {
+                    worker_id: worker_id.clone(),
+                };
+                match timeout(CALL_DEADLINE, client.deregister_worker(request)).await {
+                    Ok(Ok(_)) => tracing::info!(%worker_id, "deregistered"),
+                    Ok(Err(status)) => {
+                        tracing::warn!(%worker_id, error = status.message(), "could not deregister");
+                    }
+                    Err(_) => tracing::warn!(%worker_id, "could not deregister in time"),
+                }
+                return Ok(());
+            }
+            Err(status) => {
+                tracing::warn!(%worker_id, error = status.message(), "lost the scheduler");
+            }
+        }
+    }
+}
+
+/// Tries until it succeeds.
+async fn register(
+    client: &mut SchedulerClient<Channel>,
+    scheduler: &str,
+    identity: &Identity,
+    first: bool,
+) -> Result<proto::RegisterWorkerResponse, RunError> {
+    let mut pauses = ExponentialBuilder::default()
+        .with_min_delay(PAUSES.0)
+        .with_max_delay(PAUSES.1)
+        .with_jitter()
+        .without_max_times()
+        .build();
+    let mut last_error = String::new();
+    loop {
+        let request = proto::RegisterWorkerRequest {
+            address: identity.address.clone(),
+            name: identity.name.clone(),
+            worker_id: known_id(&identity.id_file)?,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: identity.boot_id.clone(),
+        };
+        let error = match timeout(CALL_DEADLINE, client.register_worker(request)).await {
+            Ok(Ok(response)) => {
+                let response = response.into_inner();
+                keep_id(&identity.id_file, &response.worker_id)?;
+                return Ok(response);
+            }
+            Ok(Err(status)) => match status.code() {
+                Code::AlreadyExists | Code::InvalidArgument | Code::PermissionDenied if first => {
+                    return Err(RunError::Refused(status.message().to_owned()));
+                }
+                _ => status.message().to_owned(),
+            },
+            Err(_) => "no answer in time".to_owned(),
+        };
+        // Said once, not at every attempt.
+        if error != last_error {
+            tracing::warn!(scheduler, error, "cannot register, trying again");
+            last_error = error;
+        }
+        // Without a limit of times there is always a next one.
+        tokio::time::sleep(pauses.next().unwrap_or(PAUSES.1)).await;
+    }
+}
+
+/// Runs one registration. `Ok`: the worker may say goodbye.
+async fn heartbeats(
+    client: &mut SchedulerClient<Channel>,
+    jobs: &Jobs,
+    registered: proto::RegisterWorkerResponse,
+    leave: &CancellationToken,
+) -> Result<(), Status> {
+    let (sequence, known) = jobs.begin_session(registered.session.clone());
+    let (sender, receiver) = mpsc::channel(4);
+    let call = client.heartbeat(ReceiverStream::new(receiver));
+    let mut upward = Upward {
+        jobs,
+        sender,
+        worker_id: registered.worker_id,
+        session: registered.session,
+        sequence,
+    };
+    // The scheduler answers the call with the first message, not before it.
+    let send_snapshot = async {
+        upward.snapshot(known).await?;
+        Ok(upward)
+    };
+    let call = async {
+        timeout(CALL_DEADLINE, call)
+            .await
+            .map_err(|_| Status::deadline_exceeded("no answer in time"))?
+    };
+    let (upward, downward) = tokio::try_join!(send_snapshot, call)?;
+    let every = Duration::from_millis(registered.heartbeat_interval_ms.max(1).into());
+    upward.keep_going(downward.into_inner(), every, leave).await
+}
+
+/// The worker's half of one heartbeat stream.
+struct Upward<'a> {
+    jobs: &'a Jobs,
+    sender: mpsc::Sender<proto::HeartbeatRequest>,
+    worker_id: String,
+    session: String,
+    /// Everything up to here was sent on this stream.
+    sequence: u64,
+}
+
+impl Upward<'_> {
+    async fn snapshot(&mut self, known: Vec<Job>) -> Result<(), Status> {
+        let mut reports = Vec::new();
+        let mut bytes = 0;
+        for job in known {
+            let report = full_report(&job);
+            let size = prost::Message::encoded_len(&report);
+            if reports.len() == JOBS_PER_MESSAGE || bytes + size > BYTES_PER_MESSAGE {
+                self.send(std::mem::take(&mut reports), false).await?;
+                bytes = 0;
+            }
+            bytes += size;
+            reports.push(report);
+        }
+        self.send(reports, true).await
+    }
+
+    async fn keep_going(
+        mut self,
+        mut downward: Streaming<proto::HeartbeatResponse>,
+        every: Duration,
+        leave: &CancellationToken,
+    ) -> Result<(), Status> {
+        let mut changes = self.jobs.changes().watch();
+        changes.mark_changed();
+        let mut beat = interval(every);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        beat.reset();
+        let mut answered = Instant::now();
+        loop {
+            let left = leave.is_cancelled() && self.jobs.changes().is_empty();
+            if left {
+                return Ok(());
+            }
+            tokio::select! {
+                response = downward.message() => {
+                    let response = response?
+                        .ok_or_else(|| Status::unavailable("the scheduler closed the connection"))?;
+                    answered = Instant::now();
+                    self.jobs.changes().acknowledge(response.acknowledged);
+                }
+                Ok(()) = changes.changed() => self.send_changes().await?,
+                _ = beat.tick() => {
+                    if answered.elapsed() > every * MISSED {
+                        return Err(Status::deadline_exceeded("the scheduler does not answer"));
+                    }
+                    self.send(Vec::new(), false).await?;
+                }
+                () = leave.cancelled(), if !leave.is_cancelled() => {}
+            }
+        }
+    }
+
+    async fn send_changes(&mut self) -> Result<(), Status> {
+        loop {
+            let changes = self.jobs.changes().since(self.sequence, JOBS_PER_MESSAGE);
+            let Some((last, _)) = changes.last() else {
+                return Ok(());
+            };
+            self.sequence = *last;
+            let known = changes.iter().filter_map(|(_, id)| self.jobs.get(*id).ok());
+            self.send(known.map(|job| report(&job)).collect(), false)
+                .await?;
+        }
+    }
+
+    async fn send(
+        &self,
+        jobs: Vec<proto::JobReport>,
+        snapshot_complete: bool,
+    ) -> Result<(), Status> {
+        let request = proto::HeartbeatRequest {
+            worker_id: self.worker_id.clone(),
+            session: self.session.clone(),
+            sequence: self.sequence,
+            jobs,
+            snapshot_complete,
+            running: u32::try_from(self.jobs.running()).unwrap_or(u32::MAX),
+            load_milli: load_milli(),
+        };
+        self.sender
+            .send(request)
+            .await
+            .map_err(|_| Status::unavailable("the scheduler closed the connection"))
+    }
+}
+
+/// The load average over one minute; the kernel counts it in 1/65536
+/// (sysinfo(2)).
+fn load_milli() -> u32 {
+    let load = rustix::system::sysinfo().loads[0].saturating_mul(1000) / 65_536;
+    u32::try_from(load).unwrap_or(u32::MAX)
+}
+
+/// The id the scheduler gave to this worker before; empty at its first time.
+fn known_id(path: &Path) -> Result<String, RunError> {
+    let at = |source| RunError::Path {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::read_to_string(path) {
+        Ok(text) => match text.trim().parse::<WorkerId>() {
+            Ok(id) => Ok(id.to_string()),
+            Err(_) => Err(at(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it does not hold a worker's id; remove it and the worker gets a new one",
+            ))),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(at(error)),
+    }
+}
+
+/// All or nothing: the file is never seen half written.
+fn keep_id(path: &Path, id: &str) -> Result<(), RunError> {
+    let write = || {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        writeln!(file, "{id}")?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        fs::File::open(dir)?.sync_all()
+    };
+    if known_id(path)? == id {
+        return Ok(());
+    }
+    write().map_err(|source| RunError::Path {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_kept_and_a_damaged_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("worker-id");
+        assert_eq!(known_id(&path).unwrap(), "");
+        let id = WorkerId::random().to_string();
+        keep_id(&path, &id).unwrap();
+        keep_id(&path, &id).unwrap();
+        assert_eq!(known_id(&path).unwrap(), id);
+        fs::write(&path, "junk").unwrap();
+        assert!(known_id(&path).is_err());
+    }
+}

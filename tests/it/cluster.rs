@@ -1,0 +1,356 @@
+//! A cluster of real roles inside the test, on a loopback address of its own,
+//! with short heartbeats and graces; and the same as real processes, for tests
+//! that kill.
+
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use jobctl::{
+    api::{Job, JobState, LogsQuery, QueryRequest, StartRequest, Worker, WorkerState},
+    client::{Client, Error, Logs, logs::Event},
+    ids::JobId,
+    roles::{
+        scheduler::{self, Listeners},
+        worker,
+    },
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{binary, within};
+
+/// How often the workers of a test send heartbeats.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
+
+/// TERM to KILL in a test.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// The ports of a scheduler and its workers, which can be fixed, and so are there
+/// again after a restart, because the address is nobody else's.
+#[derive(Clone, Copy)]
+pub(crate) struct Place(Ipv4Addr);
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let [a, b, c, ..] = uuid::Uuid::new_v4().into_bytes();
+        // 127.0.0.0 is where everybody else is.
+        Self(Ipv4Addr::new(127, a.max(1), b, c.clamp(1, 254)))
+    }
+
+    pub(crate) fn http(self) -> String {
+        format!("{}:3000", self.0)
+    }
+
+    pub(crate) fn grpc(self) -> String {
+        format!("{}:50000", self.0)
+    }
+
+    pub(crate) fn worker(self, number: usize) -> String {
+        format!("{}:{}", self.0, 30000 + number)
+    }
+
+    pub(crate) fn server(self) -> String {
+        format!("http://{}", self.http())
+    }
+
+    pub(crate) fn client(self) -> Client {
+        Client::new(self.server().parse().unwrap()).unwrap()
+    }
+}
+
+/// Roles in this process.
+pub(crate) struct TestCluster {
+    pub(crate) client: Client,
+    pub(crate) place: Place,
+    pub(crate) scheduler: Running<scheduler::Error>,
+    pub(crate) workers: Vec<Running<worker::Error>>,
+    dir: tempfile::TempDir,
+}
+
+/// One role.
+pub(crate) struct Running<E> {
+    pub(crate) shutdown: CancellationToken,
+    task: JoinHandle<Result<(), E>>,
+}
+
+impl<E: std::fmt::Debug> Running<E> {
+    /// Asks it to end and waits until it has.
+    pub(crate) async fn end(self) {
+        self.shutdown.cancel();
+        within(self.task).await.unwrap().unwrap();
+    }
+
+    /// Ends it without a word.
+    pub(crate) async fn abort(self) {
+        self.task.abort();
+        within(self.task).await.unwrap_err();
+    }
+}
+
+impl TestCluster {
+    /// A scheduler and `workers` workers named w1, w2, …, all ready.
+    pub(crate) async fn start(workers: usize) -> Self {
+        let place = Place::new();
+        let mut cluster = Self {
+            client: place.client(),
+            place,
+            scheduler: start_scheduler(place).await,
+            workers: Vec::new(),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        for number in 1..=workers {
+            let worker = cluster.start_worker(number).await;
+            cluster.workers.push(worker);
+        }
+        cluster.ready(workers).await;
+        cluster
+    }
+
+    pub(crate) async fn start_worker(&self, number: usize) -> Running<worker::Error> {
+        let config = worker::Config {
+            name: format!("w{number}"),
+            scheduler: self.place.grpc(),
+            advertise: None,
+            data_dir: self.data_dir(number),
+            script_dir: None,
+            shim: binary(),
+            grace: GRACE,
+            keep_finished: 1000,
+        };
+        let listener = TcpListener::bind(self.place.worker(number)).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(worker::run(config, listener, shutdown.clone()));
+        Running { shutdown, task }
+    }
+
+    pub(crate) fn data_dir(&self, number: usize) -> PathBuf {
+        self.dir.path().join(format!("w{number}"))
+    }
+
+    /// Puts a script into the script folder of a worker.
+    pub(crate) fn script(&self, number: usize, name: &str, text: &str) {
+        fs::write(self.data_dir(number).join("scripts").join(name), text).unwrap();
+    }
+
+    pub(crate) async fn ready(&self, workers: usize) {
+        let ready = self.client.ready(workers, Duration::from_secs(30));
+        within(ready).await.unwrap();
+    }
+
+    pub(crate) async fn start_job(&self, request: &StartRequest) -> Result<JobId, Error> {
+        Ok(within(self.client.start(request)).await?.job_id)
+    }
+
+    pub(crate) async fn sh(&self, script: &str) -> JobId {
+        self.start_job(&sh(script)).await.unwrap()
+    }
+
+    pub(crate) async fn job(&self, id: JobId) -> Job {
+        job(&self.client, id).await
+    }
+
+    /// Waits for the job's end.
+    pub(crate) async fn end_of(&self, id: JobId) -> Job {
+        end_of(&self.client, id).await
+    }
+
+    /// The job's whole output; waits for its end.
+    pub(crate) async fn output(&self, id: JobId) -> Vec<u8> {
+        output(&self.client, id).await
+    }
+
+    pub(crate) async fn worker(&self, name: &str) -> Worker {
+        worker_named(&self.client, name).await
+    }
+
+    /// Waits until the scheduler shows a worker in this state.
+    pub(crate) async fn worker_is(&self, name: &str, state: WorkerState) -> Worker {
+        worker_is(&self.client, name, state).await
+    }
+
+    /// Ends everything, workers first, and returns when it has ended.
+    pub(crate) async fn end(self) {
+        for worker in self.workers {
+            worker.end().await;
+        }
+        self.scheduler.end().await;
+    }
+}
+
+pub(crate) async fn start_scheduler(place: Place) -> Running<scheduler::Error> {
+    let listeners = Listeners {
+        http: TcpListener::bind(place.http()).await.unwrap(),
+        grpc: TcpListener::bind(place.grpc()).await.unwrap(),
+    };
+    let config = scheduler::Config {
+        heartbeat_interval: HEARTBEAT,
+        call_deadline: Duration::from_secs(10),
+        keep_finished: 1000,
+    };
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(scheduler::run(config, listeners, shutdown.clone()));
+    Running { shutdown, task }
+}
+
+/// A request for a shell that runs `script`.
+pub(crate) fn sh(script: &str) -> StartRequest {
+    StartRequest {
+        command: Some("sh".into()),
+        args: vec!["-c".into(), script.into()],
+        ..Default::default()
+    }
+}
+
+pub(crate) async fn job(client: &Client, id: JobId) -> Job {
+    let request = QueryRequest {
+        job_id: id.to_string(),
+        ..Default::default()
+    };
+    within(client.query(&request)).await.unwrap().job
+}
+
+pub(crate) async fn end_of(client: &Client, id: JobId) -> Job {
+    let request = QueryRequest {
+        job_id: id.to_string(),
+        wait_ms: Some(60_000),
+        ..Default::default()
+    };
+    let answer = within(client.query(&request)).await.unwrap();
+    assert!(answer.done, "{answer:?}");
+    answer.job
+}
+
+pub(crate) fn everything(id: JobId) -> LogsQuery {
+    LogsQuery {
+        job_id: id.to_string(),
+        follow: true,
+        ..Default::default()
+    }
+}
+
+pub(crate) async fn output(client: &Client, id: JobId) -> Vec<u8> {
+    read(client, everything(id)).await.unwrap()
+}
+
+/// What `GET /logs` returns, to its end.
+pub(crate) async fn read(client: &Client, query: LogsQuery) -> Result<Vec<u8>, Error> {
+    Ok(rest(&mut within(client.logs(query)).await?).await)
+}
+
+/// What is left of an output.
+pub(crate) async fn rest(logs: &mut Logs) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        match within(logs.next()).await.unwrap() {
+            Event::Output(message) => bytes.extend_from_slice(&message.output),
+            Event::End(_) => return bytes,
+            Event::Reconnecting => {}
+        }
+    }
+}
+
+pub(crate) async fn worker_named(client: &Client, name: &str) -> Worker {
+    let workers = within(client.workers()).await.unwrap().workers;
+    let found = workers.into_iter().find(|worker| worker.name == name);
+    found.unwrap_or_else(|| panic!("no worker {name}"))
+}
+
+pub(crate) async fn worker_is(client: &Client, name: &str, state: WorkerState) -> Worker {
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            pause.tick().await;
+            let workers = client.workers().await.unwrap().workers;
+            let found = workers.into_iter().find(|worker| worker.name == name);
+            if let Some(worker) = found.filter(|worker| worker.state == state) {
+                return worker;
+            }
+        }
+    })
+    .await
+}
+
+/// Waits until the scheduler shows a job in this state.
+pub(crate) async fn job_is(client: &Client, id: JobId, state: JobState) -> Job {
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            pause.tick().await;
+            let job = job(client, id).await;
+            if job.state == state {
+                return job;
+            }
+            assert!(!job.state.is_final(), "{job:?}");
+        }
+    })
+    .await
+}
+
+/// A role as a process of its own; killed when it is dropped.
+pub(crate) struct Process(Child);
+
+impl Process {
+    pub(crate) fn scheduler(place: Place) -> Self {
+        let mut command = Command::new(binary());
+        command.args([
+            "scheduler",
+            "--log-level",
+            "warn",
+            "--heartbeat-interval",
+            "100ms",
+        ]);
+        command.args(["--http-addr", &place.http(), "--grpc-addr", &place.grpc()]);
+        Self(command.spawn().unwrap())
+    }
+
+    pub(crate) fn worker(place: Place, number: usize, data: &Path) -> Self {
+        let mut command = Command::new(binary());
+        command.args(["worker", "--log-level", "warn", "--grace", "300ms"]);
+        command.args(["--name", &format!("w{number}")]);
+        command.args([
+            "--grpc-addr",
+            &place.worker(number),
+            "--scheduler",
+            &place.grpc(),
+        ]);
+        command.arg("--data-dir").arg(data);
+        Self(command.stdin(Stdio::null()).spawn().unwrap())
+    }
+
+    /// kill -9, and wait until it is gone.
+    pub(crate) fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for its end; returns its exit code.
+    pub(crate) async fn code(mut self) -> Option<i32> {
+        let ended = tokio::task::spawn_blocking(move || self.0.wait().unwrap().code());
+        within(ended).await.unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if it has ended, which is what is wanted.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl From<Child> for Process {
+    fn from(child: Child) -> Self {
+        Self(child)
+    }
+}

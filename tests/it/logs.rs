@@ -1,0 +1,173 @@
+//! `GET /logs`: every byte, live, from anywhere, for anybody.
+
+use std::{collections::HashSet, fs};
+
+use jobctl::{
+    api::{JobState, LogsQuery, Stream},
+    client::{Error, logs::Event},
+};
+
+use crate::{
+    cluster::{TestCluster, everything, output, read, start_scheduler},
+    support::{sha256, within},
+};
+
+#[tokio::test]
+async fn a_line_is_seen_as_soon_as_it_was_written() {
+    let cluster = TestCluster::start(1).await;
+    let fifo = cluster.data_dir(1).join("fifo");
+    let script = format!(
+        "mkfifo {fifo}; for i in 1 2 3; do echo $i; read x < {fifo}; done; exit 3",
+        fifo = fifo.display()
+    );
+    let id = cluster.sh(&script).await;
+    let mut logs = within(cluster.client.logs(everything(id))).await.unwrap();
+    let mut held = Vec::new();
+    for expected in ["1\n", "2\n", "3\n"] {
+        let Event::Output(message) = within(logs.next()).await.unwrap() else {
+            panic!("ended before {expected}");
+        };
+        assert_eq!(message.output, expected);
+        // The job goes on only when its line was seen.
+        let mut fifo = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&fifo)
+            .unwrap();
+        std::io::Write::write_all(&mut fifo, b"\n").unwrap();
+        held.push(fifo);
+    }
+    let Event::End(status) = within(logs.next()).await.unwrap() else {
+        panic!("more output");
+    };
+    assert_eq!(
+        (status.state, status.exit_code),
+        (JobState::Failed, Some(3))
+    );
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn every_offset_stream_and_tail_is_served() {
+    let cluster = TestCluster::start(1).await;
+    let id = cluster.sh("printf 'one\\ntwo\\n\\377\\nfour\\n'").await;
+    let whole = b"one\ntwo\n\xff\nfour\n";
+    cluster.end_of(id).await;
+    for offset in 0..=whole.len() {
+        let query = LogsQuery {
+            offset: Some(offset as u64),
+            ..everything(id)
+        };
+        assert_eq!(
+            read(&cluster.client, query).await.unwrap(),
+            &whole[offset..]
+        );
+    }
+    let tail = LogsQuery {
+        tail: Some(2),
+        follow: false,
+        ..everything(id)
+    };
+    assert_eq!(read(&cluster.client, tail).await.unwrap(), b"\xff\nfour\n");
+    let stderr = LogsQuery {
+        stream: Some(Stream::Stderr),
+        ..everything(id)
+    };
+    assert_eq!(read(&cluster.client, stderr).await.unwrap(), b"");
+    let past = LogsQuery {
+        offset: Some(16),
+        ..everything(id)
+    };
+    let error = read(&cluster.client, past).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Refused { status: 416, .. }),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("16") && error.to_string().contains("15"),
+        "{error}"
+    );
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn without_follow_it_ends_with_what_is_there() {
+    let cluster = TestCluster::start(1).await;
+    let id = cluster.sh("echo there; sleep 600").await;
+    let mut logs = within(cluster.client.logs(everything(id))).await.unwrap();
+    within(logs.next()).await.unwrap();
+    let query = LogsQuery {
+        follow: false,
+        ..everything(id)
+    };
+    assert_eq!(read(&cluster.client, query).await.unwrap(), b"there\n");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn fifty_followers_see_the_same_bytes() {
+    let cluster = TestCluster::start(1).await;
+    let id = cluster
+        .sh("head -c 3000000 /dev/urandom; sleep 0.1; head -c 300000 /dev/urandom")
+        .await;
+    let followers: Vec<_> = (0..50)
+        .map(|_| {
+            let client = cluster.place.client();
+            tokio::spawn(async move { sha256(&output(&client, id).await) })
+        })
+        .collect();
+    let mut sums = HashSet::new();
+    for follower in followers {
+        sums.insert(within(follower).await.unwrap());
+    }
+    assert_eq!(sums.len(), 1);
+    assert_eq!(cluster.end_of(id).await.output_bytes, 3_300_000);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_follower_survives_a_restart_of_the_scheduler() {
+    let mut cluster = TestCluster::start(1).await;
+    let fifo = cluster.data_dir(1).join("fifo");
+    let script = format!(
+        "mkfifo {fifo}; echo before; read x < {fifo}; echo after; exit 7",
+        fifo = fifo.display()
+    );
+    let id = cluster.sh(&script).await;
+    let mut logs = within(cluster.client.logs(everything(id))).await.unwrap();
+    let Event::Output(message) = within(logs.next()).await.unwrap() else {
+        panic!("no output");
+    };
+    assert_eq!(message.output, "before\n");
+    cluster.scheduler.abort().await;
+    cluster.scheduler = start_scheduler(cluster.place).await;
+    let held = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&fifo)
+        .unwrap();
+    std::io::Write::write_all(&mut &held, b"\n").unwrap();
+    let mut rest = Vec::new();
+    let status = loop {
+        match within(logs.next()).await.unwrap() {
+            Event::Output(message) => rest.extend_from_slice(&message.output),
+            Event::Reconnecting => {}
+            Event::End(status) => break status,
+        }
+    };
+    assert_eq!(rest, b"after\n");
+    assert_eq!(status.exit_code, Some(7));
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_hundred_mebibytes_arrive_whole() {
+    let cluster = TestCluster::start(1).await;
+    let file = cluster.data_dir(1).join("random");
+    let script = format!("head -c 104857600 /dev/urandom | tee {}", file.display());
+    let id = cluster.sh(&script).await;
+    let bytes = cluster.output(id).await;
+    assert_eq!(bytes.len(), 104_857_600);
+    assert!(bytes == fs::read(file).unwrap(), "not the same bytes");
+    cluster.end().await;
+}

@@ -1,0 +1,18 @@
+//! The one integration-test binary: a file for each verb or part, with the
+//! cluster they share.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and so do the functions it calls"
+)]
+
+mod cli;
+mod cluster;
+mod completions;
+mod logs;
+mod rooms;
+mod start;
+mod stop;
+mod support;
+mod worker;
+mod workers;

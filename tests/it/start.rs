@@ -1,0 +1,157 @@
+//! `POST /start`, from the client to the process and back.
+
+use jobctl::{
+    api::{JobState, StartRequest, code},
+    client::Error,
+};
+
+use crate::cluster::{TestCluster, sh};
+
+fn refusal(error: &Error) -> (u16, &str, Option<jobctl::ids::JobId>) {
+    match error {
+        Error::Refused { status, error } => (*status, &error.code, error.job_id),
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_script_runs_on_the_worker_that_was_named() {
+    let cluster = TestCluster::start(2).await;
+    cluster.script(2, "count.sh", "for i in $(seq $1); do echo $i; done\n");
+    let request = StartRequest {
+        worker_id: Some("w2".into()),
+        command: Some("bash".into()),
+        path: Some("count.sh".into()),
+        args: vec!["3".into()],
+        name: Some("counting".into()),
+        ..Default::default()
+    };
+    let id = cluster.start_job(&request).await.unwrap();
+    assert_eq!(cluster.output(id).await, b"1\n2\n3\n");
+    let job = cluster.end_of(id).await;
+    assert_eq!(job.state, JobState::Succeeded);
+    assert_eq!(
+        (job.exit_code, job.signal, job.reason),
+        (Some(0), None, None)
+    );
+    assert_eq!(job.worker.as_deref(), Some("w2"));
+    assert_eq!(job.name.as_deref(), Some("counting"));
+    assert_eq!(job.output_bytes, 6);
+    assert!(job.created_at <= job.started_at.unwrap());
+    assert!(job.started_at.unwrap() <= job.ended_at.unwrap());
+
+    let elsewhere = StartRequest {
+        worker_id: Some("w1".into()),
+        ..request
+    };
+    let error = cluster.start_job(&elsewhere).await.unwrap_err();
+    assert_eq!(refusal(&error).1, code::SCRIPT_NOT_FOUND);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn without_a_worker_the_least_busy_is_taken() {
+    let cluster = TestCluster::start(2).await;
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let id = cluster.sh("sleep 600").await;
+        seen.push(cluster.job(id).await.worker.unwrap());
+    }
+    seen.sort();
+    assert_eq!(seen, ["w1", "w1", "w2", "w2"]);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn environment_folder_and_timeout_arrive() {
+    let cluster = TestCluster::start(1).await;
+    let request = StartRequest {
+        env: [("GREETING".into(), "hello".into())].into(),
+        cwd: Some("/".into()),
+        timeout_ms: Some(200),
+        ..sh("echo $GREETING from $(pwd), $JOBCTL_JOB_ID; sleep 600")
+    };
+    let id = cluster.start_job(&request).await.unwrap();
+    let text = String::from_utf8(cluster.output(id).await).unwrap();
+    assert_eq!(text.lines().next().unwrap(), format!("hello from /, {id}"));
+    let job = cluster.end_of(id).await;
+    assert_eq!(job.state, JobState::TimedOut);
+    assert_eq!(job.reason.as_deref(), Some("timed out after 200ms"));
+    assert_eq!(job.env, ["GREETING"]);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn what_the_worker_refuses_is_recorded_as_failed() {
+    let cluster = TestCluster::start(1).await;
+    for (request, expected, name) in [
+        (
+            StartRequest {
+                command: Some("no-such-program".into()),
+                ..Default::default()
+            },
+            code::PROGRAM_NOT_FOUND,
+            "no-such-program",
+        ),
+        (
+            StartRequest {
+                command: Some("/etc/passwd".into()),
+                ..Default::default()
+            },
+            code::NOT_EXECUTABLE,
+            "/etc/passwd",
+        ),
+        (
+            StartRequest {
+                path: Some("../worker-id".into()),
+                ..Default::default()
+            },
+            "outside_script_folder",
+            "../worker-id",
+        ),
+    ] {
+        let error = cluster.start_job(&request).await.unwrap_err();
+        let (status, word, id) = refusal(&error);
+        assert_eq!((status, word), (422, expected));
+        assert!(error.to_string().contains(name), "{error}");
+        let job = cluster.job(id.unwrap()).await;
+        assert_eq!(job.state, JobState::Failed);
+        assert_eq!(job.start_error.as_deref(), Some(expected));
+        assert!(job.reason.unwrap().contains(name));
+        assert_eq!((job.exit_code, job.pid), (None, None));
+        assert_eq!(cluster.output(id.unwrap()).await, b"");
+    }
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn nonsense_is_refused_before_anything_is_recorded() {
+    let cluster = TestCluster::start(1).await;
+    let nul = sh("echo \0");
+    let empty = StartRequest::default();
+    let relative = StartRequest {
+        cwd: Some("tmp".into()),
+        ..sh("true")
+    };
+    let unnamable = StartRequest {
+        name: Some("a b".into()),
+        ..sh("true")
+    };
+    let nowhere = StartRequest {
+        worker_id: Some("w9".into()),
+        ..sh("true")
+    };
+    for (request, expected) in [
+        (nul, 400),
+        (empty, 400),
+        (relative, 400),
+        (unnamable, 400),
+        (nowhere, 404),
+    ] {
+        let error = cluster.start_job(&request).await.unwrap_err();
+        assert_eq!(refusal(&error).0, expected, "{error}");
+    }
+    let jobs = cluster.client.jobs(&Default::default()).await.unwrap().jobs;
+    assert_eq!(jobs, []);
+    cluster.end().await;
+}

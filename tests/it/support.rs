@@ -1,0 +1,75 @@
+//! What every test here needs: limits, and a look at processes from outside.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use jobctl::ids::JobId;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Longer than anything here takes on a busy machine; reached only by a hang.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// The binary under test.
+pub(crate) fn binary() -> PathBuf {
+    env!("CARGO_BIN_EXE_jobctl").into()
+}
+
+/// What `future` returns, which has to be soon.
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future)
+        .await
+        .expect("it did not happen in time")
+}
+
+/// Waits for something that nobody announces.
+pub(crate) async fn eventually(condition: impl Fn() -> bool) {
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(5));
+        while !condition() {
+            pause.tick().await;
+        }
+    })
+    .await;
+}
+
+/// Whether there is no such process, or only what is left of it.
+pub(crate) fn gone(pid: &str) -> bool {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .trim_start()
+            .starts_with('Z'),
+        Err(_) => true,
+    }
+}
+
+/// The living processes that bear a job's mark in their environment.
+pub(crate) fn processes_of(id: JobId) -> Vec<String> {
+    let mark = format!("JOBCTL_JOB_ID={id}\0");
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| {
+            let pid = entry.ok()?.file_name().into_string().ok()?;
+            let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+            let marked = environ.windows(mark.len()).any(|w| w == mark.as_bytes());
+            (marked && !gone(&pid)).then_some(pid)
+        })
+        .collect()
+}
+
+/// kill -9.
+pub(crate) fn kill(pid: i32) {
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+/// In hexadecimal, by the machine's own tool.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    let output = std::process::Command::new("sha256sum")
+        .arg(file.path())
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()[..64].to_owned()
+}

@@ -1,0 +1,255 @@
+//! Who is in the cluster: joining, missing heartbeats, coming back, leaving.
+
+use jobctl::{
+    api::{JobState, StopRequest, WorkerState, code},
+    client::{Error, logs::Event},
+};
+use rustix::process::Signal;
+
+use crate::{
+    cluster::{
+        Place, Process, TestCluster, end_of, everything, job, job_is, rest, sh, start_scheduler,
+        worker_is, worker_named,
+    },
+    support::{processes_of, within},
+};
+
+#[tokio::test]
+async fn a_worker_that_says_goodbye_has_left() {
+    let mut cluster = TestCluster::start(2).await;
+    let id = cluster
+        .start_job(&jobctl::api::StartRequest {
+            worker_id: Some("w2".into()),
+            ..sh("echo begun; sleep 600")
+        })
+        .await
+        .unwrap();
+    let before = cluster.worker("w2").await;
+    cluster.workers.pop().unwrap().end().await;
+    let after = cluster.worker("w2").await;
+    assert_eq!((after.state, after.id), (WorkerState::Left, before.id));
+    let job = cluster.job(id).await;
+    assert_eq!(
+        job.state,
+        JobState::Stopped,
+        "its jobs were ended and reported: {job:?}"
+    );
+    assert!(processes_of(id).is_empty());
+    let error = cluster
+        .start_job(&jobctl::api::StartRequest {
+            worker_id: Some("w2".into()),
+            ..sh("true")
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Some("worker_left"));
+
+    let back = cluster.start_worker(2).await;
+    cluster.workers.push(back);
+    let again = cluster.worker_is("w2", WorkerState::Ready).await;
+    assert_eq!(again.id, before.id, "the same worker under the same id");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn workers_and_jobs_are_known_again_after_a_restart_of_the_scheduler() {
+    let mut cluster = TestCluster::start(2).await;
+    let before = [cluster.worker("w1").await.id, cluster.worker("w2").await.id];
+    let running = cluster.sh("echo hello; sleep 600").await;
+    let ended = cluster.sh("exit 5").await;
+    cluster.end_of(ended).await;
+    cluster.scheduler.abort().await;
+    cluster.scheduler = start_scheduler(cluster.place).await;
+    cluster.ready(2).await;
+    assert_eq!(
+        [cluster.worker("w1").await.id, cluster.worker("w2").await.id],
+        before
+    );
+    assert_eq!(cluster.job(running).await.state, JobState::Running);
+    let job = cluster.job(ended).await;
+    assert_eq!((job.state, job.exit_code), (JobState::Failed, Some(5)));
+    let stop = StopRequest {
+        job_id: running.to_string(),
+        ..Default::default()
+    };
+    within(cluster.client.stop(&stop)).await.unwrap();
+    assert_eq!(cluster.output(running).await, b"hello\n");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_second_worker_of_a_name_is_refused() {
+    let cluster = TestCluster::start(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = jobctl::roles::worker::Config {
+        name: "w1".into(),
+        scheduler: cluster.place.grpc(),
+        advertise: None,
+        data_dir: dir.path().to_owned(),
+        script_dir: None,
+        shim: crate::support::binary(),
+        grace: std::time::Duration::from_secs(1),
+        keep_finished: 1,
+    };
+    let listener = tokio::net::TcpListener::bind(cluster.place.worker(2))
+        .await
+        .unwrap();
+    let role = jobctl::roles::worker::run(config, listener, Default::default());
+    let error = within(role).await.unwrap_err().to_string();
+    assert!(error.contains("w1") && error.contains("refused"), "{error}");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_frozen_worker_is_unreachable_and_then_the_same_again() {
+    let place = Place::new();
+    let dir = tempfile::tempdir().unwrap();
+    let _scheduler = Process::scheduler(place);
+    let worker = Process::worker(place, 1, dir.path());
+    let client = connected(place).await;
+    let before = worker_named(&client, "w1").await;
+    let id = client
+        .start(&sh("echo hello; sleep 600"))
+        .await
+        .unwrap()
+        .job_id;
+    worker.signal(Signal::STOP);
+    worker_is(&client, "w1", WorkerState::Unreachable).await;
+    let unknown = job_is(&client, id, JobState::Unknown).await;
+    assert!(unknown.reason.unwrap().contains("w1"));
+    let on_w1 = jobctl::api::StartRequest {
+        worker_id: Some("w1".into()),
+        ..sh("true")
+    };
+    let error = client.start(&on_w1).await.unwrap_err();
+    assert_eq!(error.code(), Some(code::WORKER_UNREACHABLE));
+    assert!(matches!(error, Error::Refused { status: 504, .. }));
+    let error = client.start(&sh("true")).await.unwrap_err();
+    assert!(matches!(error, Error::Refused { status: 503, .. }));
+    worker.signal(Signal::CONT);
+    let after = worker_is(&client, "w1", WorkerState::Ready).await;
+    assert_eq!(after.id, before.id);
+    job_is(&client, id, JobState::Running).await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.code().await, Some(0));
+    assert_eq!(job(&client, id).await.state, JobState::Stopped);
+}
+
+/// The roles as processes are up once a worker is ready.
+async fn connected(place: Place) -> jobctl::client::Client {
+    let client = place.client();
+    within(async {
+        let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
+        while client.version().await.is_err() {
+            pause.tick().await;
+        }
+    })
+    .await;
+    client
+        .ready(1, std::time::Duration::from_secs(30))
+        .await
+        .unwrap();
+    client
+}
+
+#[tokio::test]
+async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
+    let place = Place::new();
+    let dir = tempfile::tempdir().unwrap();
+    let scheduler = Process::scheduler(place);
+    let _worker = Process::worker(place, 1, dir.path());
+    let client = connected(place).await;
+    let before = worker_named(&client, "w1").await.id;
+    let fifo = dir.path().join("fifo");
+    let script = format!(
+        "mkfifo {0}; echo one; read x < {0}; echo two; exit 7",
+        fifo.display()
+    );
+    let id = client.start(&sh(&script)).await.unwrap().job_id;
+    let mut logs = within(client.logs(everything(id))).await.unwrap();
+    let Event::Output(first) = within(logs.next()).await.unwrap() else {
+        panic!("no output");
+    };
+    assert_eq!(first.output, "one\n");
+    let follower = tokio::spawn(async move { rest(&mut logs).await });
+    scheduler.kill();
+    let _scheduler = Process::scheduler(place);
+    let client = connected(place).await;
+    assert_eq!(worker_named(&client, "w1").await.id, before);
+    let held = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&fifo)
+        .unwrap();
+    std::io::Write::write_all(&mut &held, b"\n").unwrap();
+    let job = end_of(&client, id).await;
+    assert_eq!((job.state, job.exit_code), (JobState::Failed, Some(7)));
+    assert_eq!(within(follower).await.unwrap(), b"two\n");
+}
+
+#[tokio::test]
+async fn a_killed_worker_leaves_nothing_running_and_its_job_is_lost() {
+    let place = Place::new();
+    let dir = tempfile::tempdir().unwrap();
+    let _scheduler = Process::scheduler(place);
+    let worker = Process::worker(place, 1, dir.path());
+    let client = connected(place).await;
+    let id = client
+        .start(&sh("trap '' TERM HUP; sleep 600; sleep 600"))
+        .await
+        .unwrap()
+        .job_id;
+    worker.kill();
+    worker_is(&client, "w1", WorkerState::Unreachable).await;
+    crate::support::eventually(|| processes_of(id).is_empty()).await;
+    let _worker = Process::worker(place, 1, dir.path());
+    worker_is(&client, "w1", WorkerState::Ready).await;
+    let job = end_of(&client, id).await;
+    assert_eq!((job.state, job.exit_code), (JobState::Lost, None));
+    assert!(job.reason.unwrap().contains("worker restarted"));
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_worker_at_once() {
+    let place = Place::new();
+    let dir = tempfile::tempdir().unwrap();
+    let _scheduler = Process::scheduler(place);
+    let mut command = std::process::Command::new(crate::support::binary());
+    command.args([
+        "worker",
+        "--name",
+        "w1",
+        "--grace",
+        "1h",
+        "--log-level",
+        "warn",
+    ]);
+    command.args([
+        "--grpc-addr",
+        &place.worker(1),
+        "--scheduler",
+        &place.grpc(),
+    ]);
+    command.arg("--data-dir").arg(dir.path());
+    let worker = Process::from(command.spawn().unwrap());
+    let client = connected(place).await;
+    let id = client
+        .start(&sh("trap '' TERM; echo ready; sleep 600; sleep 600"))
+        .await
+        .unwrap()
+        .job_id;
+    let mut logs = within(client.logs(everything(id))).await.unwrap();
+    within(logs.next()).await.unwrap();
+    worker.signal(Signal::TERM);
+    // It refuses new jobs from the moment the first signal was taken in.
+    within(async {
+        let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
+        while client.start(&sh("true")).await.is_ok() {
+            pause.tick().await;
+        }
+    })
+    .await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.code().await, Some(143));
+    crate::support::eventually(|| processes_of(id).is_empty()).await;
+}
