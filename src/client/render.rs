@@ -413,9 +413,9 @@ fn job_row(job: &Job, wide: bool, now: Timestamp) -> Vec<Cell> {
     if wide {
         row.push(cell_or(job.pid));
     }
-    row.push(cell(age(now.duration_since(job.created_at))));
+    row.push(cell(age(now, job.created_at)));
     if wide {
-        row.push(cell_or(ran(job, now).map(age)));
+        row.push(cell_or(ran(job, now).map(length)));
         row.push(cell(size(job.output_bytes)));
         row.push(cell_or(job.reason.as_ref()));
     }
@@ -445,7 +445,7 @@ fn job_colour(state: JobState) -> Option<AnsiColor> {
 
 fn worker_row(worker: &Worker, wide: bool, now: Timestamp) -> Vec<Cell> {
     let state = cell(worker.state.as_str());
-    let since = |time: Timestamp| age(now.duration_since(time));
+    let since = |time: Timestamp| age(now, time);
     let mut row = vec![
         cell(worker.id.short()),
         cell(&worker.name),
@@ -474,12 +474,16 @@ fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         Some(color) if colour => color.on_default(),
         _ => Style::new(),
     };
-    let when = |time: Option<Timestamp>| {
-        time.map(|time| format!("{time:.3} ({} ago)", age(now.duration_since(time))))
-    };
-    let state = match (&job.reason, job.state) {
-        (Some(reason), state) => format!("{style}{}{style:#}: {}", state.as_str(), visible(reason)),
-        (None, state) => format!("{style}{}{style:#}", state.as_str()),
+    let when =
+        |time: Option<Timestamp>| time.map(|time| format!("{time:.3} ({} ago)", age(now, time)));
+    let word = job.state.as_str();
+    let state = match &job.reason {
+        Some(reason) => {
+            // Some reasons say the state themselves.
+            let reason = reason.strip_prefix(&format!("{word}: ")).unwrap_or(reason);
+            format!("{style}{word}{style:#} ({})", visible(reason))
+        }
+        None => format!("{style}{word}{style:#}"),
     };
     let worker = match (&job.worker, job.worker_id) {
         (Some(name), Some(id)) => Some(format!("{} ({id})", visible(name))),
@@ -488,7 +492,8 @@ fn block(job: &Job, now: Timestamp, colour: bool) -> String {
     };
     let shown = |text: &String| visible(text).into_owned();
     let env = (!job.env.is_empty()).then(|| job.env.join(" "));
-    let duration = |milliseconds| age(SignedDuration::from_millis_i128(i128::from(milliseconds)));
+    let duration =
+        |milliseconds| length(SignedDuration::from_millis_i128(i128::from(milliseconds)));
     let lines = [
         ("Job", Some(job.id.to_string())),
         ("Name", job.name.as_ref().map(shown)),
@@ -504,7 +509,7 @@ fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         ("Created", when(Some(job.created_at))),
         ("Started", when(job.started_at)),
         ("Ended", when(job.ended_at)),
-        ("Ran for", ran(job, now).map(age)),
+        ("Ran for", ran(job, now).map(length)),
         ("Output", Some(size(job.output_bytes))),
     ];
     lines
@@ -531,12 +536,20 @@ fn quoted(word: &str) -> Cow<'_, str> {
     Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
 }
 
+/// How long ago `then` was, in whole seconds or more.
+fn age(now: Timestamp, then: Timestamp) -> String {
+    length(SignedDuration::from_secs(
+        now.duration_since(then).as_secs(),
+    ))
+}
+
 /// A length of time in one or two units: `3m`, `2h 5m`, `250ms`.
-fn age(duration: SignedDuration) -> String {
+fn length(duration: SignedDuration) -> String {
     let seconds = duration.as_secs().max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {
-        0 => format!("{}ms", duration.subsec_millis().max(0)),
+        0 if duration.subsec_millis() > 0 => format!("{}ms", duration.subsec_millis()),
+        0 => "0s".to_owned(),
         1..60 => format!("{seconds}s"),
         60..600 if seconds % 60 != 0 => format!("{minutes}m {}s", seconds % 60),
         60..3600 => format!("{minutes}m"),
@@ -767,7 +780,7 @@ mod tests {
         let text = block(&job(), now(), false);
         assert!(text.starts_with("Job:       3f2a8b1c-9d4e-4f00-8000-000000000000\n"));
         assert!(
-            text.contains("State:     failed: exit status 3\n"),
+            text.contains("State:     failed (exit status 3)\n"),
             "{text}"
         );
         assert!(text.contains("Timeout:   1m 30s\n"), "{text}");
@@ -818,7 +831,7 @@ mod tests {
     #[test]
     fn lengths_of_time_are_short() {
         for (seconds, text) in [
-            (0, "0ms"),
+            (0, "0s"),
             (59, "59s"),
             (60, "1m"),
             (170, "2m 50s"),
@@ -826,11 +839,11 @@ mod tests {
             (7200, "2h"),
             (7500, "2h 5m"),
             (200_000, "2d"),
-            (-5, "0ms"),
+            (-5, "0s"),
         ] {
-            assert_eq!(age(SignedDuration::from_secs(seconds)), text);
+            assert_eq!(length(SignedDuration::from_secs(seconds)), text);
         }
-        assert_eq!(age(SignedDuration::from_millis(250)), "250ms");
+        assert_eq!(length(SignedDuration::from_millis(250)), "250ms");
     }
 
     #[test]

@@ -124,12 +124,6 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
             .or(file.jobs.keep_finished)
             .unwrap_or(KEEP_FINISHED),
     };
-    tracing::info!(
-        http = %listeners.http.local_addr()?,
-        grpc = %listeners.grpc.local_addr()?,
-        version = env!("CARGO_PKG_VERSION"),
-        "scheduler is listening"
-    );
     let shutdown = CancellationToken::new();
     let role = scheduler::run(config, listeners, shutdown.clone());
     until_signalled(role, shutdown).await

@@ -169,13 +169,6 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
             .or(file.jobs.keep_finished)
             .unwrap_or(KEEP_FINISHED),
     };
-    tracing::info!(
-        grpc = %listener.local_addr()?,
-        worker = config.name,
-        data_dir = %config.data_dir.display(),
-        version = env!("CARGO_PKG_VERSION"),
-        "worker is listening"
-    );
     let shutdown = CancellationToken::new();
     let role = worker::run(config, listener, shutdown.clone());
     until_signalled(role, shutdown).await

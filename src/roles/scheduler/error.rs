@@ -95,7 +95,7 @@ pub(super) enum Error {
     },
     #[error("worker {worker} has {limit} followers already")]
     TooManyFollowers { worker: String, limit: usize },
-    #[error("offset {offset} is past the end of the output of job {job}, {end}")]
+    #[error("offset {offset} is past the end of the output of job {job}, which has {end} bytes")]
     OffsetPastEnd { job: JobId, offset: u64, end: u64 },
     #[error("worker {worker} no longer has the output of job {job}")]
     OutputGone { job: JobId, worker: String },

@@ -122,8 +122,12 @@ impl Conversation {
             message = self.messages.message() => message,
         };
         let message = message.inspect_err(|status| {
-            let worker = self.link.as_ref().map(|link| link.worker.id.to_string());
-            tracing::warn!(worker, error = status.message(), "a heartbeat stream broke");
+            let worker_id = self.link.as_ref().map(|link| link.worker.id.to_string());
+            tracing::warn!(
+                worker_id,
+                error = status.message(),
+                "a heartbeat stream broke"
+            );
         })?;
         let Some(message) = message else {
             return Ok(None);
@@ -156,7 +160,7 @@ impl Conversation {
                 named.insert(id);
             }
             let Some(report) = wire::report(report) else {
-                tracing::warn!(worker = %link.worker.id, job = id, "a report makes no sense");
+                tracing::warn!(worker_id = %link.worker.id, job_id = id, "a report makes no sense");
                 continue;
             };
             jobs.report(&link.worker, report);

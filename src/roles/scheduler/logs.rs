@@ -288,7 +288,7 @@ impl Follower {
             let frame = match follower.next(format).await {
                 Ok(frame) => frame,
                 Err(error) => {
-                    tracing::info!(job = %follower.id, %error, "output broke off");
+                    tracing::info!(job_id = %follower.id, %error, "output broke off");
                     // The server sends what it has when a body makes it wait, and
                     // throws it away when a body fails: what was read goes out first.
                     tokio::task::yield_now().await;
@@ -322,7 +322,7 @@ impl Follower {
                 message = output.next() => message,
             };
             let message = message.map_err(|status| {
-                tracing::debug!(job = %self.id, %status, "the worker's stream broke");
+                tracing::debug!(job_id = %self.id, %status, "the worker's stream broke");
                 Error::OutputBroken(self.id)
             })?;
             let Some(message) = message else {

@@ -115,7 +115,7 @@ async fn serve(
 ) -> Result<(), Error> {
     let closing = scheduler.closing.clone();
     if let (Ok(http), Ok(grpc)) = (listeners.http.local_addr(), listeners.grpc.local_addr()) {
-        tracing::info!(%http, %grpc, "scheduler serves");
+        tracing::info!(%http, %grpc, version = env!("CARGO_PKG_VERSION"), "scheduler listens");
     }
     let http = listeners.http.tap_io(|connection| {
         if let Err(error) = connection.set_nodelay(true) {

@@ -169,8 +169,8 @@ impl Member {
             return;
         }
         tracing::info!(
-            worker = %self.id,
-            name = %self.name,
+            worker_id = %self.id,
+            worker = %self.name,
             from = self.state.as_str(),
             to = state.as_str(),
             "worker changed"
@@ -233,7 +233,7 @@ impl Registry {
             earlier.link.cancel();
         }
         let now = Timestamp::now();
-        tracing::info!(worker = %id, %name, address = asked.address, %session, "worker registered");
+        tracing::info!(worker_id = %id, worker = %name, address = asked.address, %session, "worker registered");
         let member = Member {
             id,
             name: name.into(),

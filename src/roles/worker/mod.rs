@@ -92,6 +92,7 @@ pub async fn run(
         address,
         scripts = %place.scripts.display(),
         data = %place.data.display(),
+        version = env!("CARGO_PKG_VERSION"),
         "worker listens"
     );
 
@@ -116,7 +117,7 @@ pub async fn run(
         ended = &mut server => flatten(ended),
     };
 
-    tracing::info!("ending: no more jobs are taken");
+    tracing::info!("no more jobs are taken, those that run are ended");
     jobs.drain().await;
     leave.cancel();
     if !within(DRAIN, &mut session).await {

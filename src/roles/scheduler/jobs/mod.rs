@@ -134,7 +134,7 @@ impl Jobs {
             output_bytes: 0,
             created_at: now(),
         });
-        tracing::debug!(job = %record.id, worker = %record.worker, "job accepted");
+        tracing::debug!(job_id = %record.id, worker_id = %record.worker, "job accepted");
         Ok((record, worker))
     }
 
@@ -202,7 +202,7 @@ impl Jobs {
         worker.is_ready().map_err(|error| error.about(id))?;
         let sent = worker.rpc.stop(id, stop).await;
         sent.map_err(|error| error.about(id))?;
-        tracing::info!(job = %id, worker = %worker.id, "stop sent");
+        tracing::info!(job_id = %id, worker_id = %worker.id, "stop sent");
         match stop.wait {
             Wait::Sent => Ok(()),
             Wait::Gone => self.gone(id, &worker).await,
@@ -285,11 +285,11 @@ impl Jobs {
                 table.report(id, report.status, Some(worker.session));
             }
             (Some(record), _) => {
-                tracing::warn!(job = %id, worker = %worker.id, owner = %record.worker,
+                tracing::warn!(job_id = %id, worker_id = %worker.id, owner_id = %record.worker,
                     "a worker reports another worker's job");
             }
             (None, Some((spec, created_at))) => {
-                tracing::info!(job = %id, worker = %worker.id, "job adopted");
+                tracing::info!(job_id = %id, worker_id = %worker.id, "job adopted");
                 table.insert(Record {
                     id,
                     name: spec.name,
@@ -308,7 +308,7 @@ impl Jobs {
                 });
             }
             (None, None) => {
-                tracing::debug!(job = %id, worker = %worker.id, "report of a forgotten job");
+                tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a forgotten job");
             }
         });
     }

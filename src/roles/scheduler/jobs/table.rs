@@ -133,8 +133,8 @@ impl Table {
         let record = Arc::make_mut(&mut entry.record);
         record.state = next;
         tracing::info!(
-            job = %id,
-            worker = %record.worker,
+            job_id = %id,
+            worker_id = %record.worker,
             state = record.api_state().as_str(),
             error = record.error_text(),
             "job changed"
