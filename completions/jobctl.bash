@@ -94,6 +94,21 @@ _jobctl() {
             jobctl__subcmd__help,workers)
                 cmd="jobctl__subcmd__help__subcmd__workers"
                 ;;
+            jobctl__subcmd__help__subcmd__worker,kill-all)
+                cmd="jobctl__subcmd__help__subcmd__worker__subcmd__kill__subcmd__all"
+                ;;
+            jobctl__subcmd__worker,help)
+                cmd="jobctl__subcmd__worker__subcmd__help"
+                ;;
+            jobctl__subcmd__worker,kill-all)
+                cmd="jobctl__subcmd__worker__subcmd__kill__subcmd__all"
+                ;;
+            jobctl__subcmd__worker__subcmd__help,help)
+                cmd="jobctl__subcmd__worker__subcmd__help__subcmd__help"
+                ;;
+            jobctl__subcmd__worker__subcmd__help,kill-all)
+                cmd="jobctl__subcmd__worker__subcmd__help__subcmd__kill__subcmd__all"
+                ;;
             *)
                 ;;
         esac
@@ -343,8 +358,22 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__help__subcmd__worker)
-            opts=""
+            opts="kill-all"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        jobctl__subcmd__help__subcmd__worker__subcmd__kill__subcmd__all)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -679,7 +708,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-v -h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --keep-finished --log-level --log-format --server --verbose --color --help"
+            opts="-v -h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --keep-finished --log-level --log-format --server --verbose --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -717,6 +746,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --output-limit)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --keep-finished)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -727,6 +760,82 @@ _jobctl() {
                     ;;
                 --log-format)
                     COMPREPLY=($(compgen -W "text json" -- "${cur}"))
+                    return 0
+                    ;;
+                --server)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --color)
+                    COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        jobctl__subcmd__worker__subcmd__help)
+            opts="kill-all help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        jobctl__subcmd__worker__subcmd__help__subcmd__help)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        jobctl__subcmd__worker__subcmd__help__subcmd__kill__subcmd__all)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 4 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        jobctl__subcmd__worker__subcmd__kill__subcmd__all)
+            opts="-v -h --name --data-dir --grace --server --verbose --color --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --data-dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --grace)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --server)

@@ -156,24 +156,39 @@ always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l name -d 'What to call it [default: the name of this machine]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l data-dir -d 'Where to keep its identity and the output of jobs [default: ~/.local/state/jobctl/worker-NAME, or for root /var/lib/jobctl/worker-NAME]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l grpc-addr -d 'Where to serve the scheduler [default: 127.0.0.1:30000]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l advertise -d 'What the scheduler is to dial [default: what it listens on]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l scheduler -d 'The scheduler\'s gRPC server [default: 127.0.0.1:50000]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l script-dir -d 'The scripts it may run [default: `scripts` in its data folder]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l grace -d 'What a job has from TERM to KILL [default: 10s]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l keep-finished -d 'How many finished jobs to keep [default: 10000]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l name -d 'What to call it [default: the name of this machine]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l data-dir -d 'Where to keep its identity and the output of jobs [default: ~/.local/state/jobctl/worker-NAME, or for root /var/lib/jobctl/worker-NAME]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grpc-addr -d 'Where to serve the scheduler [default: 127.0.0.1:30000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l advertise -d 'What the scheduler is to dial [default: what it listens on]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l scheduler -d 'The scheduler\'s gRPC server [default: 127.0.0.1:50000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l script-dir -d 'The scripts it may run [default: `scripts` in its data folder]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grace -d 'What a job has from TERM to KILL [default: 10s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l output-limit -d 'The most output kept of a job; beyond it the oldest goes [default: 1GiB]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l keep-finished -d 'How many finished jobs to keep [default: 10000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l server -d 'The scheduler\'s HTTP API' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -s v -l verbose -d 'Show each request on stderr'
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l drain-on-stop -d 'When asked to end, end the jobs first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -f -a "kill-all" -d 'End the jobs of a worker that is not running'
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l name -d 'What the worker is called [default: the name of this machine]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l data-dir -d 'Its data folder [default: as for `jobctl worker`]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l grace -d 'From TERM to KILL' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from help" -f -a "kill-all" -d 'End the jobs of a worker that is not running'
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l data-dir -d 'Where to keep everything [default: a folder removed at the end]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l log-level -d 'What the roles log on stderr' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l server -d 'The scheduler\'s HTTP API' -r
@@ -215,3 +230,4 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "completions" -d 'Print the completion script of a shell'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "version" -d 'Show the versions of this program and of the scheduler'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from worker" -f -a "kill-all" -d 'End the jobs of a worker that is not running'

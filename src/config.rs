@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytesize::ByteSize;
 use jiff::{Span, SpanRelativeTo};
 use serde::{
     Deserialize, Deserializer,
@@ -99,7 +100,9 @@ impl File for Worker {
         "worker.data_dir",
         "jobs.script_dir",
         "jobs.grace",
+        "jobs.output_limit",
         "jobs.keep_finished",
+        "jobs.drain_on_stop",
         "log.level",
         "log.format",
     ];
@@ -187,8 +190,12 @@ pub struct WorkerJobs {
     /// From TERM to KILL.
     #[serde(deserialize_with = "some_duration")]
     pub grace: Option<Duration>,
-    /// How many finished jobs and their output are kept.
+    /// The most output kept of a job, as `1GiB`.
+    pub output_limit: Option<ByteSize>,
+    /// How many finished jobs the worker itself answers for.
     pub keep_finished: Option<usize>,
+    /// A worker that is asked to end ends its jobs first.
+    pub drain_on_stop: Option<bool>,
 }
 
 /// `[log]`: what a role writes about itself.
@@ -371,8 +378,9 @@ mod tests {
     #[test]
     fn every_key_that_is_listed_is_read() {
         let value = |key: &str| match key.rsplit('.').next() {
-            Some("use_tls") => "false",
+            Some("use_tls" | "drain_on_stop") => "false",
             Some("keep_finished") => "7",
+            Some("output_limit") => "\"7MiB\"",
             Some("interval" | "deadline" | "grace") => "\"3s\"",
             Some("format") => "\"json\"",
             _ => "\"x\"",
@@ -398,6 +406,8 @@ mod tests {
         assert_eq!(read.worker.data_dir, Some("x".into()));
         assert_eq!(read.jobs.grace, Some(Duration::from_secs(3)));
         assert_eq!(read.jobs.script_dir, Some("x".into()));
+        assert_eq!(read.jobs.output_limit, Some(ByteSize::mib(7)));
+        assert_eq!(read.jobs.drain_on_stop, Some(false));
     }
 
     #[test]

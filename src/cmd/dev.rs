@@ -191,7 +191,9 @@ fn cluster(
         script_dir: None,
         shim: PathBuf::from(worker::SHIM),
         grace: worker::GRACE,
+        output_limit: worker::OUTPUT_LIMIT,
         keep_finished: worker::KEEP_FINISHED,
+        on_stop: worker_role::OnStop::EndJobs,
     };
     let no_worker = CancellationToken::new();
     let scheduler = scheduler_role::run(scheduler, listeners, no_worker.clone());

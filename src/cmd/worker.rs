@@ -6,16 +6,18 @@ use std::{
     time::Duration,
 };
 
+use bytesize::ByteSize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    BadSetting,
+    BadSetting, DONE,
     role::{Address, LogArgs, until_signalled},
 };
 use crate::{
+    client::render,
     config,
     ids::is_name,
-    roles::worker::{self, Config},
+    roles::worker::{self, Config, OnStop},
 };
 
 pub(super) const GRPC: Address = Address {
@@ -29,21 +31,29 @@ pub(super) const GRPC: Address = Address {
 pub(super) const SHIM: &str = "/proc/self/exe";
 
 pub(super) const GRACE: Duration = Duration::from_secs(10);
+pub(super) const OUTPUT_LIMIT: u64 = 1024 * 1024 * 1024;
 pub(super) const KEEP_FINISHED: usize = 10_000;
 
 const EXAMPLES: &str = "\
 Examples:
   jobctl worker
   jobctl worker --name w2 --grpc-addr 127.0.0.1:30001 --script-dir ./scripts
-  jobctl worker --config /etc/jobctl/worker.toml";
+  jobctl worker --config /etc/jobctl/worker.toml
+  jobctl worker kill-all --name w2    ends what it left running";
 
 /// Run a worker: starts jobs on this machine, and keeps their output
 ///
-/// Runs until SIGINT or SIGTERM, and then ends its jobs first; a second signal
-/// ends it at once.
+/// Runs until SIGINT or SIGTERM; a second one ends it at once. Its jobs go on
+/// without it, whether it is stopped, killed or upgraded: their output is
+/// recorded, and the next `jobctl worker` with the same data folder takes them
+/// over. Whoever wants them ended has `--drain-on-stop` beforehand and
+/// `jobctl worker kill-all` afterwards.
 #[derive(Debug, clap::Args)]
-#[command(before_long_help = EXAMPLES)]
+#[command(before_long_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+
     /// Its settings [default: ./config.toml, if there]
     #[arg(
         long,
@@ -118,6 +128,25 @@ pub(super) struct Args {
     )]
     grace: Option<Duration>,
 
+    /// The most output kept of a job; beyond it the oldest goes [default: 1GiB]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_OUTPUT_LIMIT",
+        hide_env_values = true,
+        value_name = "SIZE",
+        help_heading = "Jobs"
+    )]
+    output_limit: Option<ByteSize>,
+
+    /// When asked to end, end the jobs first
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_DRAIN_ON_STOP",
+        hide_env_values = true,
+        help_heading = "Jobs"
+    )]
+    drain_on_stop: bool,
+
     /// How many finished jobs to keep [default: 10000]
     #[arg(
         long,
@@ -132,25 +161,54 @@ pub(super) struct Args {
     log: LogArgs,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    KillAll(KillAll),
+}
+
+/// End the jobs of a worker that is not running
+///
+/// Returns when nothing of them is left. The next `jobctl worker` reports them as
+/// stopped.
+#[derive(Debug, clap::Args)]
+struct KillAll {
+    /// What the worker is called [default: the name of this machine]
+    #[arg(long, env = "JOBCTL_WORKER_NAME", hide_env_values = true)]
+    name: Option<String>,
+
+    /// Its data folder [default: as for `jobctl worker`]
+    #[arg(
+        long,
+        env = "JOBCTL_WORKER_DATA_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
+    data_dir: Option<PathBuf>,
+
+    /// From TERM to KILL
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = config::duration)]
+    grace: Duration,
+}
+
+async fn kill_all(args: KillAll) -> anyhow::Result<u8> {
+    let data_dir = data_dir(args.data_dir, &name(args.name)?)?;
+    let count = worker::kill_all(&data_dir, args.grace).await?;
+    render::note(&match count {
+        0 => format!("no job was running in {}", data_dir.display()),
+        1 => "1 job is ended".to_owned(),
+        _ => format!("{count} jobs are ended"),
+    });
+    Ok(DONE)
+}
+
 pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
+    if let Some(Action::KillAll(args)) = args.action {
+        return kill_all(args).await;
+    }
     let file: config::Worker = config::read(args.config.as_deref())?;
     args.log.start(file.log)?;
-    let name = match args.name.or(file.worker.name) {
-        Some(name) if is_name(&name) => name,
-        Some(name) => {
-            return Err(BadSetting {
-                message: format!("`worker.name`: `{name}` cannot be a worker's name"),
-                hint: "use 1 to 64 letters, digits, `.`, `_` and `-`, as in `--name web-1`"
-                    .to_owned(),
-            }
-            .into());
-        }
-        None => name_of(&gethostname::gethostname().to_string_lossy()),
-    };
-    let data_dir = match args.data_dir.or(file.worker.data_dir) {
-        Some(folder) => folder,
-        None => state_folder()?.join(format!("jobctl/worker-{name}")),
-    };
+    let name = name(args.name.or(file.worker.name))?;
+    let data_dir = data_dir(args.data_dir.or(file.worker.data_dir), &name)?;
     let grpc = args.grpc_addr.or(file.grpc_server.server.addr);
     let listener = GRPC.listen(grpc.as_deref()).await?;
     let config = Config {
@@ -164,14 +222,41 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         script_dir: args.script_dir.or(file.jobs.script_dir),
         shim: PathBuf::from(SHIM),
         grace: args.grace.or(file.jobs.grace).unwrap_or(GRACE),
+        output_limit: args
+            .output_limit
+            .or(file.jobs.output_limit)
+            .map_or(OUTPUT_LIMIT, |limit| limit.as_u64()),
         keep_finished: args
             .keep_finished
             .or(file.jobs.keep_finished)
             .unwrap_or(KEEP_FINISHED),
+        on_stop: match args.drain_on_stop || file.jobs.drain_on_stop.unwrap_or(false) {
+            true => OnStop::EndJobs,
+            false => OnStop::LeaveJobs,
+        },
     };
     let shutdown = CancellationToken::new();
     let role = worker::run(config, listener, shutdown.clone());
     until_signalled(role, shutdown).await
+}
+
+fn name(asked: Option<String>) -> anyhow::Result<String> {
+    match asked {
+        Some(name) if is_name(&name) => Ok(name),
+        Some(name) => Err(BadSetting {
+            message: format!("`worker.name`: `{name}` cannot be a worker's name"),
+            hint: "use 1 to 64 letters, digits, `.`, `_` and `-`, as in `--name web-1`".to_owned(),
+        }
+        .into()),
+        None => Ok(name_of(&gethostname::gethostname().to_string_lossy())),
+    }
+}
+
+fn data_dir(asked: Option<PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
+    match asked {
+        Some(folder) => Ok(folder),
+        None => Ok(state_folder()?.join(format!("jobctl/worker-{name}"))),
+    }
 }
 
 /// The nearest thing to a host's name that a worker can be called.

@@ -22,7 +22,7 @@ use jobctl::{
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{binary, within};
+use crate::support::{Folder, binary, within};
 
 /// How often the workers of a test send heartbeats.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
@@ -69,7 +69,7 @@ pub(crate) struct TestCluster {
     pub(crate) place: Place,
     pub(crate) scheduler: Running<scheduler::Error>,
     pub(crate) workers: Vec<Running<worker::Error>>,
-    dir: tempfile::TempDir,
+    dir: Folder,
 }
 
 /// One role.
@@ -101,7 +101,7 @@ impl TestCluster {
             place,
             scheduler: start_scheduler(place).await,
             workers: Vec::new(),
-            dir: tempfile::tempdir().unwrap(),
+            dir: Folder::new(),
         };
         for number in 1..=workers {
             let worker = cluster.start_worker(number).await;
@@ -120,7 +120,9 @@ impl TestCluster {
             script_dir: None,
             shim: binary(),
             grace: GRACE,
+            output_limit: 1 << 30,
             keep_finished: 1000,
+            on_stop: worker::OnStop::EndJobs,
         };
         let listener = TcpListener::bind(self.place.worker(number)).await.unwrap();
         let shutdown = CancellationToken::new();

@@ -52,7 +52,14 @@ const DOORS: [(&str, &[&str]); 11] = [
         ],
     ),
     ("toml", &["config.rs"]),
-    ("tempfile", &["cmd/dev.rs", "roles/worker/session.rs"]),
+    (
+        "tempfile",
+        &[
+            "cmd/dev.rs",
+            "roles/worker/journal.rs",
+            "roles/worker/session.rs",
+        ],
+    ),
     ("serde_saphyr", &["client/render.rs"]),
     ("signal_hook", &["roles/shim/mod.rs"]),
 ];

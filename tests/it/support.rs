@@ -1,6 +1,11 @@
 //! What every test here needs: limits, and a look at processes from outside.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use jobctl::ids::JobId;
 use rustix::process::{Pid, Signal, kill_process};
@@ -72,4 +77,68 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
         .output()
         .unwrap();
     String::from_utf8(output.stdout).unwrap()[..64].to_owned()
+}
+
+/// A folder for workers, which at the end takes along whatever they left running.
+pub(crate) struct Folder(tempfile::TempDir);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The shims of the workers below, with their jobs.
+    pub(crate) fn shims(&self) -> Vec<(i32, JobId)> {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes
+            .filter_map(|entry| {
+                let pid = entry.file_name().to_str()?.parse().ok()?;
+                let folder = fs::read_link(entry.path().join("cwd")).ok()?;
+                let command = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+                let mut words = command.split('\0').skip(1);
+                let is_shim = words.next() == Some("shim") && folder.starts_with(self.path());
+                let job = words.next()?.parse().ok()?;
+                is_shim.then_some((pid, job))
+            })
+            .collect()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let signal = |pid: i32| Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+        for (shim, job) in self.shims() {
+            signal(shim);
+            for pid in processes_of(job) {
+                pid.parse().ok().and_then(signal);
+            }
+        }
+        let below = fs::read_dir(self.path()).unwrap().flatten();
+        let folders = below
+            .map(|entry| entry.path())
+            .chain([self.path().to_owned()]);
+        for folder in folders {
+            let Ok(folder) = fs::metadata(folder) else {
+                continue;
+            };
+            let mark = format!("-{}", folder.ino());
+            for group in fs::read_dir("/sys/fs/cgroup/unified")
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let name = group.file_name().into_string().unwrap();
+                if name.starts_with("jobctl-") && name.ends_with(&mark) {
+                    for job in fs::read_dir(group.path()).unwrap().flatten() {
+                        let _ = fs::remove_dir(job.path());
+                    }
+                    let _ = fs::remove_dir(group.path());
+                }
+            }
+        }
+    }
 }

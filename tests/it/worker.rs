@@ -15,17 +15,17 @@ use jobctl::{
         CODE, JobState, JobStatus, OutputStream, QueryJobRequest, StartJobRequest, StopJobRequest,
         StreamJobRequest, StreamJobResponse, worker_client::WorkerClient,
     },
-    roles::worker::{self, Config},
+    roles::worker::{self, Config, OnStop},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
-use crate::support::{self, gone, within};
+use crate::support::{self, Folder, gone, within};
 
 /// A worker whose scheduler is not there.
 struct TestWorker {
-    dir: tempfile::TempDir,
+    dir: Folder,
     client: WorkerClient<Channel>,
     address: String,
     shutdown: CancellationToken,
@@ -42,7 +42,9 @@ fn config(dir: &Path) -> Config {
         script_dir: None,
         shim: support::binary(),
         grace: Duration::from_millis(300),
+        output_limit: 1 << 30,
         keep_finished: 100,
+        on_stop: OnStop::EndJobs,
     }
 }
 
@@ -52,7 +54,7 @@ impl TestWorker {
     }
 
     async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Folder::new();
         let mut config = config(dir.path());
         change(&mut config);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -94,7 +96,7 @@ impl TestWorker {
 
     async fn query(&self, id: JobId) -> Result<JobStatus, Status> {
         let job_id = id.to_string();
-        let request = QueryJobRequest { job_id };
+        let request = QueryJobRequest { job_id, epoch: 0 };
         let response = within(self.client.clone().query_job(request)).await?;
         Ok(response.into_inner().status.unwrap())
     }
@@ -588,9 +590,12 @@ async fn followers_that_do_not_read_slow_nobody() {
 }
 
 #[tokio::test]
-async fn kill_of_a_shim_is_seen_as_lost() {
+async fn kill_of_a_shim_ends_the_whole_job_which_is_lost() {
     let worker = TestWorker::start().await;
-    let id = worker.sh("echo $PPID; exec sleep 600").await;
+    let neighbour = worker.sh("sleep 600").await;
+    let id = worker
+        .sh("setsid sleep 600 & sh -c 'trap \"\" TERM; sleep 600; :' & echo $PPID; wait")
+        .await;
     let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
         .await
         .unwrap()
@@ -602,18 +607,82 @@ async fn kill_of_a_shim_is_seen_as_lost() {
         .parse()
         .unwrap();
     support::kill(shim);
-    let (_, status) = worker.follow(id).await;
+    let (output, status) = worker.follow(id).await;
     assert_eq!(status.state(), JobState::Lost);
     assert_eq!(
         (status.exit_code, status.reason.as_str()),
         (None, "lost: its shim was killed")
     );
-    support::eventually(|| support::processes_of(id).is_empty()).await;
+    assert!(
+        support::processes_of(id).is_empty(),
+        "lost means that nothing is left"
+    );
+    assert_eq!(output, format!("{shim}\n").into_bytes());
+    assert_eq!(
+        worker.query(neighbour).await.unwrap().state(),
+        JobState::Running
+    );
     worker.shut_down().await;
 }
 
 #[tokio::test]
-async fn shutdown_ends_jobs_and_finishes_streams() {
+async fn output_beyond_the_limit_goes_and_readers_are_told() {
+    let worker = TestWorker::with(|config| config.output_limit = 1 << 20).await;
+    let id = worker.sh("head -c 5000000 /dev/zero; echo end").await;
+    let messages = worker.stream(from(id, 0)).await.unwrap();
+    let mut position = 0;
+    let (mut gaps, mut bytes) = (0, 0);
+    for message in &messages[..messages.len() - 1] {
+        assert_eq!(
+            message.offset, position,
+            "every byte is shown or said to be missing"
+        );
+        position += message.gap + message.output.len() as u64;
+        gaps += message.gap;
+        bytes += message.output.len() as u64;
+    }
+    let end = &messages[messages.len() - 1];
+    assert_eq!((position, end.offset), (5_000_004, 5_000_004));
+    assert_eq!(gaps + bytes, 5_000_004);
+    assert!(bytes >= 1 << 20);
+    assert_eq!(end.end.as_ref().unwrap().output_bytes, 5_000_004);
+    // Whoever comes later sees the last of it.
+    let messages = worker.stream(from(id, 0)).await.unwrap();
+    assert!(messages[0].gap >= 5_000_004 - (1 << 20) - (1 << 18));
+    let tail: Vec<u8> = messages.iter().flat_map(|m| m.output.to_vec()).collect();
+    assert!(tail.ends_with(b"end\n"));
+    worker.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_job_starts_with_no_signal_ignored() {
+    let worker = TestWorker::start().await;
+    let id = worker.sh("grep SigIgn /proc/self/status").await;
+    let text = worker.text(id).await;
+    let ignored = u64::from_str_radix(text.split_whitespace().last().unwrap(), 16).unwrap();
+    // 32 and 33 are the C library's own, and nobody else can set them.
+    assert_eq!(ignored & !(0b11 << 31), 0, "{text}");
+    worker.shut_down().await;
+}
+
+#[tokio::test]
+async fn jobs_get_the_limit_of_open_files_that_the_worker_was_given() {
+    let given = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let worker = TestWorker::start().await;
+    let id = worker.sh("ulimit -n").await;
+    let text = worker.text(id).await;
+    // Another worker of this test process may have raised it by now.
+    let raised = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let seen: u64 = text.trim().parse().unwrap();
+    assert!(
+        [given, raised].contains(&Some(seen)),
+        "{seen} {given:?} {raised:?}"
+    );
+    worker.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_drained_worker_ends_jobs_and_finishes_streams() {
     let worker = TestWorker::start().await;
     let id = worker
         .sh("trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 0.05; done")
@@ -659,7 +728,7 @@ async fn a_data_folder_has_one_worker() {
 
 #[tokio::test]
 async fn a_script_folder_that_is_not_there_is_named() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Folder::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = Config {
         script_dir: Some("/no/such/folder".into()),
@@ -672,8 +741,7 @@ async fn a_script_folder_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
-async fn ended_jobs_are_bounded_once_they_were_told() {
-    // Nobody was told here, so nothing is forgotten, however small the bound.
+async fn nothing_that_was_not_told_is_forgotten() {
     let worker = TestWorker::with(|config| config.keep_finished = 1).await;
     let mut ids = Vec::new();
     for _ in 0..3 {
@@ -682,7 +750,7 @@ async fn ended_jobs_are_bounded_once_they_were_told() {
         ids.push(id);
     }
     for id in ids {
-        assert_eq!(worker.text(id).await, "x\n");
+        assert_eq!(worker.query(id).await.unwrap().state(), JobState::Succeeded);
     }
     worker.shut_down().await;
 }

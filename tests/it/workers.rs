@@ -8,10 +8,10 @@ use rustix::process::Signal;
 
 use crate::{
     cluster::{
-        Place, Process, TestCluster, end_of, everything, job, job_is, rest, sh, start_scheduler,
-        worker_is, worker_named,
+        Place, Process, TestCluster, end_of, everything, job as job_of, job_is, output, rest, sh,
+        start_scheduler, worker_is, worker_named,
     },
-    support::{processes_of, within},
+    support::{Folder, eventually, processes_of, within},
 };
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn workers_and_jobs_are_known_again_after_a_restart_of_the_scheduler() {
 #[tokio::test]
 async fn a_second_worker_of_a_name_is_refused() {
     let cluster = TestCluster::start(1).await;
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Folder::new();
     let config = jobctl::roles::worker::Config {
         name: "w1".into(),
         scheduler: cluster.place.grpc(),
@@ -89,7 +89,9 @@ async fn a_second_worker_of_a_name_is_refused() {
         script_dir: None,
         shim: crate::support::binary(),
         grace: std::time::Duration::from_secs(1),
+        output_limit: 1,
         keep_finished: 1,
+        on_stop: jobctl::roles::worker::OnStop::EndJobs,
     };
     let listener = tokio::net::TcpListener::bind(cluster.place.worker(2))
         .await
@@ -103,7 +105,7 @@ async fn a_second_worker_of_a_name_is_refused() {
 #[tokio::test]
 async fn a_frozen_worker_is_unreachable_and_then_the_same_again() {
     let place = Place::new();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Folder::new();
     let _scheduler = Process::scheduler(place);
     let worker = Process::worker(place, 1, dir.path());
     let client = connected(place).await;
@@ -132,7 +134,7 @@ async fn a_frozen_worker_is_unreachable_and_then_the_same_again() {
     job_is(&client, id, JobState::Running).await;
     worker.signal(Signal::TERM);
     assert_eq!(worker.code().await, Some(0));
-    assert_eq!(job(&client, id).await.state, JobState::Stopped);
+    job_is(&client, id, JobState::Unknown).await;
 }
 
 /// The roles as processes are up once a worker is ready.
@@ -155,7 +157,7 @@ async fn connected(place: Place) -> jobctl::client::Client {
 #[tokio::test]
 async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
     let place = Place::new();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Folder::new();
     let scheduler = Process::scheduler(place);
     let _worker = Process::worker(place, 1, dir.path());
     let client = connected(place).await;
@@ -188,31 +190,105 @@ async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
 }
 
 #[tokio::test]
-async fn a_killed_worker_leaves_nothing_running_and_its_job_is_lost() {
+async fn jobs_outlive_a_killed_worker_and_are_taken_over() {
     let place = Place::new();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Folder::new();
+    let _scheduler = Process::scheduler(place);
+    let worker = Process::worker(place, 1, dir.path());
+    let client = connected(place).await;
+    let fifo = dir.path().join("fifo");
+    let script = format!(
+        "mkfifo {0}; echo one; read x < {0}; echo two; exit 7",
+        fifo.display()
+    );
+    let lives = client.start(&sh(&script)).await.unwrap().job_id;
+    let ends = client
+        .start(&sh("read x < $PWD/../fifo; echo away; exit 5"))
+        .await
+        .unwrap()
+        .job_id;
+    let stays = client.start(&sh("sleep 600")).await.unwrap().job_id;
+    let mut logs = within(client.logs(everything(lives))).await.unwrap();
+    within(logs.next()).await.unwrap();
+    worker.kill();
+    worker_is(&client, "w1", WorkerState::Unreachable).await;
+    job_is(&client, lives, JobState::Unknown).await;
+    assert!(
+        !processes_of(stays).is_empty(),
+        "it goes on without a worker"
+    );
+    // Both end while there is no worker.
+    let held = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&fifo)
+        .unwrap();
+    std::io::Write::write_all(&mut &held, b"\n\n").unwrap();
+    eventually(|| dir.shims().len() == 1).await;
+    let worker = Process::worker(place, 1, dir.path());
+    worker_is(&client, "w1", WorkerState::Ready).await;
+    let job = end_of(&client, lives).await;
+    assert_eq!(
+        (job.state, job.exit_code, job.output_bytes),
+        (JobState::Failed, Some(7), 8)
+    );
+    assert_eq!(rest(&mut logs).await, b"two\n");
+    let job = end_of(&client, ends).await;
+    assert_eq!((job.state, job.exit_code), (JobState::Failed, Some(5)));
+    assert_eq!(output(&client, ends).await, b"away\n");
+    job_is(&client, stays, JobState::Running).await;
+    let stop = StopRequest {
+        job_id: stays.to_string(),
+        ..Default::default()
+    };
+    within(client.stop(&stop)).await.unwrap();
+    assert!(processes_of(stays).is_empty());
+    assert_eq!(job_of(&client, stays).await.state, JobState::Stopped);
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.code().await, Some(0));
+    worker_is(&client, "w1", WorkerState::Left).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_asked_to_end_leaves_its_jobs_running() {
+    let place = Place::new();
+    let dir = Folder::new();
     let _scheduler = Process::scheduler(place);
     let worker = Process::worker(place, 1, dir.path());
     let client = connected(place).await;
     let id = client
-        .start(&sh("trap '' TERM HUP; sleep 600; sleep 600"))
+        .start(&sh("echo $$; sleep 600"))
         .await
         .unwrap()
         .job_id;
-    worker.kill();
-    worker_is(&client, "w1", WorkerState::Unreachable).await;
-    crate::support::eventually(|| processes_of(id).is_empty()).await;
-    let _worker = Process::worker(place, 1, dir.path());
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.code().await, Some(0));
+    assert!(!processes_of(id).is_empty());
+    let worker = Process::worker(place, 1, dir.path());
     worker_is(&client, "w1", WorkerState::Ready).await;
+    job_is(&client, id, JobState::Running).await;
+    worker.kill();
+    // The other way to end them.
+    let mut command = std::process::Command::new(crate::support::binary());
+    command
+        .args(["worker", "kill-all", "--grace", "300ms"])
+        .arg("--data-dir")
+        .arg(dir.path());
+    let ended = within(tokio::task::spawn_blocking(move || command.output()))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "1 job is ended\n");
+    assert!(ended.status.success() && processes_of(id).is_empty());
+    let _worker = Process::worker(place, 1, dir.path());
     let job = end_of(&client, id).await;
-    assert_eq!((job.state, job.exit_code), (JobState::Lost, None));
-    assert!(job.reason.unwrap().contains("worker restarted"));
+    assert_eq!(job.state, JobState::Stopped);
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_a_worker_at_once() {
+async fn a_second_signal_ends_a_draining_worker_at_once() {
     let place = Place::new();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Folder::new();
     let _scheduler = Process::scheduler(place);
     let mut command = std::process::Command::new(crate::support::binary());
     command.args([
@@ -230,7 +306,10 @@ async fn a_second_signal_ends_a_worker_at_once() {
         "--scheduler",
         &place.grpc(),
     ]);
-    command.arg("--data-dir").arg(dir.path());
+    command
+        .arg("--drain-on-stop")
+        .arg("--data-dir")
+        .arg(dir.path());
     let worker = Process::from(command.spawn().unwrap());
     let client = connected(place).await;
     let id = client
@@ -251,5 +330,8 @@ async fn a_second_signal_ends_a_worker_at_once() {
     .await;
     worker.signal(Signal::TERM);
     assert_eq!(worker.code().await, Some(143));
-    crate::support::eventually(|| processes_of(id).is_empty()).await;
+    assert!(
+        !processes_of(id).is_empty(),
+        "the job did not heed TERM, and its grace is not over"
+    );
 }

@@ -5,23 +5,27 @@
 //! [`protocol`] is spoken, and with the opened script, where there is one, as
 //! standard output. The shim is the child subreaper of everything the job
 //! starts, so a job has ended only when nothing of it is left: what the main
-//! process leaves behind is ended too. When the worker is gone the shim ends the
-//! job.
+//! process leaves behind is ended too. It outlives the worker, waits for the next
+//! one to call, and keeps the job's end until a worker has recorded it.
 //!
 //! What may be run is the worker's business; what the bytes of the output mean
 //! is its readers'.
 
+mod control;
 pub mod protocol;
 pub mod record;
 mod spawn;
 mod tree;
 
+pub use self::tree::kill_orphans;
+
 use std::{
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, OwnedFd},
         unix::net::UnixStream,
     },
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -30,7 +34,9 @@ use jiff::Timestamp;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, ioctl_fionbio, ioctl_fionread, read},
-    process::{Pid, Signal, WaitStatus, getpid, set_child_subreaper},
+    process::{
+        Pid, Resource, Signal, WaitStatus, getpid, getrlimit, set_child_subreaper, setrlimit,
+    },
     stdio::{dup2_stdin, dup2_stdout},
 };
 use signal_hook::{
@@ -39,7 +45,8 @@ use signal_hook::{
 };
 
 use self::{
-    protocol::{Cause, Command, Ended, Event, Spec},
+    control::Control,
+    protocol::{Cause, Command, Ended, Event, Spec, VERSION},
     record::{Recorder, Stream},
     tree::Reaped,
 };
@@ -77,6 +84,11 @@ fn run() -> io::Result<()> {
     let Some(spec) = control.spec()? else {
         return Ok(());
     };
+    control.listen(spec.job_id)?;
+    // The worker has raised its own.
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = spec.open_files;
+    setrlimit(Resource::Nofile, files)?;
     match Shim::start(control, &spec, script)? {
         Some(shim) => shim.follow(),
         None => Ok(()),
@@ -98,6 +110,8 @@ struct Shim {
     timeout_at: Option<Instant>,
     kill_at: Option<Instant>,
     kill_pause: Duration,
+    result: PathBuf,
+    cgroup: Option<PathBuf>,
 }
 
 impl Shim {
@@ -118,13 +132,14 @@ impl Shim {
             Err(error) => {
                 let why = spawn::why(&error);
                 let message = error.to_string();
-                control.send(&Event::NotStarted { why, message });
-                control.finish();
+                let last = Event::NotStarted { why, message };
+                control.hand_over(&last, &spec.result)?;
                 return Ok(None);
             }
         };
         let started = Instant::now();
-        control.send(&Event::Started {
+        control.started(Event::Started {
+            version: VERSION,
             pid: child.id(),
             at_us: Timestamp::now().as_microsecond(),
         });
@@ -141,7 +156,7 @@ impl Shim {
             children,
             signals,
             pipes,
-            recorder: Recorder::new(spec.output.clone()),
+            recorder: Recorder::new(spec.output.clone(), spec.output_limit),
             buffer: vec![0; PIECE].into(),
             main: main.ok_or(io::ErrorKind::InvalidData)?,
             status: None,
@@ -153,6 +168,8 @@ impl Shim {
                 .and_then(|ms| started.checked_add(Duration::from_millis(ms))),
             kill_at: None,
             kill_pause: KILL_AGAIN.0,
+            result: spec.result.clone(),
+            cgroup: spec.cgroup.clone(),
         }))
     }
 
@@ -166,20 +183,25 @@ impl Shim {
                     self.record(pipe, stream)?;
                 }
             }
+            // Then the dead: one that ended by itself was not ended by what comes next.
+            if ready.children {
+                drain(&self.children)?;
+            }
+            if self.reap()? {
+                return self.finish();
+            }
             if ready.signals {
                 drain(&self.signals)?;
-                self.end(Signal::TERM, self.grace, Cause::Stopped)?;
+                // Somebody else than the worker wants the job gone.
+                self.end(Signal::TERM, self.grace, Cause::Itself)?;
             }
-            if ready.control {
+            if ready.calls {
+                self.control.accept()?;
+            }
+            if ready.control || ready.calls {
                 self.obey()?;
             }
             self.meet_deadlines()?;
-            if ready.children {
-                drain(&self.children)?;
-                if self.reap()? {
-                    return self.finish();
-                }
-            }
         }
     }
 
@@ -197,9 +219,9 @@ impl Shim {
             PollFd::new(&self.children, PollFlags::IN),
             PollFd::new(&self.signals, PollFlags::IN),
         ];
-        let control = self.control.interest();
-        if let Some((socket, flags)) = control {
-            fds.push(PollFd::from_borrowed_fd(socket, flags));
+        let [control, calls] = self.control.interests();
+        for (fd, flags) in [control, calls].into_iter().flatten() {
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
         for pipe in self.pipes.iter().flatten() {
             fds.push(PollFd::new(pipe, PollFlags::IN));
@@ -215,6 +237,7 @@ impl Shim {
             children: next(),
             signals: next(),
             control: control.is_some() && next(),
+            calls: calls.is_some() && next(),
             pipes: [
                 self.pipes[0].is_some() && next(),
                 self.pipes[1].is_some() && next(),
@@ -250,11 +273,8 @@ impl Shim {
                     self.end(signal, Duration::from_millis(grace_ms), Cause::Stopped)?;
                     self.control.send(&Event::Stopping);
                 }
-                Command::Start(_) => {}
+                Command::Start(_) | Command::Receipt => {}
             }
-        }
-        if self.control.is_gone() && self.status.is_none() {
-            self.end(Signal::KILL, Duration::ZERO, Cause::Stopped)?;
         }
         Ok(())
     }
@@ -277,7 +297,7 @@ impl Shim {
             self.end(Signal::TERM, self.grace, Cause::TimedOut)?;
         }
         if self.kill_at.is_some_and(|at| at <= now) {
-            tree::kill()?;
+            tree::kill(self.cgroup.as_deref())?;
             self.kill_at = Some(now + self.kill_pause);
             self.kill_pause = (self.kill_pause * 2).min(KILL_AGAIN.1);
         }
@@ -318,16 +338,19 @@ impl Shim {
                 }
             }
         }
-        self.control.send(&Event::Ended(Ended {
+        if let Some(cgroup) = &self.cgroup {
+            // An empty one that stays behind harms nobody.
+            let _ = tree::remove_cgroup(cgroup);
+        }
+        let last = Event::Ended(Ended {
             at_us: Timestamp::now().as_microsecond(),
             exit_code: self.status.and_then(|status| status.exit_status()),
             signal: self.status.and_then(|status| status.terminating_signal()),
             cause: self.cause,
             output_bytes: self.recorder.end(),
             output_lost: self.recorder.lost(),
-        }));
-        self.control.finish();
-        Ok(())
+        });
+        self.control.hand_over(&last, &self.result)
     }
 }
 
@@ -337,120 +360,8 @@ struct Ready {
     children: bool,
     signals: bool,
     control: bool,
+    calls: bool,
     pipes: [bool; 2],
-}
-
-/// The worker's end of things. Sending never blocks the job: what the worker
-/// does not take yet waits here, and of the lengths of the output only the last.
-struct Control {
-    socket: UnixStream,
-    gone: bool,
-    inbox: Vec<u8>,
-    outbox: Vec<u8>,
-    output: Option<u64>,
-}
-
-impl Control {
-    fn new(socket: UnixStream) -> Self {
-        Self {
-            socket,
-            gone: false,
-            inbox: Vec::new(),
-            outbox: Vec::new(),
-            output: None,
-        }
-    }
-
-    /// Waits for the specification. `None`: the worker has gone.
-    fn spec(&mut self) -> io::Result<Option<Spec>> {
-        loop {
-            match self.receive()? {
-                Some(Command::Start(spec)) => {
-                    self.socket.set_nonblocking(true)?;
-                    return Ok(Some(spec));
-                }
-                Some(Command::Stop { .. }) => {}
-                None if self.gone => return Ok(None),
-                None => {}
-            }
-        }
-    }
-
-    fn is_gone(&self) -> bool {
-        self.gone
-    }
-
-    fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let mut flags = PollFlags::IN;
-        if !self.outbox.is_empty() {
-            flags |= PollFlags::OUT;
-        }
-        (!self.gone).then(|| (self.socket.as_fd(), flags))
-    }
-
-    /// The next command that is there in full; `None` if there is none yet, or
-    /// none to come. Also sends what could not be sent before.
-    fn receive(&mut self) -> io::Result<Option<Command>> {
-        self.flush();
-        if let Some(command) = protocol::decode(&mut self.inbox)? {
-            return Ok(Some(command));
-        }
-        let mut buffer = [0; 16 * 1024];
-        match self.socket.read(&mut buffer) {
-            Ok(0) => self.gone = true,
-            Ok(length) => self.inbox.extend_from_slice(&buffer[..length]),
-            Err(error) if is_passing(&error) => {}
-            // Reset: the worker is as gone as if it had closed.
-            Err(_) => self.gone = true,
-        }
-        protocol::decode(&mut self.inbox)
-    }
-
-    fn output(&mut self, end: u64) {
-        self.output = Some(end);
-        self.flush();
-    }
-
-    fn send(&mut self, event: &Event) {
-        self.outbox.extend(protocol::encode(event));
-        self.flush();
-    }
-
-    fn flush(&mut self) {
-        while !self.gone {
-            if self.outbox.is_empty() {
-                let Some(end) = self.output.take() else {
-                    break;
-                };
-                self.outbox = protocol::encode(&Event::Output { end });
-            }
-            match self.socket.write(&self.outbox) {
-                Ok(length) => {
-                    self.outbox.drain(..length);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => self.gone = true,
-            }
-        }
-    }
-
-    /// Sends the rest, however long the worker takes for it.
-    fn finish(mut self) {
-        // What is not sent because of an error here, the worker sees as an end
-        // without a result, and says so.
-        if self.socket.set_nonblocking(false).is_ok() {
-            self.flush();
-        }
-    }
-}
-
-/// Nothing is wrong, there is just nothing to be had right now.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-    )
 }
 
 /// Empties the pipe of a signal handler.

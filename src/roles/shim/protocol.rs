@@ -1,7 +1,8 @@
 //! What a worker and a shim say to each other over the shim's socket: JSON
-//! objects, each behind its length (32 bits, little-endian). JSON, because an
-//! older shim may outlive its worker's upgrade: fields may be added, never
-//! renamed or removed.
+//! objects, each behind its length (32 bits, little-endian). JSON, because a shim
+//! outlives its worker and may meet a newer one: fields may be added, never
+//! renamed or removed, and a worker sends no command that is younger than the
+//! [`VERSION`] the shim has told.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -12,12 +13,21 @@ use crate::ids::JobId;
 /// The longest message taken, in bytes: a specification with all its arguments.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 
+/// The version of this protocol. It rises when a [`Command`] is added.
+pub const VERSION: u32 = 1;
+
+/// The abstract name of the socket where a job's shim is found by the next
+/// worker, after the one that started it is gone.
+pub fn socket_name(job_id: JobId) -> String {
+    format!("jobctl-shim-{job_id}")
+}
+
 /// From the worker.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Command {
     /// The first message, and only that: what to run.
-    Start(Spec),
+    Start(Box<Spec>),
     /// Send `signal` to the whole tree, and KILL after `grace_ms`. A second
     /// stop can bring the KILL forward, never put it off.
     Stop {
@@ -26,6 +36,8 @@ pub enum Command {
         /// From the signal to KILL.
         grace_ms: u64,
     },
+    /// The last message has been recorded for good: the shim may go.
+    Receipt,
 }
 
 /// What to run, with everything looked up and checked by the worker.
@@ -52,14 +64,25 @@ pub struct Spec {
     pub grace_ms: u64,
     /// Where output goes: this path with `.out` and `.idx` behind it.
     pub output: PathBuf,
+    /// The most output kept, in bytes: beyond it the oldest goes back to the disk.
+    pub output_limit: u64,
+    /// Where the last message goes, as JSON, if no worker is there to take it.
+    pub result: PathBuf,
+    /// The soft limit of open files; `None`: none.
+    pub open_files: Option<u64>,
+    /// The control group to run in, where there is one for the job alone.
+    pub cgroup: Option<PathBuf>,
 }
 
-/// From the shim.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+/// From the shim. To every worker that connects it says `Started` and how far
+/// the output is, and at the end the last message, until it has a receipt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Event {
     /// The main process runs. The first message, unless it is `NotStarted`.
     Started {
+        /// What the shim speaks; see [`VERSION`].
+        version: u32,
         /// The main process.
         pid: u32,
         /// Microseconds since 1970.
@@ -107,9 +130,9 @@ pub struct Ended {
     pub signal: Option<i32>,
     /// On whose account.
     pub cause: Cause,
-    /// Bytes of output recorded.
+    /// Bytes of output the job wrote.
     pub output_bytes: u64,
-    /// Bytes of output that could not be recorded, and why.
+    /// Those of them that could not be recorded, and why.
     pub output_lost: Option<OutputLost>,
 }
 

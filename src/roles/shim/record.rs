@@ -2,17 +2,20 @@
 //! in which they arrived, and beside it an index of fixed-size entries.
 //!
 //! Neither file exists before the first byte. The bytes are written before their
-//! entry, so an entry never points at bytes that are not there.
+//! entry, so an entry never points at bytes that are not there. Offsets count
+//! every byte the job wrote: what is not recorded (the disk was full) or no longer
+//! (the limit) is a gap between two entries, and a hole in the files.
 
 use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use jiff::Timestamp;
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::protocol::OutputLost;
 
@@ -105,6 +108,9 @@ pub(super) struct Recorder {
     end: u64,
     entries: u64,
     time_us: i64,
+    limit: u64,
+    /// The first entry that was not given back to the disk, and its offset.
+    kept: (u64, u64),
     lost: Option<OutputLost>,
 }
 
@@ -114,18 +120,21 @@ struct Files {
 }
 
 impl Recorder {
-    pub(super) fn new(base: PathBuf) -> Self {
+    /// Keeps the last `limit` bytes, and up to an eighth more.
+    pub(super) fn new(base: PathBuf, limit: u64) -> Self {
         Self {
             base,
             files: None,
             end: 0,
             entries: 0,
             time_us: 0,
+            limit,
+            kept: (0, 0),
             lost: None,
         }
     }
 
-    /// The end of what is recorded.
+    /// How much the job has written.
     pub(super) fn end(&self) -> u64 {
         self.end
     }
@@ -136,7 +145,7 @@ impl Recorder {
     }
 
     /// Records one piece. A job does not suffer from a full disk: what cannot be
-    /// written is counted as lost, and the next piece is tried again.
+    /// written becomes a gap, and the next piece is tried again.
     pub(super) fn append(&mut self, stream: Stream, bytes: &[u8]) {
         if let Err(error) = self.write(stream, bytes) {
             let lost = self.lost.get_or_insert_with(|| OutputLost {
@@ -144,6 +153,11 @@ impl Recorder {
                 why: error.to_string(),
             });
             lost.bytes += bytes.len() as u64;
+        }
+        self.end += bytes.len() as u64;
+        if self.end - self.kept.1 > self.limit.saturating_add(self.limit / 8) {
+            // Without holes the file just stays longer than it was meant to be.
+            let _ = self.give_back();
         }
     }
 
@@ -159,18 +173,40 @@ impl Recorder {
             length: bytes.len() as u32,
             stream,
         };
-        let written = files
-            .data
-            .write_all(bytes)
-            .and_then(|()| files.index.write_all(&entry.encode()));
-        if let Err(error) = written {
-            // Half a piece would shift every offset behind it.
-            files.data.set_len(self.end)?;
-            files.index.set_len(self.entries * Entry::SIZE as u64)?;
-            return Err(error);
-        }
-        self.end = entry.end();
+        // At fixed places, so that what a failed write left is written over.
+        files.data.write_all_at(bytes, entry.offset)?;
+        let place = self.entries * Entry::SIZE as u64;
+        files.index.write_all_at(&entry.encode(), place)?;
         self.entries += 1;
+        Ok(())
+    }
+
+    /// Gives all but the last `limit` bytes back to the disk, whole entries at a
+    /// time. The holes read as zeros, which no entry is.
+    fn give_back(&mut self) -> io::Result<()> {
+        let Some(files) = &self.files else {
+            return Ok(());
+        };
+        let (mut number, mut offset) = self.kept;
+        let first = self.end.saturating_sub(self.limit);
+        let mut bytes = [0; Entry::SIZE];
+        while number < self.entries {
+            files
+                .index
+                .read_exact_at(&mut bytes, number * Entry::SIZE as u64)?;
+            let Some(entry) = Entry::decode(&bytes).filter(|entry| entry.end() <= first) else {
+                break;
+            };
+            (number, offset) = (number + 1, entry.end());
+        }
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if offset > 0 {
+            // The index first: bytes without an entry are a gap, an entry without
+            // its bytes would be a lie.
+            fallocate(&files.index, hole, 0, number * Entry::SIZE as u64)?;
+            fallocate(&files.data, hole, 0, offset)?;
+        }
+        self.kept = (number, offset);
         Ok(())
     }
 }
@@ -179,7 +215,8 @@ impl Files {
     fn create(base: &Path) -> io::Result<Self> {
         let create = |path: PathBuf| {
             OpenOptions::new()
-                .append(true)
+                .read(true)
+                .write(true)
                 .create_new(true)
                 .mode(0o600)
                 .open(path)
@@ -196,6 +233,56 @@ impl Files {
     }
 }
 
+/// Makes the two files of a job whose shim was killed agree again, and returns
+/// the end of the output. Entries whose bytes are not there are dropped, bytes
+/// without an entry get one; which stream they came by, nobody knows any more,
+/// and they are taken for standard output. Only for files that nobody writes to.
+///
+/// # Errors
+///
+/// When a file cannot be read or written.
+pub fn repair(base: &Path) -> io::Result<u64> {
+    let open = |path: PathBuf| OpenOptions::new().read(true).write(true).open(path);
+    let data = match open(data_path(base)) {
+        Ok(data) => data,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let index = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(index_path(base))?;
+    let length = data.metadata()?.len();
+    let size = Entry::SIZE as u64;
+    let mut entries = index.metadata()?.len() / size;
+    let mut last = None;
+    while entries > 0 {
+        let mut bytes = [0; Entry::SIZE];
+        index.read_exact_at(&mut bytes, (entries - 1) * size)?;
+        last = Entry::decode(&bytes).filter(|entry| entry.end() <= length);
+        if last.is_some() {
+            break;
+        }
+        entries -= 1;
+    }
+    index.set_len(entries * size)?;
+    let mut end = last.map_or(0, |entry| entry.end());
+    while end < length {
+        let entry = Entry {
+            offset: end,
+            time_us: last.map_or_else(|| Timestamp::now().as_microsecond(), |last| last.time_us),
+            length: u32::try_from(length - end).unwrap_or(u32::MAX),
+            stream: Stream::Stdout,
+        };
+        index.write_all_at(&entry.encode(), entries * size)?;
+        (end, entries) = (entry.end(), entries + 1);
+    }
+    Ok(end)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -206,7 +293,7 @@ mod tests {
     fn nothing_is_created_before_the_first_byte() {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path().join("job");
-        let mut recorder = Recorder::new(base.clone());
+        let mut recorder = Recorder::new(base.clone(), u64::MAX);
         assert!(!data_path(&base).exists() && !index_path(&base).exists());
         recorder.append(Stream::Stderr, b"oops");
         recorder.append(Stream::Stdout, b"\xff\n");
@@ -225,13 +312,75 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted() {
         let dir = tempfile::tempdir().unwrap();
-        let mut recorder = Recorder::new(dir.path().join("no such folder/job"));
+        let mut recorder = Recorder::new(dir.path().join("no such folder/job"), u64::MAX);
         recorder.append(Stream::Stdout, b"abc");
         recorder.append(Stream::Stdout, b"de");
-        assert_eq!(recorder.end(), 0);
+        assert_eq!(recorder.end(), 5, "offsets count what the job wrote");
         let lost = recorder.lost().unwrap();
         assert_eq!(lost.bytes, 5);
         assert!(lost.why.contains("No such file"), "{}", lost.why);
+    }
+
+    fn entries(base: &Path) -> Vec<Option<Entry>> {
+        let index = std::fs::read(index_path(base)).unwrap();
+        index.as_chunks().0.iter().map(Entry::decode).collect()
+    }
+
+    #[test]
+    fn beyond_the_limit_the_oldest_goes_back_to_the_disk() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("job");
+        let limit = 1024 * 1024;
+        let mut recorder = Recorder::new(base.clone(), limit);
+        let piece = vec![7; 64 * 1024];
+        for _ in 0..100 {
+            recorder.append(Stream::Stdout, &piece);
+        }
+        assert_eq!((recorder.end(), recorder.lost()), (6_553_600, None));
+        let data = File::open(data_path(&base)).unwrap().metadata().unwrap();
+        assert_eq!(data.len(), 6_553_600, "offsets stay as they were");
+        assert!(
+            data.blocks() * 512 <= limit + limit / 4,
+            "{}",
+            data.blocks()
+        );
+        let entries = entries(&base);
+        let kept: Vec<_> = entries.iter().flatten().collect();
+        assert!(kept.len() as u64 * 65_536 >= limit);
+        assert!(
+            entries[..entries.len() - kept.len()]
+                .iter()
+                .all(Option::is_none)
+        );
+    }
+
+    #[test]
+    fn a_torn_record_is_repaired_from_its_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("job");
+        assert_eq!(repair(&base).unwrap(), 0);
+        let mut recorder = Recorder::new(base.clone(), u64::MAX);
+        for piece in ["one\n", "two\n", "three\n"] {
+            recorder.append(Stream::Stderr, piece.as_bytes());
+        }
+        let index = std::fs::read(index_path(&base)).unwrap();
+        let whole = entries(&base);
+        for cut in 0..=index.len() {
+            std::fs::write(index_path(&base), &index[..cut]).unwrap();
+            assert_eq!(repair(&base).unwrap(), 14);
+            let repaired = entries(&base);
+            let kept = cut / Entry::SIZE;
+            assert_eq!(repaired[..kept], whole[..kept]);
+            assert_eq!(repaired.last().unwrap().unwrap().end(), 14);
+        }
+        for cut in 0..=14 {
+            std::fs::write(index_path(&base), &index).unwrap();
+            let data = File::options().write(true).open(data_path(&base)).unwrap();
+            data.set_len(cut).unwrap();
+            assert_eq!(repair(&base).unwrap(), cut);
+            data.set_len(14).unwrap();
+        }
     }
 
     proptest! {

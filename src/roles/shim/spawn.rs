@@ -73,9 +73,26 @@ pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
         .stdin(Stdio::from(File::open("/dev/null")?))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    // SAFETY: both are single system calls, allowed between fork and exec.
+    let cgroup = match &spec.cgroup {
+        Some(cgroup) => Some(
+            File::options()
+                .write(true)
+                .open(cgroup.join("cgroup.procs"))?,
+        ),
+        None => None,
+    };
+    // SAFETY: each is a single system call, allowed between fork and exec.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
+            if let Some(cgroup) = &cgroup {
+                // 0 stands for the process that writes it (cgroups(7)).
+                rustix::io::write(cgroup, b"0")?;
+            }
+            // Whoever started the worker may have had it ignore some.
+            for signal in 1..=libc::SIGRTMAX() {
+                // Those that cannot be set say so, and are not ignored either.
+                libc::signal(signal, libc::SIG_DFL);
+            }
             setsid()?;
             // Should the shim be killed, its job does not run on unseen.
             set_parent_process_death_signal(Some(Signal::KILL))?;

@@ -1,9 +1,11 @@
 //! The processes of one job: all descendants of the shim, which is their child
-//! subreaper, so that even a daemon that left its session stays among them.
+//! subreaper, so that even a daemon that left its session stays among them. Where
+//! the job has a control group, that is killed first, in one stroke.
 
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
+    path::Path,
 };
 
 use rustix::{
@@ -13,6 +15,8 @@ use rustix::{
         wait,
     },
 };
+
+use crate::ids::JobId;
 
 /// How often one [`kill`] looks again for processes born meanwhile. A tree that
 /// outgrows this is met again at the next call.
@@ -32,7 +36,10 @@ pub(super) fn signal(signal: Signal) -> io::Result<()> {
 
 /// Kills every process of the job. They are frozen first, until no new one
 /// turns up: what forks faster than it is killed does not get away.
-pub(super) fn kill() -> io::Result<()> {
+pub(super) fn kill(cgroup: Option<&Path>) -> io::Result<()> {
+    if let Some(cgroup) = cgroup {
+        kill_cgroup(cgroup)?;
+    }
     let mut frozen = HashSet::new();
     for _ in 0..PASSES {
         let fresh: Vec<_> = descendants()?
@@ -47,6 +54,69 @@ pub(super) fn kill() -> io::Result<()> {
         }
     }
     signal(Signal::KILL)
+}
+
+/// Kills all processes of a control group and the groups within, which the
+/// kernel does without letting one fork away. None there is fine too.
+pub(super) fn kill_cgroup(cgroup: &Path) -> io::Result<()> {
+    match fs::write(cgroup.join("cgroup.kill"), "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes a control group that has no processes any more, with the groups that
+/// the job may have made within.
+pub(super) fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    fs::remove_dir(cgroup)
+}
+
+/// Kills what is left of a job whose shim is gone, so that nobody is its
+/// subreaper: the processes of its control group, and those that bear its id in
+/// their environment. Returns when there are none.
+///
+/// # Errors
+///
+/// When `/proc` cannot be read, or when some are still there after many passes.
+pub fn kill_orphans(job_id: JobId, cgroup: Option<&Path>) -> io::Result<()> {
+    if let Some(cgroup) = cgroup {
+        kill_cgroup(cgroup)?;
+    }
+    let mark = format!("JOBCTL_JOB_ID={job_id}");
+    let is_marked = |pid: i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut variables = environment.split(|byte| *byte == 0);
+        variables.any(|variable| variable == mark.as_bytes()) && parent_of(pid).is_some()
+    };
+    for _ in 0..PASSES {
+        let marked: Vec<_> = processes()?
+            .into_iter()
+            .filter(|pid| is_marked(*pid))
+            .collect();
+        if marked.is_empty() {
+            if let Some(cgroup) = cgroup {
+                // What is left of it is no worse than an empty folder.
+                let _ = remove_cgroup(cgroup);
+            }
+            return Ok(());
+        }
+        for pid in marked {
+            if let Some(named) = Pid::from_raw(pid)
+                && let Ok(pidfd) = pidfd_open(named, PidfdFlags::empty())
+                && is_marked(pid)
+            {
+                // Gone meanwhile is as good.
+                let _ = pidfd_send_signal(pidfd, Signal::KILL);
+            }
+        }
+    }
+    Err(io::Error::other("some of its processes cannot be killed"))
 }
 
 /// Collects one process that has ended.
@@ -96,13 +166,7 @@ impl Process {
 /// All descendants of this process that have not ended, parents before children.
 fn descendants() -> io::Result<Vec<Process>> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for entry in fs::read_dir("/proc")? {
-        // A process may end while its entry is read.
-        let Ok(entry) = entry else { continue };
-        let name = entry.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
-            continue;
-        };
+    for pid in processes()? {
         if let Some(parent) = parent_of(pid) {
             children.entry(parent).or_default().push(pid);
         }
@@ -118,6 +182,14 @@ fn descendants() -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
+/// All processes of the machine.
+fn processes() -> io::Result<Vec<i32>> {
+    // A process may end while its entry is read.
+    let entries = fs::read_dir("/proc")?.flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(pids.collect())
+}
+
 /// The parent of a process that has not ended, from `/proc/PID/stat`
 /// (proc_pid_stat(5)): `pid (name) state ppid …`, where the name may hold
 /// anything, parentheses too.
@@ -127,10 +199,13 @@ fn parent_of(pid: i32) -> Option<i32> {
 
 fn parse_stat(stat: &[u8]) -> Option<i32> {
     let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let mut fields = stat[behind_name..].split(|byte| *byte == b' ').skip(1);
-    let state = fields.next()?;
-    let parent = str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    (state != b"Z" && state != b"X").then_some(parent)
+    let fields = str::from_utf8(&stat[behind_name..]).ok()?;
+    let fields: Vec<_> = fields.split_whitespace().collect();
+    let parent = fields.get(1)?.parse().ok()?;
+    // The first thread of a process may have ended before the others, which live.
+    let threads: u32 = fields.get(17)?.parse().ok()?;
+    let has_ended = matches!(*fields.first()?, "Z" | "X") && threads <= 1;
+    (!has_ended).then_some(parent)
 }
 
 #[cfg(test)]
@@ -141,9 +216,15 @@ mod tests {
 
     #[test]
     fn stat_is_read_behind_the_last_parenthesis() {
-        assert_eq!(parse_stat(b"12 (sh) S 7 12 12 0"), Some(7));
-        assert_eq!(parse_stat(b"12 (a) Z 1 (b)) R 9 1"), Some(9));
-        assert_eq!(parse_stat(b"12 (sh) Z 7 12"), None);
+        let stat = |start: &str, threads: u32| {
+            parse_stat(
+                format!("{start} 12 12 0 -1 4 1 0 0 0 0 0 0 0 20 0 {threads} 0 9").as_bytes(),
+            )
+        };
+        assert_eq!(stat("12 (sh) S 7", 1), Some(7));
+        assert_eq!(stat("12 (a) Z 1 (b)) R 9", 1), Some(9));
+        assert_eq!(stat("12 (sh) Z 7", 1), None);
+        assert_eq!(stat("12 (sh) Z 7", 2), Some(7), "its other threads live");
         assert_eq!(parse_stat(b""), None);
         assert_eq!(parse_stat(b"12 (sh)"), None);
     }
@@ -165,10 +246,12 @@ mod tests {
             .filter(|process| process.pid.as_raw_nonzero().get() == pid || process.parent == pid)
             .collect();
         assert_eq!(mine.len(), 2, "{mine:?}");
-        // The children first: one whose parent is gone is somebody else's child here.
-        for process in mine.into_iter().rev() {
-            process.send(Signal::KILL);
-        }
+        // Frozen, the parent cannot end by itself when its child does; and the child
+        // goes first, for without its parent it is somebody else's child here.
+        mine.iter().for_each(|process| process.send(Signal::STOP));
+        mine.iter()
+            .rev()
+            .for_each(|process| process.send(Signal::KILL));
         assert!(!child.wait().unwrap().success());
         assert!(parent_of(pid).is_none());
     }

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::{ids::JobId, proto};
@@ -24,6 +25,18 @@ pub enum Error {
     /// The request belongs to a registration that is over.
     #[error("the request belongs to an earlier registration of worker {0}")]
     SessionOver(String),
+    /// A scheduler of the past calls.
+    #[error(
+        "worker {worker} has heard of epoch {known} of the scheduler; this call is of {called}"
+    )]
+    StaleScheduler {
+        /// The worker's name.
+        worker: String,
+        /// The highest epoch it has heard of.
+        known: u64,
+        /// That of the call.
+        called: u64,
+    },
     /// The job cannot be run here.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -54,7 +67,8 @@ pub enum Error {
 }
 
 /// Why a job cannot be run on this worker.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Refusal {
     /// Nothing of that name.
     #[error("program {program} not found on worker {worker}")]
@@ -108,6 +122,12 @@ pub enum Refusal {
         /// The system's words.
         why: String,
     },
+    /// The intent to start it cannot be recorded.
+    #[error("the disk of worker {worker} is full, so it takes no jobs")]
+    DiskFull {
+        /// The worker's name.
+        worker: String,
+    },
     /// The kernel said no for a reason of its own.
     #[error("{program} could not be started on worker {worker}: {why}")]
     NotStarted {
@@ -130,6 +150,7 @@ impl Refusal {
             Self::OutsideScriptFolder { .. } => "outside_script_folder",
             Self::NotAFile { .. } => "not_a_file",
             Self::BadCwd { .. } => "bad_cwd",
+            Self::DiskFull { .. } => "disk_full",
             Self::NotStarted { .. } => "not_started",
         }
     }
@@ -143,6 +164,7 @@ impl Error {
             Self::JobExists(_) => "job_exists",
             Self::Draining(_) => "worker_draining",
             Self::SessionOver(_) => "session_over",
+            Self::StaleScheduler { .. } => "stale_scheduler",
             Self::Refused(refusal) => refusal.code(),
             Self::OffsetPastEnd { .. } => "offset_past_end",
             Self::TooManyFollowers(_) => "too_many_followers",
@@ -155,7 +177,10 @@ impl Error {
         match self {
             Self::JobNotFound(_) => Code::NotFound,
             Self::JobExists(_) => Code::AlreadyExists,
-            Self::JobFinished(_) | Self::Refused(_) => Code::FailedPrecondition,
+            Self::Refused(Refusal::DiskFull { .. }) => Code::ResourceExhausted,
+            Self::JobFinished(_) | Self::Refused(_) | Self::StaleScheduler { .. } => {
+                Code::FailedPrecondition
+            }
             Self::Draining(_) | Self::SessionOver(_) => Code::Unavailable,
             Self::OffsetPastEnd { .. } => Code::OutOfRange,
             Self::TooManyFollowers(_) => Code::ResourceExhausted,
@@ -188,6 +213,15 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// The journal cannot be read.
+    #[error(transparent)]
+    Journal(#[from] super::journal::OpenError),
+    /// The journal cannot be written any more. Jobs go on without the worker.
+    #[error("cannot write the journal, and nothing can be promised without it")]
+    JournalBroken(#[source] io::Error),
+    /// Some jobs could not be ended.
+    #[error("{0} jobs are still there")]
+    StillThere(usize),
     /// The scheduler will not have this worker.
     #[error("the scheduler refused the worker: {0}")]
     Refused(String),

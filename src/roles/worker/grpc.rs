@@ -12,7 +12,7 @@ use super::{
     error::Error,
     job::{End, How, Job, Spec, State},
     jobs::Jobs,
-    output::{Chunk, Follower, OpenError, Wanted},
+    output::{Follower, OpenError, Piece, Wanted},
 };
 use crate::{
     ids::{JobId, is_name},
@@ -63,6 +63,7 @@ impl worker_server::Worker for Service {
         request: Request<proto::StartJobRequest>,
     ) -> Result<Response<proto::StartJobResponse>, Status> {
         let request = request.into_inner();
+        self.jobs.check_epoch(request.epoch)?;
         let session = Some(request.session.clone()).filter(|session| !session.is_empty());
         let job = self.jobs.start(spec(request)?, session.as_deref()).await?;
         Ok(Response::new(proto::StartJobResponse {
@@ -76,6 +77,7 @@ impl worker_server::Worker for Service {
         request: Request<proto::StopJobRequest>,
     ) -> Result<Response<proto::StopJobResponse>, Status> {
         let request = request.into_inner();
+        self.jobs.check_epoch(request.epoch)?;
         let signal = match request.signal {
             0 => Signal::TERM.as_raw(),
             number => Signal::from_named_raw(number)
@@ -94,7 +96,9 @@ impl worker_server::Worker for Service {
         &self,
         request: Request<proto::QueryJobRequest>,
     ) -> Result<Response<proto::QueryJobResponse>, Status> {
-        let job = self.jobs.get(id(&request.into_inner().job_id)?)?;
+        let request = request.into_inner();
+        self.jobs.check_epoch(request.epoch)?;
+        let job = self.jobs.get(id(&request.job_id)?)?;
         let status = status(&job);
         let done = status.ended_us.is_some();
         let error = done && status.state() != proto::JobState::Succeeded;
@@ -117,7 +121,12 @@ impl worker_server::Worker for Service {
         request: Request<proto::StreamJobRequest>,
     ) -> Result<Response<Chunks>, Status> {
         let request = request.into_inner();
-        let job = self.jobs.get(id(&request.job_id)?)?;
+        self.jobs.check_epoch(request.epoch)?;
+        let id = id(&request.job_id)?;
+        let (job, output) = match self.jobs.get(id) {
+            Ok(job) => (Some(job.clone()), job.output),
+            Err(_) => (None, self.jobs.old_output(id)?),
+        };
         let permit = self.followers.clone().try_acquire_owned();
         let permit = permit.map_err(|_| Error::TooManyFollowers(self.worker.clone()))?;
         let wanted = Wanted {
@@ -131,7 +140,7 @@ impl worker_server::Worker for Service {
             },
             follow: !request.no_follow,
         };
-        let follower = Follower::open(&job.output, job.extent.clone(), wanted)
+        let follower = Follower::open(output, wanted)
             .await
             .map_err(|error| match error {
                 OpenError::PastEnd { end } => Error::OffsetPastEnd {
@@ -142,6 +151,7 @@ impl worker_server::Worker for Service {
             })?;
         let reading = Reading {
             worker: self.worker.clone(),
+            id,
             job,
             follower,
             _permit: permit,
@@ -158,7 +168,9 @@ impl worker_server::Worker for Service {
 /// One reader's way through one job's output.
 struct Reading {
     worker: String,
-    job: Job,
+    id: JobId,
+    /// `None`: only its output is left.
+    job: Option<Job>,
     follower: Follower,
     _permit: OwnedSemaphorePermit,
 }
@@ -171,17 +183,17 @@ impl Reading {
             return Ok(None);
         };
         match reading.follower.next().await {
-            Ok(Some(chunk)) => Ok(Some((encode(chunk), Some(reading)))),
+            Ok(Some(piece)) => Ok(Some((encode(piece), Some(reading)))),
             Ok(None) => {
                 let end = proto::StreamJobResponse {
                     offset: reading.follower.position(),
-                    end: Some(status(&reading.job)),
+                    end: Some(reading.job.as_ref().map(status).unwrap_or_default()),
                     ..Default::default()
                 };
                 Ok(Some((end, None)))
             }
             Err(error) => {
-                tracing::error!(job_id = %reading.job.spec.id, %error, "cannot read output");
+                tracing::error!(job_id = %reading.id, %error, "cannot read output");
                 Err(Error::Io {
                     worker: reading.worker,
                     what: "read the output",
@@ -193,17 +205,23 @@ impl Reading {
     }
 }
 
-fn encode(chunk: Chunk) -> proto::StreamJobResponse {
-    let stream = match chunk.stream {
-        record::Stream::Stdout => proto::OutputStream::Stdout,
-        record::Stream::Stderr => proto::OutputStream::Stderr,
-    };
-    proto::StreamJobResponse {
-        output: chunk.bytes,
-        offset: chunk.offset,
-        time_us: chunk.time_us,
-        stream: stream.into(),
-        end: None,
+fn encode(piece: Piece) -> proto::StreamJobResponse {
+    match piece {
+        Piece::Chunk(chunk) => proto::StreamJobResponse {
+            output: chunk.bytes,
+            offset: chunk.offset,
+            time_us: chunk.time_us,
+            stream: match chunk.stream {
+                record::Stream::Stdout => proto::OutputStream::Stdout.into(),
+                record::Stream::Stderr => proto::OutputStream::Stderr.into(),
+            },
+            ..Default::default()
+        },
+        Piece::Gap { offset, length } => proto::StreamJobResponse {
+            offset,
+            gap: length,
+            ..Default::default()
+        },
     }
 }
 
@@ -235,6 +253,7 @@ pub(super) fn full_report(job: &Job) -> proto::JobReport {
             }),
             session: String::new(),
             created_us: spec.created.as_microsecond(),
+            epoch: 0,
         }),
         ..report(job)
     }
@@ -243,7 +262,7 @@ pub(super) fn full_report(job: &Job) -> proto::JobReport {
 fn status(job: &Job) -> proto::JobStatus {
     // The state first: what it says has ended has all of its output counted.
     let state = job.state.borrow().clone();
-    let output_bytes = job.extent.borrow().bytes;
+    let output_bytes = job.output.extent().bytes;
     match state {
         State::Starting => proto::JobStatus {
             state: proto::JobState::Pending.into(),

@@ -1,10 +1,15 @@
 //! One job: what was asked for, how it stands, and the task that follows its
-//! shim. How many jobs there are, and which, is the business of `jobs.rs`.
+//! shim, be it one that this worker started or one that an earlier worker left
+//! behind. How many jobs there are, and which, is the business of `jobs.rs`.
 
 use std::{
     collections::BTreeMap,
-    io,
-    os::{fd::OwnedFd, unix::net::UnixStream as StdUnixStream},
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixStream as StdUnixStream},
+    },
     path::PathBuf,
     process::Stdio,
     sync::Arc,
@@ -13,27 +18,41 @@ use std::{
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{UnixStream, unix::OwnedWriteHalf},
     process::{Child, Command},
     sync::{mpsc, oneshot, watch},
 };
-use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::{
+    codec::{FramedRead, LengthDelimitedCodec},
+    sync::CancellationToken,
+};
 
 use super::{
+    cgroup::Cgroups,
     error::Refusal,
     jobs::Changes,
-    output::Extent,
+    journal::{AppendError, Journal, Record},
+    output::{Extent, Output},
     scripts::{Runnable, Scripts},
 };
 use crate::{
     ids::JobId,
-    roles::shim::protocol::{self, Cause, Ended, Event, NotStarted},
+    roles::shim::{
+        kill_orphans,
+        protocol::{self, Cause, Ended, Event, NotStarted, socket_name},
+        record::repair,
+    },
 };
 
+/// Between two attempts to record an end where there was no room for it; its
+/// shim keeps it meanwhile.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
 /// What was asked for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Spec {
     pub(super) id: JobId,
     pub(super) command: Option<String>,
@@ -69,7 +88,7 @@ pub(super) enum State {
 }
 
 /// How, and when, a job ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct End {
     /// The main process and its start; `None` if there never was one.
     pub(super) started: Option<(u32, Timestamp)>,
@@ -80,7 +99,8 @@ pub(super) struct End {
 }
 
 /// How a job ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum How {
     /// It never ran.
     Refused(Refusal),
@@ -89,7 +109,7 @@ pub(super) enum How {
     /// A signal ended the main process.
     Signaled { signal: i32, cause: Cause },
     /// Nobody can tell.
-    Lost(&'static str),
+    Lost(String),
 }
 
 impl End {
@@ -158,9 +178,7 @@ fn describe(signal: i32) -> String {
 pub(super) struct Job {
     pub(super) spec: Arc<Spec>,
     pub(super) state: watch::Receiver<State>,
-    pub(super) extent: watch::Receiver<Extent>,
-    /// The output's path, without its endings.
-    pub(super) output: PathBuf,
+    pub(super) output: Output,
     stops: mpsc::Sender<Stop>,
 }
 
@@ -173,15 +191,28 @@ struct Stop {
 }
 
 impl Job {
-    /// A job and the task that will start and follow it.
-    pub(super) fn new(spec: Spec, output: PathBuf, changes: Changes) -> (Self, Task) {
-        let (state_sender, state) = watch::channel(State::Starting);
-        let (extent_sender, extent) = watch::channel(Extent::default());
+    /// A job and the task that will follow it. `known` is an end that was
+    /// recorded before, with the bytes of its output.
+    pub(super) fn new(
+        spec: Spec,
+        known: Option<(End, u64)>,
+        launch: Arc<Launch>,
+        changes: Changes,
+    ) -> (Self, Task) {
+        let extent = known
+            .as_ref()
+            .map_or(Extent::default(), |(_, bytes)| Extent {
+                bytes: *bytes,
+                complete: true,
+            });
+        let state = known.map_or(State::Starting, |(end, _)| State::Ended(end));
+        let (state_sender, state) = watch::channel(state);
+        let (extent_sender, extent) = watch::channel(extent);
+        let output = Output::new(launch.place.output(spec.id), extent);
         let (stops, stop_receiver) = mpsc::channel(16);
         let job = Self {
             spec: Arc::new(spec),
             state,
-            extent,
             output,
             stops,
         };
@@ -191,6 +222,7 @@ impl Job {
             extent: extent_sender,
             stops: stop_receiver,
             changes,
+            launch,
         };
         (job, task)
     }
@@ -230,45 +262,132 @@ impl Job {
     }
 }
 
-/// What starting a job needs beside the job.
+/// Where a worker keeps what belongs to its jobs.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) output: PathBuf,
+    pub(super) results: PathBuf,
+}
+
+impl Place {
+    /// The path of a job's output, without its endings.
+    pub(super) fn output(&self, id: JobId) -> PathBuf {
+        self.output.join(id.to_string())
+    }
+
+    fn result(&self, id: JobId) -> PathBuf {
+        self.results.join(id.to_string())
+    }
+}
+
+/// What every job of a worker shares.
 pub(super) struct Launch {
     pub(super) worker: String,
     pub(super) shim: PathBuf,
     pub(super) scripts: Scripts,
     pub(super) grace: Duration,
+    pub(super) output_limit: u64,
+    /// The soft limit of open files that jobs get; `None`: none.
+    pub(super) open_files: Option<u64>,
+    pub(super) place: Place,
+    pub(super) cgroups: Option<Cgroups>,
+    pub(super) boot_id: String,
+    pub(super) journal: Journal,
+    /// The worker ends, and the jobs go on without it.
+    pub(super) closing: CancellationToken,
 }
 
-/// Starts a job and follows it to its end.
+/// Follows a job to its end.
 pub(super) struct Task {
     job: Job,
     state: watch::Sender<State>,
     extent: watch::Sender<Extent>,
     stops: mpsc::Receiver<Stop>,
     changes: Changes,
+    launch: Arc<Launch>,
 }
 
 impl Task {
-    /// Returns when nothing of the job is left.
-    pub(super) async fn run(mut self, launch: Launch) {
-        let spec = self.job.spec.clone();
-        let output = self.job.output.clone();
-        // Looking up files and starting a process may wait for a disk.
-        let launched =
-            tokio::task::spawn_blocking(move || Shim::launch(&launch, &spec, output)).await;
-        match launched {
-            Ok(Ok(shim)) => self.follow(shim).await,
-            Ok(Err(refusal)) => self.end(None, How::Refused(refusal)),
-            Err(_) => self.end(None, How::Lost("the worker failed to start it")),
+    /// Starts the job. Returns when nothing of it is left, or the worker ends.
+    pub(super) async fn start(mut self) {
+        match self.launch().await {
+            Ok(shim) => self.follow(shim).await,
+            Err(refusal) => self.end(None, How::Refused(refusal)),
         }
+    }
+
+    async fn launch(&self) -> Result<Shim, Refusal> {
+        let (launch, spec) = (self.launch.clone(), self.job.spec.clone());
+        let worker = launch.worker.clone();
+        let broken = |why: String| Refusal::NotStarted {
+            program: spec.program(),
+            worker: worker.clone(),
+            why,
+        };
+        // Looking up files and starting a process may wait for a disk.
+        let runnable = {
+            let (launch, spec) = (launch.clone(), spec.clone());
+            tokio::task::spawn_blocking(move || launch.scripts.prepare(&spec))
+        };
+        let runnable = runnable
+            .await
+            .map_err(|error| broken(error.to_string()))??;
+        let intent = Record::Intent {
+            spec: (*spec).clone(),
+            boot_id: launch.boot_id.clone(),
+        };
+        // Nothing is started that a later worker would not know of.
+        launch
+            .journal
+            .append(intent)
+            .await
+            .map_err(|error| match error {
+                AppendError::Full => Refusal::DiskFull {
+                    worker: worker.clone(),
+                },
+                AppendError::Broken => broken("the journal cannot be written".to_owned()),
+            })?;
+        let shim = {
+            let (launch, spec) = (launch.clone(), spec.clone());
+            tokio::task::spawn_blocking(move || Shim::spawn(&launch, &spec, runnable))
+        };
+        match shim.await {
+            Ok(Ok(shim)) => Ok(shim),
+            Ok(Err(error)) => Err(broken(error.to_string())),
+            Err(error) => Err(broken(error.to_string())),
+        }
+    }
+
+    /// Takes over a job that an earlier worker started, in a boot of the machine
+    /// that `boot_id` names: from its shim, or from the result it left behind.
+    /// Without either the job is lost.
+    pub(super) async fn take_over(mut self, boot_id: &str) {
+        let id = self.job.spec.id;
+        if let Ok(shim) = Shim::call(id) {
+            return self.follow(shim).await;
+        }
+        // Only now: a shim that could not be called has written its result.
+        let result = self.launch.place.result(id);
+        match fs::read(&result).map(|text| serde_json::from_slice(&text)) {
+            Ok(Ok(Event::Ended(ended))) => self.finish(None, &ended),
+            Ok(Ok(Event::NotStarted { why, message })) => {
+                let refusal = self.refusal(why, message);
+                self.end(None, How::Refused(refusal));
+            }
+            _ if boot_id == self.launch.boot_id => self.lost(None, "worker restarted").await,
+            _ => self.lost(None, "its machine was restarted").await,
+        }
+        self.record_end().await;
     }
 
     async fn follow(&mut self, mut shim: Shim) {
         let mut started = None;
         let mut stopping = Vec::new();
-        let result = loop {
+        let closing = self.launch.closing.clone();
+        loop {
             tokio::select! {
                 event = shim.events.next() => match event.and_then(read_event) {
-                    Some(Event::Started { pid, at_us }) => {
+                    Some(Event::Started { pid, at_us, .. }) => {
                         let since = timestamp(at_us);
                         started = Some((pid, since));
                         self.set(State::Running { pid, since });
@@ -278,33 +397,116 @@ impl Task {
                     }
                     Some(Event::Stopping) => stopping.clear(),
                     Some(Event::NotStarted { why, message }) => {
-                        break How::Refused(shim.refusal(why, message));
+                        let refusal = self.refusal(why, message);
+                        self.end(None, How::Refused(refusal));
+                        break;
                     }
                     Some(Event::Ended(ended)) => {
-                        self.extent.send_replace(Extent { bytes: ended.output_bytes, complete: false });
                         self.finish(started, &ended);
-                        shim.reap().await;
-                        return;
+                        break;
                     }
-                    None => break How::Lost("its shim was killed"),
+                    None => {
+                        self.lost(started, "its shim was killed").await;
+                        break;
+                    }
                 },
                 Some(stop) = self.stops.recv() => {
                     // An error here is an end of `events` in a moment.
                     let _ = shim.stop(&stop).await;
                     stopping.push(stop.sent);
                 }
+                () = closing.cancelled() => return,
             }
+        }
+        if self.record_end().await {
+            shim.receipt().await;
+        }
+    }
+
+    /// Has the end in the journal, so that whoever kept it may forget it. False
+    /// if that will not be.
+    async fn record_end(&self) -> bool {
+        let State::Ended(end) = self.state.borrow().clone() else {
+            return false;
         };
-        shim.reap().await;
-        self.end(started, result);
+        let record = Record::Ended {
+            job_id: self.job.spec.id,
+            end,
+            output_bytes: self.extent.borrow().bytes,
+        };
+        loop {
+            match self.launch.journal.append(record.clone()).await {
+                Ok(()) => break,
+                Err(AppendError::Broken) => return false,
+                // No event says when there is room again.
+                Err(AppendError::Full) => tokio::select! {
+                    () = tokio::time::sleep(TRY_AGAIN) => {}
+                    () = self.launch.closing.cancelled() => return false,
+                },
+            }
+        }
+        // There is one only if a shim had to leave it behind.
+        let _ = tokio::fs::remove_file(self.launch.place.result(self.job.spec.id)).await;
+        true
+    }
+
+    /// The shim is gone without a word: what it left of the job is ended, and
+    /// what it recorded made whole.
+    async fn lost(&mut self, started: Option<(u32, Timestamp)>, why: &str) {
+        let id = self.job.spec.id;
+        let cgroup = self.launch.cgroups.as_ref().map(|cgroups| cgroups.of(id));
+        let output = self.launch.place.output(id);
+        let cleared = tokio::task::spawn_blocking(move || {
+            let killed = kill_orphans(id, cgroup.as_deref());
+            (killed, repair(&output))
+        });
+        match cleared.await {
+            Ok((killed, repaired)) => {
+                if let Err(error) = killed {
+                    tracing::error!(job_id = %id, %error, "a lost job may have left processes");
+                }
+                match repaired {
+                    Ok(bytes) => self.extent.send_modify(|extent| {
+                        extent.bytes = bytes;
+                    }),
+                    Err(error) => tracing::error!(job_id = %id, %error, "cannot repair output"),
+                }
+            }
+            Err(error) => tracing::error!(job_id = %id, %error, "cannot clear up a lost job"),
+        }
+        self.end(started, How::Lost(why.to_owned()));
+    }
+
+    fn refusal(&self, why: NotStarted, message: String) -> Refusal {
+        let program = self.job.spec.program();
+        let worker = self.launch.worker.clone();
+        match why {
+            NotStarted::NotFound => Refusal::NotStarted {
+                program,
+                worker,
+                why: "it, or the interpreter its first line names, does not exist".to_owned(),
+            },
+            NotStarted::NotExecutable => Refusal::NotExecutable {
+                program,
+                worker,
+                why: message,
+            },
+            NotStarted::Other => Refusal::NotStarted {
+                program,
+                worker,
+                why: message,
+            },
+        }
     }
 
     fn finish(&mut self, started: Option<(u32, Timestamp)>, ended: &Ended) {
+        let bytes = ended.output_bytes;
+        self.extent.send_modify(|extent| extent.bytes = bytes);
         let cause = ended.cause;
         let how = match (ended.exit_code, ended.signal) {
             (Some(code), _) => How::Exited { code, cause },
             (None, Some(signal)) => How::Signaled { signal, cause },
-            (None, None) => How::Lost("its shim could not tell"),
+            (None, None) => How::Lost("its shim could not tell".to_owned()),
         };
         self.set_ended(End {
             started,
@@ -357,32 +559,21 @@ fn read_event(frame: io::Result<bytes::BytesMut>) -> Option<Event> {
 
 /// The worker's end of one shim.
 struct Shim {
-    process: Child,
+    /// `None`: an earlier worker's.
+    process: Option<Child>,
     events: FramedRead<tokio::net::unix::OwnedReadHalf, LengthDelimitedCodec>,
     commands: OwnedWriteHalf,
-    program: String,
-    worker: String,
 }
 
 impl Shim {
     /// Starts a shim and tells it what to run.
-    fn launch(launch: &Launch, spec: &Spec, output: PathBuf) -> Result<Self, Refusal> {
-        let runnable = launch.scripts.prepare(spec)?;
-        Self::spawn(launch, spec, runnable, output).map_err(|error| Refusal::NotStarted {
-            program: spec.program(),
-            worker: launch.worker.clone(),
-            why: error.to_string(),
-        })
-    }
-
-    fn spawn(
-        launch: &Launch,
-        spec: &Spec,
-        runnable: Runnable,
-        output: PathBuf,
-    ) -> io::Result<Self> {
+    fn spawn(launch: &Launch, spec: &Spec, runnable: Runnable) -> io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
-        let message = protocol::Command::Start(protocol::Spec {
+        let cgroup = match &launch.cgroups {
+            Some(cgroups) => Some(cgroups.make(spec.id)?),
+            None => None,
+        };
+        let message = protocol::Command::Start(Box::new(protocol::Spec {
             job_id: spec.id,
             program: runnable.program,
             arg0: runnable.arg0,
@@ -392,20 +583,40 @@ impl Shim {
             cwd: runnable.cwd,
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(launch.grace),
-            output,
-        });
+            output: launch.place.output(spec.id),
+            output_limit: launch.output_limit,
+            open_files: launch.open_files,
+            result: launch.place.result(spec.id),
+            cgroup,
+        }));
         let process = Command::new(&launch.shim)
             .arg("shim")
+            // So that a list of processes says whose it is.
+            .arg(spec.id.to_string())
             .env_clear()
+            // Its files are there; any other folder would be held for no reason.
+            .current_dir(&launch.place.output)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(runnable.script.map_or_else(Stdio::null, Stdio::from))
+            // It outlives whoever reads the worker's.
+            .stderr(Stdio::null())
             // A Ctrl-C at the worker's terminal is the worker's alone.
             .process_group(0)
             .spawn()?;
         // Blocking, as it may be more than a socket holds at once.
         io::Write::write_all(&mut &ours, &protocol::encode(&message))?;
-        ours.set_nonblocking(true)?;
-        let (events, commands) = UnixStream::from_std(ours)?.into_split();
+        Self::new(ours, Some(process))
+    }
+
+    /// Calls the shim of a job that an earlier worker started.
+    fn call(id: JobId) -> io::Result<Self> {
+        let name = SocketAddr::from_abstract_name(socket_name(id))?;
+        Self::new(StdUnixStream::connect_addr(&name)?, None)
+    }
+
+    fn new(socket: StdUnixStream, process: Option<Child>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let (events, commands) = UnixStream::from_std(socket)?.into_split();
         let codec = LengthDelimitedCodec::builder()
             .little_endian()
             .max_frame_length(protocol::MAX_MESSAGE)
@@ -414,8 +625,6 @@ impl Shim {
             process,
             events: FramedRead::new(events, codec),
             commands,
-            program: spec.program(),
-            worker: launch.worker.clone(),
         })
     }
 
@@ -427,32 +636,36 @@ impl Shim {
         self.commands.write_all(&protocol::encode(&command)).await
     }
 
-    fn refusal(&self, why: NotStarted, message: String) -> Refusal {
-        let program = self.program.clone();
-        let worker = self.worker.clone();
-        match why {
-            NotStarted::NotFound => Refusal::NotStarted {
-                program,
-                worker,
-                why: "it, or the interpreter its first line names, does not exist".to_owned(),
-            },
-            NotStarted::NotExecutable => Refusal::NotExecutable {
-                program,
-                worker,
-                why: message,
-            },
-            NotStarted::Other => Refusal::NotStarted {
-                program,
-                worker,
-                why: message,
-            },
+    /// Lets the shim go, and returns when it has gone.
+    async fn receipt(mut self) {
+        let receipt = protocol::encode(&protocol::Command::Receipt);
+        // One that has gone already needs none.
+        let _ = self.commands.write_all(&receipt).await;
+        if let Some(mut process) = self.process {
+            // Only so that it does not stay a zombie; what it returned says nothing.
+            let _ = process.wait().await;
         }
     }
+}
 
-    async fn reap(mut self) {
-        // Only so that it does not stay a zombie; what it returned says nothing.
-        let _ = self.process.wait().await;
+/// Ends a job that no worker follows. Returns once nothing of it is left; its
+/// shim keeps the result for the next worker.
+pub(super) async fn end_unfollowed(id: JobId, grace: Duration) -> io::Result<()> {
+    let mut shim = Shim::call(id)?;
+    let (sent, _) = oneshot::channel();
+    let stop = Stop {
+        signal: rustix::process::Signal::TERM.as_raw(),
+        grace,
+        sent,
+    };
+    shim.stop(&stop).await?;
+    while let Some(event) = shim.events.next().await.and_then(read_event) {
+        match event {
+            Event::Ended(_) | Event::NotStarted { .. } => return Ok(()),
+            Event::Started { .. } | Event::Output { .. } | Event::Stopping => {}
+        }
     }
+    Err(io::ErrorKind::UnexpectedEof.into())
 }
 
 fn milliseconds(duration: Duration) -> u64 {
@@ -519,7 +732,7 @@ mod tests {
             "timed out after 10m"
         );
         assert_eq!(
-            reason(How::Lost("its shim was killed")),
+            reason(How::Lost("its shim was killed".into())),
             "lost: its shim was killed"
         );
     }

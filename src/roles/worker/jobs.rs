@@ -2,8 +2,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,32 +15,26 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     error::Error,
-    job::{Job, Launch, Spec, State},
-    scripts::Scripts,
+    job::{How, Job, Launch, Spec, State},
+    journal::{Contents, Record},
+    output::{Extent, Output},
 };
 use crate::{
     ids::JobId,
     roles::shim::record::{data_path, index_path},
 };
 
-/// What every job of this worker shares.
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) worker: String,
-    pub(super) shim: PathBuf,
-    pub(super) scripts: Scripts,
-    pub(super) grace: Duration,
-    pub(super) output_dir: PathBuf,
-    pub(super) keep_finished: usize,
-}
-
 /// A handle to all jobs of the worker.
 #[derive(Clone)]
 pub(super) struct Jobs {
-    settings: Arc<Settings>,
+    launch: Arc<Launch>,
+    /// How many jobs that ended are known beyond what the scheduler must hear.
+    keep_finished: usize,
     table: Arc<Mutex<Table>>,
     changes: Changes,
     tasks: TaskTracker,
+    /// The highest epoch of a scheduler that was heard of.
+    epoch: Arc<AtomicU64>,
 }
 
 struct Table {
@@ -51,9 +47,10 @@ struct Table {
 
 impl Jobs {
     /// No jobs yet. What follows them runs on `tasks`.
-    pub(super) fn new(settings: Settings, tasks: TaskTracker) -> Self {
+    pub(super) fn new(launch: Launch, keep_finished: usize, tasks: TaskTracker) -> Self {
         Self {
-            settings: Arc::new(settings),
+            launch: Arc::new(launch),
+            keep_finished,
             table: Arc::new(Mutex::new(Table {
                 jobs: HashMap::new(),
                 finished: VecDeque::new(),
@@ -62,6 +59,55 @@ impl Jobs {
             })),
             changes: Changes::default(),
             tasks,
+            epoch: Arc::default(),
+        }
+    }
+
+    /// Takes over what an earlier worker left: jobs whose shims live, results that
+    /// shims have left behind, ends that the scheduler has not acknowledged.
+    /// Returns when of each job it is known how it stands.
+    pub(super) async fn take_over(&self, contents: Contents) {
+        self.epoch.fetch_max(contents.epoch, Ordering::Relaxed);
+        let mut jobs = Vec::new();
+        for (id, known) in contents.jobs {
+            let has_ended = known.end.is_some();
+            let (job, task) = Job::new(
+                known.spec,
+                known.end,
+                self.launch.clone(),
+                self.changes.clone(),
+            );
+            self.table().jobs.insert(id, job.clone());
+            if has_ended {
+                self.changes.record(id);
+                self.forget_oldest(id);
+            } else {
+                let all = self.clone();
+                self.tasks.spawn(async move {
+                    task.take_over(&known.boot_id).await;
+                    all.forget_oldest(id);
+                });
+            }
+            jobs.push(job);
+        }
+        let count = jobs.len();
+        join_all(jobs.iter().map(Job::begun)).await;
+        if count > 0 {
+            let running = self.running();
+            tracing::info!(count, running, "took over the jobs of an earlier worker");
+        }
+    }
+
+    /// Refuses a call of an older scheduler than was heard of; 0 is nobody's.
+    pub(super) fn check_epoch(&self, called: u64) -> Result<(), Error> {
+        let known = self.epoch.load(Ordering::Relaxed);
+        match called == 0 || called >= known {
+            true => Ok(()),
+            false => Err(Error::StaleScheduler {
+                worker: self.launch.worker.clone(),
+                known,
+                called,
+            }),
         }
     }
 
@@ -71,8 +117,8 @@ impl Jobs {
         let job = self.accept(spec, session)?;
         match job.begun().await {
             State::Ended(end) => match end.how {
-                super::job::How::Refused(refusal) => Err(refusal.into()),
-                _ => Ok(job),
+                How::Refused(refusal) => Err(refusal.into()),
+                How::Exited { .. } | How::Signaled { .. } | How::Lost(_) => Ok(job),
             },
             State::Starting | State::Running { .. } => Ok(job),
         }
@@ -83,31 +129,24 @@ impl Jobs {
         let (job, task) = {
             let mut table = self.table();
             if table.draining {
-                return Err(Error::Draining(self.settings.worker.clone()));
+                return Err(Error::Draining(self.launch.worker.clone()));
             }
             // Checked where the job is entered: once a snapshot of a new
             // registration was taken, no job of an older one can appear.
             if session.is_some() && session != table.session.as_deref() {
-                return Err(Error::SessionOver(self.settings.worker.clone()));
+                return Err(Error::SessionOver(self.launch.worker.clone()));
             }
             if table.jobs.contains_key(&id) {
                 return Err(Error::JobExists(id));
             }
-            let output = self.settings.output_dir.join(id.to_string());
-            let (job, task) = Job::new(spec, output, self.changes.clone());
+            let (job, task) = Job::new(spec, None, self.launch.clone(), self.changes.clone());
             table.jobs.insert(id, job.clone());
             (job, task)
         };
-        let launch = Launch {
-            worker: self.settings.worker.clone(),
-            shim: self.settings.shim.clone(),
-            scripts: self.settings.scripts.clone(),
-            grace: self.settings.grace,
-        };
         let jobs = self.clone();
         self.tasks.spawn(async move {
-            task.run(launch).await;
-            jobs.forget_oldest(id).await;
+            task.start().await;
+            jobs.forget_oldest(id);
         });
         Ok(job)
     }
@@ -123,7 +162,7 @@ impl Jobs {
         if let State::Ended(_) = job.begun().await {
             return Err(Error::JobFinished(id));
         }
-        job.stop(signal, grace.unwrap_or(self.settings.grace)).await;
+        job.stop(signal, grace.unwrap_or(self.launch.grace)).await;
         Ok(job)
     }
 
@@ -133,10 +172,26 @@ impl Jobs {
         job.ok_or(Error::JobNotFound(id))
     }
 
+    /// The output of a job that ended so long ago that only its output is left.
+    pub(super) fn old_output(&self, id: JobId) -> Result<Output, Error> {
+        let output = self.launch.place.output(id);
+        match std::fs::metadata(data_path(&output)) {
+            Ok(data) => {
+                let extent = Extent {
+                    bytes: data.len(),
+                    complete: true,
+                };
+                Ok(Output::new(output, watch::channel(extent).1))
+            }
+            Err(_) => Err(Error::JobNotFound(id)),
+        }
+    }
+
     /// How many have a process.
     pub(super) fn running(&self) -> usize {
         let table = self.table();
-        table.jobs.len() - table.finished.len()
+        let running = |job: &&Job| matches!(*job.state.borrow(), State::Running { .. });
+        table.jobs.values().filter(running).count()
     }
 
     /// What the scheduler has not acknowledged.
@@ -146,25 +201,90 @@ impl Jobs {
 
     /// From now on only StartJobs of this registration are taken. Returns every
     /// job there is, and the number of the last change they contain.
-    pub(super) fn begin_session(&self, session: String) -> (u64, Vec<Job>) {
+    ///
+    /// # Errors
+    ///
+    /// When the registration is with a scheduler of the past.
+    pub(super) async fn begin_session(
+        &self,
+        session: String,
+        epoch: u64,
+    ) -> Result<(u64, Vec<Job>), Error> {
+        self.check_epoch(epoch)?;
+        if self.epoch.fetch_max(epoch, Ordering::Relaxed) < epoch {
+            // Without room for it, it counts as long as this worker lives.
+            let _ = self.launch.journal.append(Record::Epoch(epoch)).await;
+        }
         let mut table = self.table();
         table.session = Some(session);
         // Before the states are read: a change in between is sent twice, not lost.
         let sequence = self.changes.latest();
-        (sequence, table.jobs.values().cloned().collect())
+        Ok((sequence, table.jobs.values().cloned().collect()))
+    }
+
+    /// The scheduler has recorded everything up to `sequence`: ends among it need
+    /// not be kept any more.
+    pub(super) async fn acknowledge(&self, sequence: u64) {
+        let changed = self.changes.acknowledge(sequence);
+        let ended: Vec<JobId> = {
+            let table = self.table();
+            let has_ended = |id: &JobId| match table.jobs.get(id) {
+                Some(job) => matches!(*job.state.borrow(), State::Ended(_)),
+                None => false,
+            };
+            changed.into_iter().filter(has_ended).collect()
+        };
+        if !ended.is_empty() {
+            // Where there is no room for it they are told again one day, no more.
+            let _ = self
+                .launch
+                .journal
+                .append(Record::Acknowledged(ended))
+                .await;
+        }
+    }
+
+    /// The scheduler has deleted the records of these jobs: their output goes
+    /// too. Returns those of which nothing is left.
+    pub(super) async fn forget(&self, ids: Vec<JobId>) -> Vec<JobId> {
+        let mut forgotten = Vec::new();
+        for id in ids {
+            let lives = match self.get(id) {
+                Ok(job) => !matches!(*job.state.borrow(), State::Ended(_)),
+                Err(_) => false,
+            };
+            if lives {
+                continue;
+            }
+            self.table().jobs.remove(&id);
+            let output = self.launch.place.output(id);
+            let mut removed = true;
+            for path in [data_path(&output), index_path(&output)] {
+                match tokio::fs::remove_file(path).await {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => removed = false,
+                    _ => {}
+                }
+            }
+            if removed {
+                forgotten.push(id);
+            }
+        }
+        forgotten
+    }
+
+    /// Takes no more jobs.
+    pub(super) fn close(&self) {
+        self.table().draining = true;
     }
 
     /// Takes no more jobs, ends those that are there, and returns when all are gone.
     pub(super) async fn drain(&self) {
-        let jobs: Vec<Job> = {
-            let mut table = self.table();
-            table.draining = true;
-            table.jobs.values().cloned().collect()
-        };
+        self.close();
+        let jobs: Vec<Job> = self.table().jobs.values().cloned().collect();
         let term = rustix::process::Signal::TERM.as_raw();
         join_all(jobs.iter().map(|job| async {
             if !matches!(job.begun().await, State::Ended(_)) {
-                job.stop(term, self.settings.grace).await;
+                job.stop(term, self.launch.grace).await;
                 job.ended().await;
             }
         }))
@@ -172,24 +292,16 @@ impl Jobs {
     }
 
     /// Notes that `id` has ended, and forgets the oldest ended jobs that are too
-    /// many, with their output. None goes that the scheduler has not heard of.
-    async fn forget_oldest(&self, id: JobId) {
-        let mut forgotten = Vec::new();
+    /// many; their output stays. None goes that the scheduler has not heard of.
+    fn forget_oldest(&self, id: JobId) {
+        let mut table = self.table();
+        table.finished.push_back(id);
+        while table.finished.len() > self.keep_finished
+            && let Some(oldest) = table.finished.front().copied()
+            && !self.changes.contains(oldest)
         {
-            let mut table = self.table();
-            table.finished.push_back(id);
-            while table.finished.len() > self.settings.keep_finished
-                && let Some(oldest) = table.finished.front().copied()
-                && !self.changes.contains(oldest)
-            {
-                table.finished.pop_front();
-                forgotten.extend(table.jobs.remove(&oldest));
-            }
-        }
-        for job in forgotten {
-            // A job without output has neither file.
-            let _ = tokio::fs::remove_file(data_path(&job.output)).await;
-            let _ = tokio::fs::remove_file(index_path(&job.output)).await;
+            table.finished.pop_front();
+            table.jobs.remove(&oldest);
         }
     }
 
@@ -245,13 +357,15 @@ impl Changes {
         changes.take(limit).map(|(s, id)| (*s, *id)).collect()
     }
 
-    /// Forgets everything up to `sequence`.
-    pub(super) fn acknowledge(&self, sequence: u64) {
+    /// Forgets everything up to `sequence`, and returns the jobs it was about.
+    fn acknowledge(&self, sequence: u64) -> Vec<JobId> {
         let mut log = self.log();
         let later = log.by_sequence.split_off(&(sequence + 1));
-        for id in std::mem::replace(&mut log.by_sequence, later).values() {
+        let acknowledged = std::mem::replace(&mut log.by_sequence, later);
+        for id in acknowledged.values() {
             log.by_job.remove(id);
         }
+        acknowledged.into_values().collect()
     }
 
     /// Whether everything was acknowledged.

@@ -1,10 +1,13 @@
 //! The worker: runs jobs as processes of its machine, records their output, and
-//! tells the scheduler. `run` is the whole of it.
+//! tells the scheduler. `run` is the whole of it. It can end at any moment: the
+//! shims go on with the jobs, and the next worker takes them over.
 
+mod cgroup;
 mod error;
 mod grpc;
 mod job;
 mod jobs;
+mod journal;
 mod output;
 mod scripts;
 mod session;
@@ -13,19 +16,29 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt as _,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
     time::Duration,
 };
 
-use rustix::fs::{FlockOperation, flock};
-use tokio::{net::TcpListener, task::JoinHandle};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use futures_util::StreamExt as _;
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+use tokio::{net::TcpListener, sync::oneshot};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tonic::transport::server::TcpIncoming;
 
 pub use self::error::RunError as Error;
 use self::{
+    cgroup::Cgroups,
     grpc::Service,
-    jobs::{Jobs, Settings},
+    job::{Launch, Place, end_unfollowed},
+    jobs::Jobs,
+    journal::Journal,
     scripts::Scripts,
     session::Identity,
 };
@@ -53,87 +66,167 @@ pub struct Config {
     pub shim: PathBuf,
     /// From TERM to KILL, where a stop does not say otherwise.
     pub grace: Duration,
-    /// How many ended jobs, and their output, are kept.
+    /// The most output kept of a job, in bytes: beyond it the oldest goes.
+    pub output_limit: u64,
+    /// How many jobs that ended long ago the worker itself still answers for.
     pub keep_finished: usize,
+    /// What happens to the jobs at `shutdown`.
+    pub on_stop: OnStop,
 }
 
-/// Runs a worker until `shutdown`. Then it takes no more jobs, ends those it
-/// has, tells the scheduler, says goodbye, and returns when everything it
-/// started has ended. Dropping the future instead ends the jobs at once.
+/// What happens to the jobs of a worker that is asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnStop {
+    /// They go on, and the next worker takes them over.
+    LeaveJobs,
+    /// They are ended first.
+    EndJobs,
+}
+
+/// Runs a worker until `shutdown`. Then it takes no more jobs, does with those it
+/// has what `on_stop` says, tells the scheduler, and returns when everything it
+/// spawned has ended. Dropping the future instead leaves the jobs as they are.
 ///
 /// # Errors
 ///
-/// When it cannot begin (a folder, a refusal of the scheduler), or its server
-/// cannot go on.
+/// When it cannot begin (a folder, a damaged journal, a refusal of the scheduler),
+/// or cannot go on (its server, its journal).
 pub async fn run(
     config: Config,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let place = Place::prepare(&config)?;
+    let folders = Folders::prepare(&config)?;
     let address = match config.advertise {
         Some(address) => address,
         None => listener.local_addr().map_err(Error::Listener)?.to_string(),
     };
-    let tasks = TaskTracker::new();
-    let jobs = Jobs::new(
-        Settings {
-            worker: config.name.clone(),
-            shim: config.shim,
-            scripts: Scripts::new(config.name.clone(), place.scripts.clone()),
-            grace: config.grace,
-            output_dir: place.output.clone(),
-            keep_finished: config.keep_finished,
-        },
-        tasks.clone(),
-    );
+    let (broken_sender, mut broken) = oneshot::channel();
+    let (journal, contents) = Journal::open(&folders.journal(), move |error| {
+        // Where the worker has ended already nobody needs to know.
+        let _ = broken_sender.send(error);
+    })?;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let boot_id = boot_id.trim().to_owned();
+    let cgroups = Cgroups::find(&config.name, &folders.data);
     tracing::info!(
         worker = config.name,
         address,
-        scripts = %place.scripts.display(),
-        data = %place.data.display(),
+        scripts = %folders.scripts.display(),
+        data = %folders.data.display(),
         version = env!("CARGO_PKG_VERSION"),
         "worker listens"
     );
+    match &cgroups {
+        Some(cgroups) => {
+            tracing::info!(root = %cgroups.root().display(), "jobs are ended by control group");
+        }
+        None => tracing::info!("no writable cgroup v2: jobs are ended process by process"),
+    }
+    let tasks = TaskTracker::new();
+    let closing = CancellationToken::new();
+    let launch = Launch {
+        worker: config.name.clone(),
+        shim: config.shim,
+        scripts: Scripts::new(config.name.clone(), folders.scripts.clone()),
+        grace: config.grace,
+        output_limit: config.output_limit,
+        open_files: raise_open_files(),
+        place: folders.place(),
+        cgroups: cgroups.clone(),
+        boot_id: boot_id.clone(),
+        journal,
+        closing: closing.clone(),
+    };
+    let jobs = Jobs::new(launch, config.keep_finished, tasks.clone());
+    jobs.take_over(contents).await;
 
     // Each of these ends the next, in this order.
     let (leave, close) = (CancellationToken::new(), CancellationToken::new());
     let identity = Identity {
         name: config.name.clone(),
         address,
-        id_file: place.data.join("worker-id"),
-        boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .unwrap_or_default()
-            .trim()
-            .to_owned(),
+        id_file: folders.data.join("worker-id"),
+        boot_id,
     };
     let session = session::run(config.scheduler, identity, jobs.clone(), leave.clone());
     let server = serve(config.name, listener, jobs.clone(), close.clone());
-    let mut session = tokio::spawn(session);
-    let mut server = tokio::spawn(server);
+    // Whoever drops this future ends them all.
+    let _closed = closing.clone().drop_guard();
+    let mut session = AbortOnDropHandle::new(tokio::spawn(session));
+    let mut server = AbortOnDropHandle::new(tokio::spawn(server));
+    let mut journal_broke = false;
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         ended = &mut session => flatten(ended),
         ended = &mut server => flatten(ended),
+        Ok(error) = &mut broken => {
+            journal_broke = true;
+            Err(Error::JournalBroken(error))
+        }
     };
 
-    tracing::info!("no more jobs are taken, those that run are ended");
-    jobs.drain().await;
+    match config.on_stop {
+        OnStop::EndJobs if !journal_broke => {
+            tracing::info!("no more jobs are taken, those that run are ended");
+            jobs.drain().await;
+        }
+        OnStop::EndJobs | OnStop::LeaveJobs => {
+            jobs.close();
+            let running = jobs.running();
+            tracing::info!(running, "no more jobs are taken, those that run go on");
+        }
+    }
     leave.cancel();
     if !within(DRAIN, &mut session).await {
         tracing::warn!("the scheduler did not take the last news in time");
     }
+    closing.cancel();
     close.cancel();
     if !within(DRAIN, &mut server).await {
         tracing::warn!("cut off followers that did not read");
     }
     tasks.close();
     tasks.wait().await;
+    if let Some(cgroups) = cgroups {
+        cgroups.clear();
+    }
     result
 }
 
+/// Ends every job that a worker left behind in `data_dir`, and returns how many
+/// there were once nothing of them is left. The next worker reports them.
+///
+/// # Errors
+///
+/// When a worker is running there, the journal cannot be read, or some jobs
+/// cannot be ended.
+pub async fn kill_all(data_dir: &Path, grace: Duration) -> Result<usize, Error> {
+    let data = data_dir.to_owned();
+    let _lock = lock(&data)?;
+    let (_, contents) = Journal::open(&data.join("journal"), |_| {})?;
+    let living = contents
+        .jobs
+        .iter()
+        .filter(|(_, known)| known.end.is_none());
+    let ended = futures_util::future::join_all(living.map(|(id, _)| end_unfollowed(*id, grace)));
+    let (mut count, mut still_there) = (0, 0);
+    for result in ended.await {
+        match result {
+            Ok(()) => count += 1,
+            // Nobody there: it has ended by itself.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+            Err(_) => still_there += 1,
+        }
+    }
+    match still_there {
+        0 => Ok(count),
+        _ => Err(Error::StillThere(still_there)),
+    }
+}
+
 /// Whether a task ended in time; one that did not is ended.
-async fn within<T>(limit: Duration, task: &mut JoinHandle<T>) -> bool {
+async fn within<T>(limit: Duration, task: &mut AbortOnDropHandle<T>) -> bool {
     let in_time = task.is_finished() || tokio::time::timeout(limit, &mut *task).await.is_ok();
     if !in_time {
         task.abort();
@@ -160,6 +253,14 @@ async fn serve(
     };
     let unreadable = |error| Error::Listener(io::Error::other(error));
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming.then(async |accepted| {
+        if let Err(error) = &accepted {
+            // Out of descriptors, most likely: trying at once would try for ever.
+            tracing::warn!(%error, "cannot accept connections, waiting a second");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        accepted
+    });
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
@@ -176,39 +277,38 @@ async fn serve(
     Ok(())
 }
 
+/// A worker has a socket per job, and more than a shell's usual limit of jobs.
+/// Returns the limit there was, which is what jobs get.
+fn raise_open_files() -> Option<u64> {
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: before.maximum,
+        ..before
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    before.current
+}
+
 /// The folders of a worker, made and locked.
-struct Place {
+struct Folders {
     data: PathBuf,
-    output: PathBuf,
     scripts: PathBuf,
     _lock: File,
 }
 
-impl Place {
+impl Folders {
     fn prepare(config: &Config) -> Result<Self, Error> {
-        let data = config.data_dir.clone();
+        // Whole paths, for shims do not run in this folder.
+        let data = path::absolute(&config.data_dir).map_err(|source| Error::Path {
+            path: config.data_dir.clone(),
+            source,
+        })?;
         make_dir(&data)?;
-        let path = data.join("lock");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|source| Error::Path { path, source })?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::DataDirInUse(data));
-        }
-        let output = data.join("output");
-        // What an earlier worker recorded belongs to jobs that nobody knows now.
-        match fs::remove_dir_all(&output) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::Path {
-                    path: output,
-                    source,
-                });
-            }
-            _ => make_dir(&output)?,
-        }
+        let lock = lock(&data)?;
+        make_dir(&data.join("output"))?;
+        make_dir(&data.join("results"))?;
         let scripts = match &config.script_dir {
             Some(scripts) => scripts.clone(),
             None => {
@@ -217,20 +317,45 @@ impl Place {
                 scripts
             }
         };
-        let scripts = scripts.canonicalize().and_then(|dir| {
+        let found = scripts.canonicalize().and_then(|dir| {
             scripts::check_dir(&dir)?;
             Ok(dir)
         });
-        let scripts = scripts.map_err(|source| Error::Path {
-            path: config.script_dir.clone().unwrap_or_default(),
+        let scripts = found.map_err(|source| Error::Path {
+            path: scripts,
             source,
         })?;
         Ok(Self {
             data,
-            output,
             scripts,
             _lock: lock,
         })
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.data.join("journal")
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            output: self.data.join("output"),
+            results: self.data.join("results"),
+        }
+    }
+}
+
+/// Held by one worker at a time.
+fn lock(data: &Path) -> Result<File, Error> {
+    let path = data.join("lock");
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| Error::Path { path, source })?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(_) => Err(Error::DataDirInUse(data.to_owned())),
     }
 }
 

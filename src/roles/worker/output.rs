@@ -7,7 +7,7 @@ use std::{
     io::{self, IoSliceMut},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use bytes::Bytes;
@@ -28,6 +28,41 @@ pub(super) struct Extent {
     pub(super) bytes: u64,
     /// There will be no more.
     pub(super) complete: bool,
+}
+
+/// A job's output, whoever reads it. Its files are opened when the first reader
+/// needs them, and closed with the last.
+#[derive(Clone)]
+pub(super) struct Output {
+    base: Arc<Path>,
+    extent: watch::Receiver<Extent>,
+    open: Arc<Mutex<Weak<Files>>>,
+}
+
+impl Output {
+    /// `base` is the path of the files without their endings.
+    pub(super) fn new(base: PathBuf, extent: watch::Receiver<Extent>) -> Self {
+        Self {
+            base: base.into(),
+            extent,
+            open: Arc::default(),
+        }
+    }
+
+    /// How far it is recorded.
+    pub(super) fn extent(&self) -> Extent {
+        *self.extent.borrow()
+    }
+
+    fn files(&self) -> io::Result<Arc<Files>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(files) = open.upgrade() {
+            return Ok(files);
+        }
+        let files = Arc::new(Files::open(&self.base)?);
+        *open = Arc::downgrade(&files);
+        Ok(files)
+    }
 }
 
 /// What a reader wants to see.
@@ -54,18 +89,36 @@ pub(super) struct Chunk {
     pub(super) bytes: Bytes,
 }
 
+/// What a reader is handed.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Piece {
+    /// Output.
+    Chunk(Chunk),
+    /// Output that the job wrote and that is not recorded, or no longer.
+    Gap { offset: u64, length: u64 },
+}
+
+impl Piece {
+    fn offset(&self) -> u64 {
+        match self {
+            Self::Chunk(chunk) => chunk.offset,
+            Self::Gap { offset, .. } => *offset,
+        }
+    }
+}
+
 /// One reader of one job's output. It holds a bounded piece of it, whatever the
 /// job writes and however slowly it is asked for more.
 pub(super) struct Follower {
-    base: PathBuf,
-    files: Option<Files>,
+    output: Output,
+    files: Option<Arc<Files>>,
     extent: watch::Receiver<Extent>,
     wanted: Wanted,
     /// The first byte that was not looked at.
     position: u64,
-    /// The number of the entry that holds `position`, once it is known.
+    /// The number of the first entry behind `position`, once it is known.
     entry: Option<u64>,
-    ready: VecDeque<Chunk>,
+    ready: VecDeque<Piece>,
 }
 
 /// A reader claims to have read what was never written.
@@ -83,17 +136,14 @@ impl From<io::Error> for OpenError {
 
 impl Follower {
     /// Finds the place to begin.
-    pub(super) async fn open(
-        base: &Path,
-        mut extent: watch::Receiver<Extent>,
-        wanted: Wanted,
-    ) -> Result<Self, OpenError> {
+    pub(super) async fn open(output: Output, wanted: Wanted) -> Result<Self, OpenError> {
+        let mut extent = output.extent.clone();
         let end = extent.borrow_and_update().bytes;
         if wanted.offset > end {
             return Err(OpenError::PastEnd { end });
         }
         let mut follower = Self {
-            base: base.to_owned(),
+            output,
             files: None,
             extent,
             position: wanted.offset,
@@ -107,7 +157,7 @@ impl Follower {
             let files = follower.files()?;
             let first = files.partition(end, |entry| entry.time_us < since).await?;
             let offset = match files.entries(first, 1, end).await?.first() {
-                Some(entry) => entry.offset,
+                Some((_, entry)) => entry.offset,
                 None => end,
             };
             follower.position = follower.position.max(offset);
@@ -124,17 +174,15 @@ impl Follower {
 
     /// The first byte that was not returned by [`Follower::next`] yet.
     pub(super) fn position(&self) -> u64 {
-        self.ready
-            .front()
-            .map_or(self.position, |chunk| chunk.offset)
+        self.ready.front().map_or(self.position, Piece::offset)
     }
 
     /// The next piece; `None` when there will be none. Waits for the job where
     /// the reader follows it. Dropping the future loses nothing.
-    pub(super) async fn next(&mut self) -> io::Result<Option<Chunk>> {
+    pub(super) async fn next(&mut self) -> io::Result<Option<Piece>> {
         loop {
-            if let Some(chunk) = self.ready.pop_front() {
-                return Ok(Some(chunk));
+            if let Some(piece) = self.ready.pop_front() {
+                return Ok(Some(piece));
             }
             // The end is asked for before the bytes: the last of them are there then.
             let extent = *self.extent.borrow_and_update();
@@ -150,7 +198,15 @@ impl Follower {
     /// Looks at the next batch below `end`, which is more than there was.
     async fn fill(&mut self, end: u64) -> io::Result<()> {
         let position = self.position;
-        let files = self.files()?.clone();
+        let files = match self.files() {
+            Ok(files) => files.clone(),
+            // Nothing at all could be recorded.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.gap(end);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         let number = match self.entry {
             Some(number) => number,
             None => {
@@ -160,50 +216,70 @@ impl Follower {
             }
         };
         let mut entries = files.entries(number, ENTRIES, end).await?;
-        let Some(first) = entries.first() else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the index of the output is shorter than the output",
-            ));
+        let Some((_, first)) = entries.first() else {
+            if number + ENTRIES < files.count()? {
+                // A stretch that was given back meanwhile.
+                self.entry = Some(number + ENTRIES);
+                return Ok(());
+            }
+            self.gap(end);
+            return Ok(());
         };
-        let limit = first.offset + BATCH;
+        let (from, limit) = (first.offset.max(position), first.offset + BATCH);
         let within = entries
             .iter()
-            .take_while(|entry| entry.end() <= limit)
+            .take_while(|(_, entry)| entry.end() <= limit)
             .count();
         entries.truncate(within.max(1));
-        let last = entries[entries.len() - 1].end();
-        let bytes = files.data(position, last).await?;
-        for entry in &entries {
-            let from = entry.offset.max(position);
+        let (first, (last_number, last)) = (entries[0].0, entries[entries.len() - 1]);
+        let bytes = files.data(from, last.end()).await?;
+        // Entries go before their bytes: with the first of them still there, what
+        // was read are its bytes and not the hole that came after.
+        if files.entries(first, 1, end).await?.first().map(|(n, _)| *n) != Some(first) {
+            self.entry = Some(first);
+            return Ok(());
+        }
+        for (_, entry) in &entries {
+            self.gap(entry.offset);
+            let start = entry.offset.max(position);
             if self
                 .wanted
                 .stream
                 .is_none_or(|stream| stream == entry.stream)
             {
-                let range = (from - position) as usize..(entry.end() - position) as usize;
-                self.ready.push_back(Chunk {
-                    offset: from,
+                let range = (start - from) as usize..(entry.end() - from) as usize;
+                self.ready.push_back(Piece::Chunk(Chunk {
+                    offset: start,
                     time_us: entry.time_us,
                     stream: entry.stream,
                     bytes: bytes.slice(range),
-                });
+                }));
             }
+            self.position = entry.end();
         }
-        self.entry = Some(number + entries.len() as u64);
-        self.position = last;
+        self.entry = Some(last_number + 1);
         Ok(())
     }
 
-    fn files(&mut self) -> io::Result<&Files> {
+    /// Goes on at `offset`; what is passed over is said.
+    fn gap(&mut self, offset: u64) {
+        if offset > self.position {
+            self.ready.push_back(Piece::Gap {
+                offset: self.position,
+                length: offset - self.position,
+            });
+            self.position = offset;
+        }
+    }
+
+    fn files(&mut self) -> io::Result<&Arc<Files>> {
         match self.files {
             Some(ref files) => Ok(files),
-            None => Ok(self.files.insert(Files::open(&self.base)?)),
+            None => Ok(self.files.insert(self.output.files()?)),
         }
     }
 }
 
-#[derive(Clone)]
 struct Files {
     data: Arc<File>,
     index: Arc<File>,
@@ -223,37 +299,40 @@ impl Files {
         Ok(self.index.metadata()?.len() / Entry::SIZE as u64)
     }
 
-    /// Up to `limit` entries from number `first` on that lie below `end`.
-    async fn entries(&self, first: u64, limit: u64, end: u64) -> io::Result<Vec<Entry>> {
+    /// The entries among the `limit` from number `first` on that lie below
+    /// `end`, with their numbers. Those that were given back to the disk are none.
+    async fn entries(&self, first: u64, limit: u64, end: u64) -> io::Result<Vec<(u64, Entry)>> {
         let size = Entry::SIZE as u64;
         let limit = limit.min(self.count()?.saturating_sub(first));
         let bytes = read(&self.index, first * size, (limit * size) as usize).await?;
         let (entries, _) = bytes.as_chunks::<{ Entry::SIZE }>();
         let mut found = Vec::with_capacity(entries.len());
-        for bytes in entries {
-            let entry = Entry::decode(bytes).ok_or_else(|| {
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the index of the output is damaged",
-                )
-            })?;
-            if entry.end() > end {
-                break;
+        for (number, bytes) in (first..).zip(entries) {
+            match Entry::decode(bytes) {
+                Some(entry) if entry.end() > end => break,
+                Some(entry) => found.push((number, entry)),
+                None if *bytes == [0; Entry::SIZE] => {}
+                None => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "the index of the output is damaged",
+                    ));
+                }
             }
-            found.push(entry);
         }
         Ok(found)
     }
 
     /// The number of the first entry that is not `before`; entries are ordered
-    /// by offset and by time.
+    /// by offset and by time, and those that were given back come first.
     async fn partition(&self, end: u64, before: impl Fn(&Entry) -> bool) -> io::Result<u64> {
         let (mut low, mut high) = (0, self.count()?);
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.entries(middle, 1, end).await?.first() {
-                Some(entry) if before(entry) => low = middle + 1,
-                _ => high = middle,
+            let entry = self.entries(middle, 1, u64::MAX).await?;
+            match entry.first() {
+                Some((_, entry)) if entry.end() > end || !before(entry) => high = middle,
+                _ => low = middle + 1,
             }
         }
         Ok(low)
@@ -266,16 +345,21 @@ impl Files {
             return Ok(end);
         }
         let mut high = self.partition(end, |entry| entry.end() <= end).await?;
-        let mut newlines = 0;
-        let mut is_last_byte = true;
+        let (mut newlines, mut is_last_byte, mut oldest) = (0, true, end);
         while high > 0 {
             let low = high.saturating_sub(64);
-            for entry in self.entries(low, high - low, end).await?.iter().rev() {
+            let entries = self.entries(low, high - low, end).await?;
+            let whole = entries.len() as u64 == high - low;
+            let start = entries.first().map_or(0, |(_, entry)| entry.offset);
+            let stop = entries.last().map_or(0, |(_, entry)| entry.end());
+            let all = self.data(start, stop).await?;
+            for (_, entry) in entries.iter().rev() {
+                oldest = entry.offset;
                 if stream.is_some_and(|stream| stream != entry.stream) {
                     continue;
                 }
-                let bytes = self.data(entry.offset, entry.end()).await?;
-                for (at, byte) in bytes.iter().enumerate().rev() {
+                let range = (entry.offset - start) as usize..(entry.end() - start) as usize;
+                for (at, byte) in all[range].iter().enumerate().rev() {
                     // The newline at the very end closes a line, it opens none.
                     if *byte == b'\n' && !is_last_byte {
                         newlines += 1;
@@ -286,9 +370,12 @@ impl Files {
                     is_last_byte = false;
                 }
             }
+            if !whole {
+                break;
+            }
             high = low;
         }
-        Ok(0)
+        Ok(oldest)
     }
 
     async fn data(&self, from: u64, to: u64) -> io::Result<Bytes> {
@@ -299,6 +386,8 @@ impl Files {
 /// Reads exactly `length` bytes. Recent output is in memory and is copied right
 /// here; what has to come from a disk is read where waiting harms nobody.
 async fn read(file: &Arc<File>, offset: u64, length: usize) -> io::Result<Bytes> {
+    // Someone who reads all from memory would never let anybody else run.
+    tokio::task::consume_budget().await;
     let mut buffer = vec![0; length];
     let mut done = 0;
     while done < length {
@@ -335,6 +424,12 @@ mod tests {
         _dir: tempfile::TempDir,
         base: PathBuf,
         extent: watch::Sender<Extent>,
+    }
+
+    impl Recorded {
+        fn output(&self) -> Output {
+            Output::new(self.base.clone(), self.extent.subscribe())
+        }
     }
 
     /// Times are 1000, 2000, ...
@@ -376,15 +471,20 @@ mod tests {
     }
 
     async fn read_all(recorded: &Recorded, wanted: Wanted) -> (u64, Vec<u8>) {
-        let mut follower = Follower::open(&recorded.base, recorded.extent.subscribe(), wanted)
-            .await
-            .unwrap();
+        let mut follower = Follower::open(recorded.output(), wanted).await.unwrap();
         let start = follower.position();
         let mut bytes = Vec::new();
-        while let Some(chunk) = follower.next().await.unwrap() {
-            bytes.extend_from_slice(&chunk.bytes);
+        while let Some(piece) = follower.next().await.unwrap() {
+            bytes.extend_from_slice(&chunk(Some(piece)).bytes);
         }
         (start, bytes)
+    }
+
+    fn chunk(piece: Option<Piece>) -> Chunk {
+        match piece {
+            Some(Piece::Chunk(chunk)) => chunk,
+            other => panic!("{other:?}"),
+        }
     }
 
     use Stream::{Stderr, Stdout};
@@ -412,7 +512,7 @@ mod tests {
             offset: 20,
             ..all()
         };
-        let past = Follower::open(&recorded.base, recorded.extent.subscribe(), wanted).await;
+        let past = Follower::open(recorded.output(), wanted).await;
         assert!(matches!(past, Err(OpenError::PastEnd { end: 19 })));
     }
 
@@ -504,33 +604,85 @@ mod tests {
             bytes: 8,
             complete: false,
         });
-        let mut follower = Follower::open(&recorded.base, recorded.extent.subscribe(), all())
-            .await
-            .unwrap();
-        assert_eq!(follower.next().await.unwrap().unwrap().bytes, "one\ntwo\n");
+        let mut follower = Follower::open(recorded.output(), all()).await.unwrap();
+        assert_eq!(chunk(follower.next().await.unwrap()).bytes, "one\ntwo\n");
         let next = tokio::spawn(async move { (follower.next().await.unwrap(), follower) });
         recorded.extent.send_replace(Extent {
             bytes: 13,
             complete: false,
         });
-        let (chunk, mut follower) = next.await.unwrap();
-        assert_eq!(chunk.unwrap().bytes, "oops\n");
+        let (next, mut follower) = next.await.unwrap();
+        assert_eq!(chunk(next).bytes, "oops\n");
         recorded.extent.send_replace(Extent {
             bytes: 19,
             complete: true,
         });
-        assert_eq!(follower.next().await.unwrap().unwrap().offset, 13);
-        assert_eq!(follower.next().await.unwrap().unwrap().offset, 16);
+        assert_eq!(chunk(follower.next().await.unwrap()).offset, 13);
+        assert_eq!(chunk(follower.next().await.unwrap()).offset, 16);
         assert_eq!(follower.next().await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn what_was_given_back_or_never_recorded_is_a_gap() {
+        let recorded = recorded(&PIECES);
+        let mut index = std::fs::read(index_path(&recorded.base)).unwrap();
+        // The first entry was given back; the third was never written.
+        index[..Entry::SIZE].fill(0);
+        let last = index.split_off(3 * Entry::SIZE);
+        index.truncate(2 * Entry::SIZE);
+        index.extend(last);
+        std::fs::write(index_path(&recorded.base), &index).unwrap();
+        recorded.extent.send_modify(|extent| extent.bytes = 25);
+        let pieces = async |wanted| {
+            let mut follower = Follower::open(recorded.output(), wanted).await.unwrap();
+            let mut pieces = Vec::new();
+            while let Some(piece) = follower.next().await.unwrap() {
+                pieces.push(match piece {
+                    Piece::Chunk(chunk) => (chunk.offset, chunk.bytes.len() as u64, true),
+                    Piece::Gap { offset, length } => (offset, length, false),
+                });
+            }
+            pieces
+        };
+        let all_of_it = [
+            (0, 8, false),
+            (8, 5, true),
+            (13, 3, false),
+            (16, 3, true),
+            (19, 6, false),
+        ];
+        assert_eq!(pieces(all()).await, all_of_it);
+        let wanted = Wanted {
+            offset: 10,
+            ..all()
+        };
+        assert_eq!(pieces(wanted).await[0], (10, 3, true));
+        let wanted = Wanted {
+            tail: Some(100),
+            ..all()
+        };
+        assert_eq!(
+            pieces(wanted).await[0],
+            (8, 5, true),
+            "what is gone has no lines"
+        );
+        let wanted = Wanted {
+            since_us: Some(0),
+            ..all()
+        };
+        assert_eq!(pieces(wanted).await[0], (8, 5, true));
+        let wanted = Wanted {
+            offset: 22,
+            ..all()
+        };
+        assert_eq!(pieces(wanted).await, [(22, 3, false)]);
     }
 
     #[tokio::test]
     async fn a_damaged_index_is_an_error_and_not_less_output() {
         let recorded = recorded(&PIECES);
         std::fs::write(index_path(&recorded.base), [7; 96]).unwrap();
-        let mut follower = Follower::open(&recorded.base, recorded.extent.subscribe(), all())
-            .await
-            .unwrap();
+        let mut follower = Follower::open(recorded.output(), all()).await.unwrap();
         assert!(follower.next().await.is_err());
     }
 }

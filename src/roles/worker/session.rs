@@ -28,7 +28,7 @@ use super::{
     jobs::Jobs,
 };
 use crate::{
-    ids::WorkerId,
+    ids::{JobId, WorkerId},
     proto::{self, scheduler_client::SchedulerClient},
 };
 
@@ -59,7 +59,7 @@ pub(super) struct Identity {
 }
 
 /// Keeps the worker registered until `leave`, then delivers what the scheduler
-/// has not heard yet and says goodbye, both within a bounded time.
+/// has not heard yet and says goodbye, unless jobs go on without the worker.
 ///
 /// # Errors
 ///
@@ -89,6 +89,7 @@ pub(super) async fn run(
         let worker_id = registered.worker_id.clone();
         tracing::info!(%worker_id, scheduler, "registered");
         match heartbeats(&mut client, &jobs, registered, &leave).await {
+            Ok(()) if jobs.running() > 0 => return Ok(()),
             Ok(()) => {
                 let request = proto::DeregisterWorkerRequest {
                     worker_id: worker_id.clone(),
@@ -141,7 +142,7 @@ async fn register(
                 Code::AlreadyExists | Code::InvalidArgument | Code::PermissionDenied if first => {
                     return Err(RunError::Refused(status.message().to_owned()));
                 }
-                _ => status.message().to_owned(),
+                _ => innermost(&status),
             },
             Err(_) => "no answer in time".to_owned(),
         };
@@ -155,6 +156,15 @@ async fn register(
     }
 }
 
+/// tonic says "tcp connect error"; its causes say why.
+fn innermost(status: &Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    while let Some(deeper) = cause.and_then(|error| error.source()) {
+        cause = Some(deeper);
+    }
+    cause.map_or_else(|| status.message().to_owned(), ToString::to_string)
+}
+
 /// Runs one registration. `Ok`: the worker may say goodbye.
 async fn heartbeats(
     client: &mut SchedulerClient<Channel>,
@@ -162,7 +172,9 @@ async fn heartbeats(
     registered: proto::RegisterWorkerResponse,
     leave: &CancellationToken,
 ) -> Result<(), Status> {
-    let (sequence, known) = jobs.begin_session(registered.session.clone());
+    let (sequence, known) = jobs
+        .begin_session(registered.session.clone(), registered.epoch)
+        .await?;
     let (sender, receiver) = mpsc::channel(4);
     let call = client.heartbeat(ReceiverStream::new(receiver));
     let mut upward = Upward {
@@ -171,6 +183,7 @@ async fn heartbeats(
         worker_id: registered.worker_id,
         session: registered.session,
         sequence,
+        forgotten: Vec::new(),
     };
     // The scheduler answers the call with the first message, not before it.
     let send_snapshot = async {
@@ -195,6 +208,8 @@ struct Upward<'a> {
     session: String,
     /// Everything up to here was sent on this stream.
     sequence: u64,
+    /// Jobs given up since the last message.
+    forgotten: Vec<JobId>,
 }
 
 impl Upward<'_> {
@@ -205,7 +220,7 @@ impl Upward<'_> {
             let report = full_report(&job);
             let size = prost::Message::encoded_len(&report);
             if reports.len() == JOBS_PER_MESSAGE || bytes + size > BYTES_PER_MESSAGE {
-                self.send(std::mem::take(&mut reports), false).await?;
+                self.send_part(std::mem::take(&mut reports)).await?;
                 bytes = 0;
             }
             bytes += size;
@@ -236,7 +251,12 @@ impl Upward<'_> {
                     let response = response?
                         .ok_or_else(|| Status::unavailable("the scheduler closed the connection"))?;
                     answered = Instant::now();
-                    self.jobs.changes().acknowledge(response.acknowledged);
+                    self.jobs.acknowledge(response.acknowledged).await;
+                    let forget = response.forget.iter().filter_map(|id| id.parse().ok());
+                    self.forgotten = self.jobs.forget(forget.collect()).await;
+                    if !self.forgotten.is_empty() {
+                        self.send(Vec::new(), false).await?;
+                    }
                 }
                 Ok(()) = changes.changed() => self.send_changes().await?,
                 _ = beat.tick() => {
@@ -258,13 +278,22 @@ impl Upward<'_> {
             };
             self.sequence = *last;
             let known = changes.iter().filter_map(|(_, id)| self.jobs.get(*id).ok());
-            self.send(known.map(|job| report(&job)).collect(), false)
-                .await?;
+            let reports = known.map(|job| report(&job)).collect();
+            self.send(reports, false).await?;
         }
     }
 
+    /// A part of the snapshot. It has no sequence: only with the last part has the
+    /// scheduler heard of everything up to one.
+    async fn send_part(&mut self, jobs: Vec<proto::JobReport>) -> Result<(), Status> {
+        let sequence = std::mem::take(&mut self.sequence);
+        let sent = self.send(jobs, false).await;
+        self.sequence = sequence;
+        sent
+    }
+
     async fn send(
-        &self,
+        &mut self,
         jobs: Vec<proto::JobReport>,
         snapshot_complete: bool,
     ) -> Result<(), Status> {
@@ -276,6 +305,10 @@ impl Upward<'_> {
             snapshot_complete,
             running: u32::try_from(self.jobs.running()).unwrap_or(u32::MAX),
             load_milli: load_milli(),
+            forgotten: std::mem::take(&mut self.forgotten)
+                .iter()
+                .map(JobId::to_string)
+                .collect(),
         };
         self.sender
             .send(request)

@@ -1,0 +1,235 @@
+//! The shim's line to a worker: the one that started it, or after that one is
+//! gone the next that calls.
+
+use std::{
+    fs,
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener, UnixStream},
+    },
+    path::Path,
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    net::sockopt::socket_peercred,
+    process::geteuid,
+};
+
+use super::protocol::{self, Command, Event, Spec, socket_name};
+use crate::ids::JobId;
+
+/// Between two attempts to write a result where there was no room for it.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// Sending never blocks the job: what the worker does not take yet waits here,
+/// and of the lengths of the output only the last.
+pub(super) struct Control {
+    connection: Option<UnixStream>,
+    /// Where the next worker calls; there as soon as there is a job.
+    listener: Option<UnixListener>,
+    /// What every worker is told first.
+    started: Option<Event>,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+    /// The end of the output, and whether this worker was told.
+    output: (u64, bool),
+}
+
+impl Control {
+    pub(super) fn new(connection: UnixStream) -> Self {
+        Self {
+            connection: Some(connection),
+            listener: None,
+            started: None,
+            inbox: Vec::new(),
+            outbox: Vec::new(),
+            output: (0, true),
+        }
+    }
+
+    /// Waits for the specification. `None`: the worker has gone.
+    pub(super) fn spec(&mut self) -> io::Result<Option<Spec>> {
+        loop {
+            match self.receive()? {
+                Some(Command::Start(spec)) => return Ok(Some(*spec)),
+                Some(Command::Stop { .. } | Command::Receipt) => {}
+                None if self.connection.is_none() => return Ok(None),
+                None => {}
+            }
+        }
+    }
+
+    /// From here on another worker can call, and nothing here blocks.
+    pub(super) fn listen(&mut self, job_id: JobId) -> io::Result<()> {
+        let name = SocketAddr::from_abstract_name(socket_name(job_id))?;
+        let listener = UnixListener::bind_addr(&name)?;
+        listener.set_nonblocking(true)?;
+        self.listener = Some(listener);
+        if let Some(connection) = &self.connection {
+            connection.set_nonblocking(true)?;
+        }
+        Ok(())
+    }
+
+    /// What to poll for: the connection, and the listener.
+    pub(super) fn interests(&self) -> [Option<(BorrowedFd<'_>, PollFlags)>; 2] {
+        let mut flags = PollFlags::IN;
+        if !self.outbox.is_empty() {
+            flags |= PollFlags::OUT;
+        }
+        [
+            self.connection.as_ref().map(|fd| (fd.as_fd(), flags)),
+            self.listener.as_ref().map(|fd| (fd.as_fd(), PollFlags::IN)),
+        ]
+    }
+
+    /// Takes the next call, if it is one of this user's. It takes the place of
+    /// an earlier worker.
+    pub(super) fn accept(&mut self) -> io::Result<()> {
+        let Some(listener) = &self.listener else {
+            return Ok(());
+        };
+        let connection = match listener.accept() {
+            Ok((connection, _)) => connection,
+            Err(error) if is_passing(&error) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let caller = socket_peercred(&connection)?.uid;
+        if caller != geteuid() && !caller.is_root() {
+            return Ok(());
+        }
+        connection.set_nonblocking(true)?;
+        self.connection = Some(connection);
+        self.inbox.clear();
+        self.outbox.clear();
+        self.output.1 = false;
+        if let Some(started) = &self.started {
+            self.outbox.extend(protocol::encode(started));
+        }
+        self.flush();
+        Ok(())
+    }
+
+    /// The next command that is there in full; `None` if there is none yet, or
+    /// none to come. Also sends what could not be sent before.
+    pub(super) fn receive(&mut self) -> io::Result<Option<Command>> {
+        self.flush();
+        if let Some(command) = protocol::decode(&mut self.inbox)? {
+            return Ok(Some(command));
+        }
+        let Some(connection) = &mut self.connection else {
+            return Ok(None);
+        };
+        let mut buffer = [0; 16 * 1024];
+        match connection.read(&mut buffer) {
+            Ok(0) => self.connection = None,
+            Ok(length) => self.inbox.extend_from_slice(&buffer[..length]),
+            Err(error) if is_passing(&error) => {}
+            // Reset: the worker is as gone as if it had closed.
+            Err(_) => self.connection = None,
+        }
+        protocol::decode(&mut self.inbox)
+    }
+
+    /// Tells this worker, and every later one, that the job has started.
+    pub(super) fn started(&mut self, event: Event) {
+        self.send(&event);
+        self.started = Some(event);
+    }
+
+    pub(super) fn output(&mut self, end: u64) {
+        self.output = (end, false);
+        self.flush();
+    }
+
+    pub(super) fn send(&mut self, event: &Event) {
+        if self.connection.is_some() {
+            self.outbox.extend(protocol::encode(event));
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some(connection) = &mut self.connection {
+            if self.outbox.is_empty() {
+                if std::mem::replace(&mut self.output.1, true) {
+                    break;
+                }
+                let end = self.output.0;
+                self.outbox = protocol::encode(&Event::Output { end });
+            }
+            match connection.write(&self.outbox) {
+                Ok(length) => {
+                    self.outbox.drain(..length);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => self.connection = None,
+            }
+        }
+    }
+
+    /// Hands over the last message: to the worker, until it has given a receipt,
+    /// or if there is none to the disk. Returns once it is safe in either place.
+    pub(super) fn hand_over(mut self, last: &Event, result: &Path) -> io::Result<()> {
+        self.send(last);
+        loop {
+            let mut written = true;
+            if self.connection.is_none() {
+                written = keep(last, result).is_ok();
+                if written {
+                    return Ok(());
+                }
+            }
+            let interests = self.interests();
+            let mut fds: Vec<_> = interests
+                .iter()
+                .flatten()
+                .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
+                .collect();
+            let pause = Timespec::try_from(TRY_AGAIN).ok().filter(|_| !written);
+            match poll(&mut fds, pause.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let was_alone = self.connection.is_none();
+            self.accept()?;
+            if was_alone && self.connection.is_some() {
+                self.send(last);
+            }
+            while let Some(command) = self.receive()? {
+                match command {
+                    Command::Receipt => return Ok(()),
+                    Command::Stop { .. } | Command::Start(_) => {}
+                }
+            }
+        }
+    }
+}
+
+/// All or nothing, and on the disk when it returns.
+fn keep(last: &Event, result: &Path) -> io::Result<()> {
+    let unfinished = result.with_extension("part");
+    let mut file = fs::File::create(&unfinished)?;
+    serde_json::to_writer(&file, last)?;
+    file.flush()?;
+    file.sync_all()?;
+    fs::rename(&unfinished, result)?;
+    match result.parent() {
+        Some(dir) => fs::File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Nothing is wrong, there is just nothing to be had right now.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
