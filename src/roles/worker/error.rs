@@ -7,6 +7,9 @@ use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::{ids::JobId, proto};
 
+/// The longest message sent, in characters: of a path, percent-encoded, most.
+const MAX_MESSAGE: usize = 4500;
+
 /// An answer that is not a success.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
@@ -192,7 +195,14 @@ impl Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
-        let mut status = Status::new(error.status(), error.to_string());
+        let mut message = error.to_string();
+        // It travels as a header, and more of those than a client takes would
+        // break its connection.
+        if let Some((cut, _)) = message.char_indices().nth(MAX_MESSAGE) {
+            message.truncate(cut);
+            message.push('…');
+        }
+        let mut status = Status::new(error.status(), message);
         let code = MetadataValue::from_static(error.code());
         status.metadata_mut().insert(proto::CODE, code);
         status

@@ -26,6 +26,9 @@ pub(super) const MAX_FOLLOWERS: usize = 1024;
 /// The most arguments of a job.
 const MAX_ARGS: usize = 1000;
 
+/// The longest path that Linux takes (PATH_MAX).
+const MAX_PATH: usize = 4096;
+
 /// The most bytes of a job's arguments and environment together.
 const MAX_ARG_BYTES: usize = 256 * 1024;
 
@@ -314,15 +317,22 @@ fn id(text: &str) -> Result<JobId, Error> {
 fn spec(request: proto::StartJobRequest) -> Result<Spec, Error> {
     let bad = |what: &str| Error::BadRequest(what.to_owned());
     let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    let paths = [&request.command, &request.path, &request.cwd];
     let texts = || {
-        let fixed = [&request.command, &request.path, &request.cwd];
         let env = request.env.iter().flat_map(|(name, value)| [name, value]);
-        fixed.into_iter().chain(&request.args).chain(env)
+        request.args.iter().chain(env)
     };
     if request.command.is_empty() && request.path.is_empty() {
         return Err(bad("a job needs a command or a path"));
     }
-    if texts().any(|text| text.contains('\0')) {
+    if paths.iter().any(|path| path.len() > MAX_PATH) {
+        return Err(bad("command, path and cwd take 4096 bytes each at most"));
+    }
+    if paths
+        .into_iter()
+        .chain(texts())
+        .any(|text| text.contains('\0'))
+    {
         return Err(bad("a job's texts cannot contain a NUL byte"));
     }
     if request.args.len() > MAX_ARGS {
@@ -392,6 +402,7 @@ mod tests {
     #[test]
     fn what_cannot_be_a_job_is_refused() {
         assert!(refused(|r| r.command.clear()).contains("command or a path"));
+        assert!(refused(|r| r.path = "x".repeat(5000)).contains("4096"));
         assert!(refused(|r| r.args = vec!["a\0b".into()]).contains("NUL"));
         assert!(refused(|r| r.args = vec![String::new(); 1001]).contains("1000"));
         assert!(refused(|r| r.args = vec!["x".repeat(300_000)]).contains("256 KiB"));

@@ -17,6 +17,9 @@ const MAX_ARGS: usize = 1000;
 /// The most bytes its arguments and its environment may have together.
 const MAX_ARGS_BYTES: usize = 256 * 1024;
 
+/// The longest path that Linux takes (PATH_MAX).
+const MAX_PATH: usize = 4096;
+
 /// The longest duration taken, a hundred years: more is a mistake, and would
 /// overflow clocks.
 pub(crate) const MAX_DURATION_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
@@ -81,7 +84,11 @@ impl Spec {
             .env
             .iter()
             .flat_map(|(name, value)| [("env", name), ("env", value)]);
-        for (field, text) in texts.chain(args).chain(env) {
+        let texts: Vec<_> = texts.collect();
+        if let Some((field, _)) = texts.iter().find(|(_, text)| text.len() > MAX_PATH) {
+            return Err(format!("{field} is longer than {MAX_PATH} bytes"));
+        }
+        for (field, text) in texts.into_iter().chain(args).chain(env) {
             if text.contains('\0') {
                 return Err(format!("{field} contains a NUL byte"));
             }
