@@ -104,6 +104,15 @@ struct Conversation {
     snapshot: Option<HashSet<JobId>>,
 }
 
+impl Drop for Conversation {
+    /// However the stream ends: with a word, an error, or its connection.
+    fn drop(&mut self) {
+        if let Some(link) = &self.link {
+            self.scheduler.registry.broke(link);
+        }
+    }
+}
+
 impl Conversation {
     /// Waits for a message, takes it in, and acknowledges it.
     async fn answer(&mut self) -> Result<Option<proto::HeartbeatResponse>, Status> {

@@ -204,7 +204,8 @@ impl Registry {
     /// Makes a worker known under its old id or a new one. An earlier session
     /// of it is over from here on.
     pub(super) fn register(&self, asked: Registration) -> Result<(WorkerId, Session), Error> {
-        let name = match asked.name.is_empty() {
+        let is_nameless = asked.name.is_empty();
+        let name = match is_nameless {
             true => named_after(&asked.address),
             false => asked.name,
         };
@@ -212,9 +213,16 @@ impl Registry {
         if !ids::is_name(&name) {
             return Err(Error::BadName(name));
         }
-        let id = asked.id.unwrap_or_else(WorkerId::random);
         let session = Session::random();
         let mut members = self.members();
+        // One that says neither who it was nor what it is called, as the published
+        // contract allows, is known by its address.
+        let id = asked.id.unwrap_or_else(|| {
+            let known = members
+                .values()
+                .find(|other| is_nameless && other.address == asked.address);
+            known.map_or_else(WorkerId::random, |known| known.id)
+        });
         let namesake = members
             .values()
             .find(|other| *other.name == *name && other.id != id);
@@ -300,6 +308,15 @@ impl Registry {
         self.with(link, |member| member.become_state(api::WorkerState::Ready))?;
         self.0.deadlines.notify_one();
         Ok(())
+    }
+
+    /// The stream broke: until the worker is heard again it gets no more jobs.
+    pub(super) fn broke(&self, link: &Link) {
+        // A link that does not count any more says nothing about the worker.
+        let _ = self.with(link, |member| match member.state {
+            api::WorkerState::Ready => member.become_state(api::WorkerState::Joining),
+            api::WorkerState::Joining | api::WorkerState::Unreachable | api::WorkerState::Left => {}
+        });
     }
 
     fn with(&self, link: &Link, change: impl FnOnce(&mut Member)) -> Result<(), Error> {
