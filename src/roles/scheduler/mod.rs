@@ -18,7 +18,8 @@ mod worker_rpc;
 use std::{io, time::Duration};
 
 use axum::serve::ListenerExt as _;
-use tokio::net::TcpListener;
+use futures_util::{Stream, StreamExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::TcpIncoming};
 use tonic_health::ServingStatus;
@@ -151,10 +152,7 @@ async fn serve(
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(Error::Reflection)?)
         .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listeners.grpc).with_nodelay(Some(true)),
-            closing.clone().cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(accepted(listeners.grpc), closing.clone().cancelled_owned());
 
     let servers = async {
         let http = async { http.await.map_err(Error::Http) };
@@ -172,6 +170,19 @@ async fn serve(
             Ok(())
         }
     }
+}
+
+/// Connections as they come. When there are no more descriptors for them, trying
+/// again at once would be trying for ever.
+fn accepted(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    incoming.then(async |accepted| {
+        if let Err(error) = &accepted {
+            tracing::warn!(%error, "cannot accept connections of workers, waiting a second");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        accepted
+    })
 }
 
 async fn watch_deadlines(scheduler: Scheduler) {
