@@ -15,6 +15,7 @@ use axum::{
     routing::{MethodRouter, get, post},
 };
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 use tower_http::{
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
     trace::TraceLayer,
@@ -298,7 +299,15 @@ where
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let Json(body) = Json::from_request(request, state).await.map_err(bad_body)?;
+        let Json(body): Json<Box<RawValue>> =
+            Json::from_request(request, state).await.map_err(bad_body)?;
+        // Or an array would do, with the fields in the order of their definition.
+        if !body.get().starts_with('{') {
+            return Err(Error::BadRequest(
+                "the body is not a JSON object".to_owned(),
+            ));
+        }
+        let Json(body) = Json::from_bytes(body.get().as_bytes()).map_err(bad_body)?;
         Ok(Self(body))
     }
 }

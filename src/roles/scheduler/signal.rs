@@ -37,10 +37,10 @@ const SIGNALS: [(i32, &str); 31] = [
     (31, "SYS"),
 ];
 
-/// The largest number of a signal, SIGRTMAX.
-const LAST: i32 = 64;
+/// The last of the signals that have a name and a meaning.
+const LAST: i32 = 31;
 
-/// Reads `TERM`, `SIGTERM` (in any case) or `15`; any number from 1 to 64 is one.
+/// Reads `TERM`, `SIGTERM` (in any case) or `15`; any number from 1 to 31 is one.
 pub(super) fn parse(text: &str) -> Option<i32> {
     if text.bytes().all(|b| b.is_ascii_digit()) {
         return text.parse().ok().filter(|n| (1..=LAST).contains(n));
@@ -60,8 +60,8 @@ mod tests {
         for text in ["TERM", "SIGTERM", "sigterm", "term", "15", "015"] {
             assert_eq!(parse(text), Some(15), "{text}");
         }
-        assert_eq!(parse("64"), Some(64));
-        for text in ["", "0", "65", "-9", "SIG", "TERMX", "15 ", "99999999999999"] {
+        assert_eq!(parse("31"), Some(31));
+        for text in ["", "0", "32", "-9", "SIG", "TERMX", "15 ", "99999999999999"] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

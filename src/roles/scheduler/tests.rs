@@ -648,6 +648,40 @@ async fn a_silent_worker_is_unreachable_until_it_tells_of_its_jobs() {
 }
 
 #[tokio::test]
+async fn a_worker_whose_stream_broke_gets_no_jobs() {
+    let scheduler = TestScheduler::with_heartbeat(Duration::from_secs(60)).await;
+    let worker = Joined::new(&scheduler, "w1").await;
+    drop(worker.beats);
+    soon(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(5));
+        while scheduler.get("/workers").await.1["workers"][0]["state"] != "joining" {
+            pause.tick().await;
+        }
+    })
+    .await;
+    let (status, body) = scheduler.post("/start", json!({"command": "true"})).await;
+    assert_eq!(
+        (status.as_u16(), &body["code"]),
+        (503, &json!("no_worker_ready"))
+    );
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_without_name_and_id_is_known_by_its_address() {
+    let scheduler = TestScheduler::new().await;
+    let request = RegisterWorkerRequest {
+        address: "127.0.0.1:9".to_owned(),
+        ..Default::default()
+    };
+    let first = scheduler.register(request.clone()).await.unwrap();
+    let again = scheduler.register(request).await.unwrap();
+    assert_eq!(first.worker_id, again.worker_id);
+    assert_ne!(first.session, again.session);
+    scheduler.end().await;
+}
+
+#[tokio::test]
 async fn a_stop_waits_until_the_job_is_gone() {
     let scheduler = TestScheduler::new().await;
     let mut worker = Joined::new(&scheduler, "w1").await;
@@ -949,6 +983,22 @@ async fn bad_requests_are_told_apart() {
             400,
             "bad_request",
             "unknown field `comand`",
+        ),
+        (
+            raw(r#"["w1", "echo"]"#, json_type),
+            400,
+            "bad_request",
+            "not a JSON object",
+        ),
+        (
+            scheduler
+                .client
+                .post(url("/start"))
+                .header(header::CONTENT_TYPE, json_type)
+                .body(json!({"command": "x".repeat(20_000)}).to_string()),
+            400,
+            "bad_request",
+            "command is longer than 4096 bytes",
         ),
         (
             raw(r#"{"command": ""}"#, json_type),
