@@ -708,7 +708,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-v -h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --keep-finished --log-level --log-format --server --verbose --color --help kill-all help"
+            opts="-v -h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --control-groups --keep-finished --log-level --log-format --server --verbose --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -748,6 +748,10 @@ _jobctl() {
                     ;;
                 --output-limit)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --control-groups)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
                     return 0
                     ;;
                 --keep-finished)

@@ -103,6 +103,7 @@ impl File for Worker {
         "jobs.output_limit",
         "jobs.keep_finished",
         "jobs.drain_on_stop",
+        "jobs.control_groups",
         "log.level",
         "log.format",
     ];
@@ -196,6 +197,8 @@ pub struct WorkerJobs {
     pub keep_finished: Option<usize>,
     /// A worker that is asked to end ends its jobs first.
     pub drain_on_stop: Option<bool>,
+    /// Each job gets a control group where the worker may make one.
+    pub control_groups: Option<bool>,
 }
 
 /// `[log]`: what a role writes about itself.
@@ -378,7 +381,7 @@ mod tests {
     #[test]
     fn every_key_that_is_listed_is_read() {
         let value = |key: &str| match key.rsplit('.').next() {
-            Some("use_tls" | "drain_on_stop") => "false",
+            Some("use_tls" | "drain_on_stop" | "control_groups") => "false",
             Some("keep_finished") => "7",
             Some("output_limit") => "\"7MiB\"",
             Some("interval" | "deadline" | "grace") => "\"3s\"",

@@ -194,6 +194,7 @@ fn cluster(
         output_limit: worker::OUTPUT_LIMIT,
         keep_finished: worker::KEEP_FINISHED,
         on_stop: worker_role::OnStop::EndJobs,
+        control_groups: worker_role::ControlGroups::WherePossible,
     };
     let no_worker = CancellationToken::new();
     let scheduler = scheduler_role::run(scheduler, listeners, no_worker.clone());

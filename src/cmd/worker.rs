@@ -17,7 +17,7 @@ use crate::{
     client::render,
     config,
     ids::is_name,
-    roles::worker::{self, Config, OnStop},
+    roles::worker::{self, Config, ControlGroups, OnStop},
 };
 
 pub(super) const GRPC: Address = Address {
@@ -147,6 +147,17 @@ pub(super) struct Args {
     )]
     drain_on_stop: bool,
 
+    /// Whether jobs get control groups, where possible [default: true]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_CONTROL_GROUPS",
+        hide_env_values = true,
+        hide_possible_values = true,
+        value_name = "BOOL",
+        help_heading = "Jobs"
+    )]
+    control_groups: Option<bool>,
+
     /// How many finished jobs to keep [default: 10000]
     #[arg(
         long,
@@ -233,6 +244,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         on_stop: match args.drain_on_stop || file.jobs.drain_on_stop.unwrap_or(false) {
             true => OnStop::EndJobs,
             false => OnStop::LeaveJobs,
+        },
+        control_groups: match args
+            .control_groups
+            .or(file.jobs.control_groups)
+            .unwrap_or(true)
+        {
+            true => ControlGroups::WherePossible,
+            false => ControlGroups::Never,
         },
     };
     let shutdown = CancellationToken::new();

@@ -123,6 +123,7 @@ impl TestCluster {
             output_limit: 1 << 30,
             keep_finished: 1000,
             on_stop: worker::OnStop::EndJobs,
+            control_groups: worker::ControlGroups::WherePossible,
         };
         let listener = TcpListener::bind(self.place.worker(number)).await.unwrap();
         let shutdown = CancellationToken::new();

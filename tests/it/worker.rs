@@ -15,13 +15,16 @@ use jobctl::{
         CODE, JobState, JobStatus, OutputStream, QueryJobRequest, StartJobRequest, StopJobRequest,
         StreamJobRequest, StreamJobResponse, worker_client::WorkerClient,
     },
-    roles::worker::{self, Config, OnStop},
+    roles::worker::{self, Config, ControlGroups, OnStop},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 
 use crate::support::{self, Folder, gone, within};
+
+/// How jobs are ended: here with control groups, if the machine has them.
+const BOTH_WAYS: [ControlGroups; 2] = [ControlGroups::WherePossible, ControlGroups::Never];
 
 /// A worker whose scheduler is not there.
 struct TestWorker {
@@ -45,6 +48,7 @@ fn config(dir: &Path) -> Config {
         output_limit: 1 << 30,
         keep_finished: 100,
         on_stop: OnStop::EndJobs,
+        control_groups: ControlGroups::WherePossible,
     }
 }
 
@@ -383,80 +387,88 @@ async fn a_reader_behind_the_end_is_told_so() {
 
 #[tokio::test]
 async fn stop_ends_a_job_that_ignores_term() {
-    let worker = TestWorker::start().await;
-    let id = worker
-        .sh("trap '' TERM; echo ready; while :; do sleep 600; done")
-        .await;
-    let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
-        .await
-        .unwrap()
-        .into_inner();
-    within(stream.message()).await.unwrap();
-    worker.stop(id, None).await.unwrap();
-    let status = worker.query(id).await.unwrap();
-    assert_eq!(status.state(), JobState::Stopped);
-    assert_eq!(
-        (status.signal, status.reason.as_str()),
-        (Some(9), "stopped: signal: killed")
-    );
-    let error = worker.stop(id, None).await.unwrap_err();
-    assert_eq!(
-        (error.code(), code(&error)),
-        (Code::FailedPrecondition, "job_finished")
-    );
-    worker.shut_down().await;
+    for control_groups in BOTH_WAYS {
+        let worker = TestWorker::with(|config| config.control_groups = control_groups).await;
+        let id = worker
+            .sh("trap '' TERM; echo ready; while :; do sleep 600; done")
+            .await;
+        let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
+            .await
+            .unwrap()
+            .into_inner();
+        within(stream.message()).await.unwrap();
+        worker.stop(id, None).await.unwrap();
+        let status = worker.query(id).await.unwrap();
+        assert_eq!(status.state(), JobState::Stopped);
+        assert_eq!(
+            (status.signal, status.reason.as_str()),
+            (Some(9), "stopped: signal: killed")
+        );
+        let error = worker.stop(id, None).await.unwrap_err();
+        assert_eq!(
+            (error.code(), code(&error)),
+            (Code::FailedPrecondition, "job_finished")
+        );
+        worker.shut_down().await;
+    }
 }
 
 #[tokio::test]
 async fn stop_kills_a_daemon_that_left_the_session() {
-    let worker = TestWorker::start().await;
-    let script = "setsid sh -c 'trap \"\" TERM; setsid sleep 600 & echo $! $$; wait' & wait";
-    let id = worker.sh(script).await;
-    let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
-        .await
-        .unwrap()
-        .into_inner();
-    let pids = within(stream.message()).await.unwrap().unwrap().output;
-    let pids = String::from_utf8(pids.to_vec()).unwrap();
-    let neighbour = worker.sh("sleep 600").await;
-    worker.stop(id, None).await.unwrap();
-    for pid in pids.split_whitespace() {
-        assert!(gone(pid), "{pid} survived");
+    for control_groups in BOTH_WAYS {
+        let worker = TestWorker::with(|config| config.control_groups = control_groups).await;
+        let script = "setsid sh -c 'trap \"\" TERM; setsid sleep 600 & echo $! $$; wait' & wait";
+        let id = worker.sh(script).await;
+        let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
+            .await
+            .unwrap()
+            .into_inner();
+        let pids = within(stream.message()).await.unwrap().unwrap().output;
+        let pids = String::from_utf8(pids.to_vec()).unwrap();
+        let neighbour = worker.sh("sleep 600").await;
+        worker.stop(id, None).await.unwrap();
+        for pid in pids.split_whitespace() {
+            assert!(gone(pid), "{pid} survived");
+        }
+        assert_eq!(worker.query(id).await.unwrap().state(), JobState::Stopped);
+        assert_eq!(
+            worker.query(neighbour).await.unwrap().state(),
+            JobState::Running
+        );
+        worker.shut_down().await;
     }
-    assert_eq!(worker.query(id).await.unwrap().state(), JobState::Stopped);
-    assert_eq!(
-        worker.query(neighbour).await.unwrap().state(),
-        JobState::Running
-    );
-    worker.shut_down().await;
 }
 
 #[tokio::test]
 async fn stop_overtakes_a_tree_that_forks_on() {
-    let worker = TestWorker::start().await;
-    let script = "spin() { trap '' TERM; while :; do sleep 0.01 & sleep 0.01; done; }; \
+    for control_groups in BOTH_WAYS {
+        let worker = TestWorker::with(|config| config.control_groups = control_groups).await;
+        let script = "spin() { trap '' TERM; while :; do sleep 0.01 & sleep 0.01; done; }; \
                   spin & spin & (setsid sh -c 'while :; do sleep 0.01; done' &) ; echo ready; wait";
-    let id = worker.sh(script).await;
-    let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
-        .await
-        .unwrap()
-        .into_inner();
-    within(stream.message()).await.unwrap();
-    worker.stop(id, Some(0)).await.unwrap();
-    assert_eq!(worker.query(id).await.unwrap().state(), JobState::Stopped);
-    assert!(support::processes_of(id).is_empty());
-    worker.shut_down().await;
+        let id = worker.sh(script).await;
+        let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
+            .await
+            .unwrap()
+            .into_inner();
+        within(stream.message()).await.unwrap();
+        worker.stop(id, Some(0)).await.unwrap();
+        assert_eq!(worker.query(id).await.unwrap().state(), JobState::Stopped);
+        assert!(support::processes_of(id).is_empty());
+        worker.shut_down().await;
+    }
 }
 
 #[tokio::test]
 async fn what_the_main_process_leaves_behind_is_ended_too() {
-    let worker = TestWorker::start().await;
-    let id = worker.sh("sleep 600 & echo $!; exit 3").await;
-    let (output, status) = worker.follow(id).await;
-    assert_eq!(status.exit_code, Some(3));
-    assert_eq!(status.state(), JobState::Failed);
-    assert!(gone(String::from_utf8(output).unwrap().trim()));
-    worker.shut_down().await;
+    for control_groups in BOTH_WAYS {
+        let worker = TestWorker::with(|config| config.control_groups = control_groups).await;
+        let id = worker.sh("sleep 600 & echo $!; exit 3").await;
+        let (output, status) = worker.follow(id).await;
+        assert_eq!(status.exit_code, Some(3));
+        assert_eq!(status.state(), JobState::Failed);
+        assert!(gone(String::from_utf8(output).unwrap().trim()));
+        worker.shut_down().await;
+    }
 }
 
 #[tokio::test]
@@ -591,38 +603,40 @@ async fn followers_that_do_not_read_slow_nobody() {
 
 #[tokio::test]
 async fn kill_of_a_shim_ends_the_whole_job_which_is_lost() {
-    let worker = TestWorker::start().await;
-    let neighbour = worker.sh("sleep 600").await;
-    let id = worker
-        .sh("setsid sleep 600 & sh -c 'trap \"\" TERM; sleep 600; :' & echo $PPID; wait")
-        .await;
-    let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
-        .await
-        .unwrap()
-        .into_inner();
-    let shim = within(stream.message()).await.unwrap().unwrap().output;
-    let shim: i32 = String::from_utf8(shim.to_vec())
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    support::kill(shim);
-    let (output, status) = worker.follow(id).await;
-    assert_eq!(status.state(), JobState::Lost);
-    assert_eq!(
-        (status.exit_code, status.reason.as_str()),
-        (None, "lost: its shim was killed")
-    );
-    assert!(
-        support::processes_of(id).is_empty(),
-        "lost means that nothing is left"
-    );
-    assert_eq!(output, format!("{shim}\n").into_bytes());
-    assert_eq!(
-        worker.query(neighbour).await.unwrap().state(),
-        JobState::Running
-    );
-    worker.shut_down().await;
+    for control_groups in BOTH_WAYS {
+        let worker = TestWorker::with(|config| config.control_groups = control_groups).await;
+        let neighbour = worker.sh("sleep 600").await;
+        let id = worker
+            .sh("setsid sleep 600 & sh -c 'trap \"\" TERM; sleep 600; :' & echo $PPID; wait")
+            .await;
+        let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
+            .await
+            .unwrap()
+            .into_inner();
+        let shim = within(stream.message()).await.unwrap().unwrap().output;
+        let shim: i32 = String::from_utf8(shim.to_vec())
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        support::kill(shim);
+        let (output, status) = worker.follow(id).await;
+        assert_eq!(status.state(), JobState::Lost);
+        assert_eq!(
+            (status.exit_code, status.reason.as_str()),
+            (None, "lost: its shim was killed")
+        );
+        assert!(
+            support::processes_of(id).is_empty(),
+            "lost means that nothing is left"
+        );
+        assert_eq!(output, format!("{shim}\n").into_bytes());
+        assert_eq!(
+            worker.query(neighbour).await.unwrap().state(),
+            JobState::Running
+        );
+        worker.shut_down().await;
+    }
 }
 
 #[tokio::test]

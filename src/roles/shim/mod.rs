@@ -57,7 +57,7 @@ const PIECE: usize = 64 * 1024;
 
 /// Between two attempts to kill what could not be killed, growing from the
 /// first to the last: a process may be stuck in the kernel for a while.
-const KILL_AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+const KILL_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// The whole life of a shim: from the specification on standard input to the end
 /// of the job. Returns when nothing of the job is left.
@@ -284,7 +284,7 @@ impl Shim {
         if self.status.is_none() && self.cause == Cause::Itself {
             self.cause = cause;
         }
-        tree::signal(signal)?;
+        tree::signal(signal, self.cgroup.as_deref())?;
         let kill_at = Instant::now().checked_add(grace);
         self.kill_at = [self.kill_at, kill_at].into_iter().flatten().min();
         Ok(())
@@ -297,7 +297,15 @@ impl Shim {
             self.end(Signal::TERM, self.grace, Cause::TimedOut)?;
         }
         if self.kill_at.is_some_and(|at| at <= now) {
-            tree::kill(self.cgroup.as_deref())?;
+            match self
+                .cgroup
+                .as_deref()
+                .filter(|_| self.kill_pause == KILL_AGAIN.0)
+            {
+                // Enough, unless the job has left the group.
+                Some(cgroup) => tree::kill_cgroup(cgroup)?,
+                None => tree::kill()?,
+            }
             self.kill_at = Some(now + self.kill_pause);
             self.kill_pause = (self.kill_pause * 2).min(KILL_AGAIN.1);
         }

@@ -23,9 +23,14 @@ use crate::ids::JobId;
 const PASSES: usize = 32;
 
 /// Sends `signal` to every process of the job, and lets those that were stopped
-/// run on so that they can act upon it.
-pub(super) fn signal(signal: Signal) -> io::Result<()> {
-    for process in descendants()? {
+/// run on so that they can act upon it. With a control group its members are the
+/// processes; without, all of the machine's are looked through for them.
+pub(super) fn signal(signal: Signal, cgroup: Option<&Path>) -> io::Result<()> {
+    let processes = match cgroup {
+        Some(cgroup) => members(cgroup)?,
+        None => descendants()?,
+    };
+    for process in processes {
         process.send(signal);
         if signal != Signal::STOP && signal != Signal::KILL {
             process.send(Signal::CONT);
@@ -34,12 +39,10 @@ pub(super) fn signal(signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Kills every process of the job. They are frozen first, until no new one
-/// turns up: what forks faster than it is killed does not get away.
-pub(super) fn kill(cgroup: Option<&Path>) -> io::Result<()> {
-    if let Some(cgroup) = cgroup {
-        kill_cgroup(cgroup)?;
-    }
+/// Kills every descendant of this process, also those that a job with the rights
+/// for it has moved to another control group. They are frozen first, until no new
+/// one turns up: what forks faster than it is killed does not get away.
+pub(super) fn kill() -> io::Result<()> {
     let mut frozen = HashSet::new();
     for _ in 0..PASSES {
         let fresh: Vec<_> = descendants()?
@@ -53,7 +56,7 @@ pub(super) fn kill(cgroup: Option<&Path>) -> io::Result<()> {
             process.send(Signal::STOP);
         }
     }
-    signal(Signal::KILL)
+    signal(Signal::KILL, None)
 }
 
 /// Kills all processes of a control group and the groups within, which the
@@ -140,23 +143,38 @@ pub(super) fn reap() -> io::Result<Reaped> {
 }
 
 /// A process, with the parent it was found under.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Process {
     pid: Pid,
-    parent: i32,
+    found: Found,
+}
+
+/// Where a process was found, and where it must still be to be meant.
+#[derive(Clone, Debug)]
+enum Found {
+    /// Among the children of this one, or by now of this shim.
+    Under(i32),
+    /// In the control group that has this last name.
+    In(String),
 }
 
 impl Process {
     /// Signals through a pidfd, and only if the process behind it is still the
     /// one that was found: a pid given to somebody else meanwhile is not hit.
-    fn send(self, signal: Signal) {
+    fn send(&self, signal: Signal) {
         let Ok(pidfd) = pidfd_open(self.pid, PidfdFlags::empty()) else {
             return;
         };
-        let own = getpid().as_raw_nonzero().get();
-        let still = parent_of(self.pid.as_raw_nonzero().get())
-            .is_some_and(|parent| parent == self.parent || parent == own);
-        if still {
+        let pid = self.pid.as_raw_nonzero();
+        let is_still_there = match &self.found {
+            Found::Under(found) => {
+                let own = getpid().as_raw_nonzero().get();
+                parent_of(pid.get()).is_some_and(|parent| parent == *found || parent == own)
+            }
+            Found::In(group) => fs::read_to_string(format!("/proc/{pid}/cgroup"))
+                .is_ok_and(|groups| groups.contains(group.as_str())),
+        };
+        if is_still_there {
             // It may have ended since, and then there is nothing to signal.
             let _ = pidfd_send_signal(pidfd, signal);
         }
@@ -176,7 +194,32 @@ fn descendants() -> io::Result<Vec<Process>> {
     while let Some(parent) = parents.pop() {
         for pid in children.remove(&parent).unwrap_or_default() {
             parents.push(pid);
-            found.extend(Pid::from_raw(pid).map(|pid| Process { pid, parent }));
+            found.extend(Pid::from_raw(pid).map(|pid| Process {
+                pid,
+                found: Found::Under(parent),
+            }));
+        }
+    }
+    Ok(found)
+}
+
+/// The processes of a control group and of those within.
+fn members(cgroup: &Path) -> io::Result<Vec<Process>> {
+    let name = cgroup.file_name().unwrap_or_default().to_string_lossy();
+    let mut found = Vec::new();
+    let mut groups = vec![cgroup.to_owned()];
+    while let Some(group) = groups.pop() {
+        let pids = fs::read_to_string(group.join("cgroup.procs"))?;
+        let pids = pids.lines().filter_map(|line| line.parse().ok());
+        found.extend(pids.filter_map(Pid::from_raw).map(|pid| Process {
+            pid,
+            found: Found::In(name.clone().into_owned()),
+        }));
+        for entry in fs::read_dir(&group)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                groups.push(entry.path());
+            }
         }
     }
     Ok(found)
@@ -243,7 +286,10 @@ mod tests {
         let mine: Vec<_> = descendants()
             .unwrap()
             .into_iter()
-            .filter(|process| process.pid.as_raw_nonzero().get() == pid || process.parent == pid)
+            .filter(|process| {
+                let is_child = matches!(process.found, Found::Under(parent) if parent == pid);
+                is_child || process.pid.as_raw_nonzero().get() == pid
+            })
             .collect();
         assert_eq!(mine.len(), 2, "{mine:?}");
         // Frozen, the parent cannot end by itself when its child does; and the child

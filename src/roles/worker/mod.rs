@@ -70,8 +70,19 @@ pub struct Config {
     pub output_limit: u64,
     /// How many jobs that ended long ago the worker itself still answers for.
     pub keep_finished: usize,
+    /// Whether jobs get control groups.
+    pub control_groups: ControlGroups,
     /// What happens to the jobs at `shutdown`.
     pub on_stop: OnStop,
+}
+
+/// Whether each job gets a control group of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlGroups {
+    /// Where version 2 is there and this worker may make them.
+    WherePossible,
+    /// Jobs are ended process by process.
+    Never,
 }
 
 /// What happens to the jobs of a worker that is asked to end.
@@ -108,7 +119,10 @@ pub async fn run(
     })?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let boot_id = boot_id.trim().to_owned();
-    let cgroups = Cgroups::find(&config.name, &folders.data);
+    let cgroups = match config.control_groups {
+        ControlGroups::WherePossible => Cgroups::find(&config.name, &folders.data),
+        ControlGroups::Never => None,
+    };
     tracing::info!(
         worker = config.name,
         address,
@@ -121,7 +135,7 @@ pub async fn run(
         Some(cgroups) => {
             tracing::info!(root = %cgroups.root().display(), "jobs are ended by control group");
         }
-        None => tracing::info!("no writable cgroup v2: jobs are ended process by process"),
+        None => tracing::info!("without control groups: jobs are ended process by process"),
     }
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();
