@@ -328,6 +328,7 @@ mod tests {
             time_us: 1,
             stream: proto::OutputStream::Stdout.into(),
             end: None,
+            gap: 0,
         }
     }
 

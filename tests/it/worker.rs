@@ -94,7 +94,7 @@ impl TestWorker {
 
     async fn query(&self, id: JobId) -> Result<JobStatus, Status> {
         let job_id = id.to_string();
-        let request = QueryJobRequest { job_id };
+        let request = QueryJobRequest { job_id, epoch: 0 };
         let response = within(self.client.clone().query_job(request)).await?;
         Ok(response.into_inner().status.unwrap())
     }

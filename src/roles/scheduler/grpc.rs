@@ -54,6 +54,7 @@ impl SchedulerService for Service {
             worker_id: id.to_string(),
             session: session.to_string(),
             heartbeat_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
+            epoch: 0,
         }))
     }
 
@@ -134,7 +135,10 @@ impl Conversation {
         };
         let acknowledged = message.sequence;
         self.take_in(message)?;
-        Ok(Some(proto::HeartbeatResponse { acknowledged }))
+        Ok(Some(proto::HeartbeatResponse {
+            acknowledged,
+            forget: Vec::new(),
+        }))
     }
 
     fn take_in(&mut self, message: proto::HeartbeatRequest) -> Result<(), Error> {

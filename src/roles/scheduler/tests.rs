@@ -304,6 +304,7 @@ fn chunk(offset: u64, output: &'static [u8]) -> StreamJobResponse {
         time_us: 1_000_000,
         stream: proto::OutputStream::Stderr.into(),
         end: None,
+        gap: 0,
     }
 }
 

@@ -110,6 +110,7 @@ pub(super) fn start_request(record: &Record, spec: Spec) -> proto::StartJobReque
         timeout_ms: spec.timeout.map_or(0, millis),
         session: record.session.to_string(),
         created_us: record.created_at.as_microsecond(),
+        epoch: 0,
     }
 }
 

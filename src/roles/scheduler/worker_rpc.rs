@@ -114,6 +114,7 @@ impl WorkerRpc {
             signal: stop.signal.unwrap_or_default(),
             grace_ms: stop.grace.map(wire::millis),
             no_wait: true,
+            epoch: 0,
         });
         self.within(client.stop_job(request)).await?;
         Ok(())
@@ -137,6 +138,7 @@ impl WorkerRpc {
             tail_lines: asked.tail,
             since_us: asked.since_us,
             stream: asked.stream.into(),
+            epoch: 0,
         };
         let messages = self.within(client.stream_job(request)).await?;
         Ok(Output {
