@@ -142,11 +142,13 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l no-headers -d 
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l data-dir -d 'Where to keep the records of jobs and workers [default: ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l http-addr -d 'Where to serve HTTP [default: 127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l grpc-addr -d 'Where to serve workers [default: 127.0.0.1:50000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l heartbeat-interval -d 'How often workers are to be heard from [default: 2s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l call-deadline -d 'How long a worker may take to answer [default: 10s]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-finished -d 'How many finished jobs to remember [default: 100000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-for -d 'How long to keep finished jobs and their output [default: 30d]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-finished -d 'How many finished jobs to keep [default: 1000000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"

@@ -1,16 +1,12 @@
 //! `jobctl worker`
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{
     BadSetting,
-    role::{Address, LogArgs, until_signalled},
+    role::{Address, LogArgs, state_folder, until_signalled},
 };
 use crate::{
     config,
@@ -149,7 +145,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     };
     let data_dir = match args.data_dir.or(file.worker.data_dir) {
         Some(folder) => folder,
-        None => state_folder()?.join(format!("jobctl/worker-{name}")),
+        None => state_folder("the worker's data")?.join(format!("jobctl/worker-{name}")),
     };
     let grpc = args.grpc_addr.or(file.grpc_server.server.addr);
     let listener = GRPC.listen(grpc.as_deref()).await?;
@@ -190,25 +186,6 @@ fn name_of(host: &str) -> String {
         true => name,
         false => "worker".to_owned(),
     }
-}
-
-/// Where programs of this user keep what is theirs alone.
-fn state_folder() -> anyhow::Result<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib"));
-    }
-    let absolute = |key: &str| {
-        let folder = env::var_os(key).map(PathBuf::from);
-        folder.filter(|folder| folder.is_absolute())
-    };
-    let home = || absolute("HOME").map(|home| home.join(Path::new(".local/state")));
-    absolute("XDG_STATE_HOME").or_else(home).ok_or_else(|| {
-        BadSetting {
-            message: "there is no home folder to keep the worker's data in".to_owned(),
-            hint: "name a folder with `--data-dir DIR`".to_owned(),
-        }
-        .into()
-    })
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use rustix::process::Signal;
 
 use crate::{
     cluster::{
-        Place, Process, TestCluster, end_of, everything, job, job_is, rest, sh, start_scheduler,
-        worker_is, worker_named,
+        Place, Process, TestCluster, end_of, everything, job, job_is, rest, sh, worker_is,
+        worker_named,
     },
     support::{processes_of, within},
 };
@@ -58,8 +58,7 @@ async fn workers_and_jobs_are_known_again_after_a_restart_of_the_scheduler() {
     let running = cluster.sh("echo hello; sleep 600").await;
     let ended = cluster.sh("exit 5").await;
     cluster.end_of(ended).await;
-    cluster.scheduler.abort().await;
-    cluster.scheduler = start_scheduler(cluster.place).await;
+    cluster.restart_scheduler().await;
     cluster.ready(2).await;
     assert_eq!(
         [cluster.worker("w1").await.id, cluster.worker("w2").await.id],
@@ -104,8 +103,8 @@ async fn a_second_worker_of_a_name_is_refused() {
 async fn a_frozen_worker_is_unreachable_and_then_the_same_again() {
     let place = Place::new();
     let dir = tempfile::tempdir().unwrap();
-    let _scheduler = Process::scheduler(place);
-    let worker = Process::worker(place, 1, dir.path());
+    let _scheduler = Process::scheduler(place, dir.path());
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
     let before = worker_named(&client, "w1").await;
     let id = client
@@ -156,8 +155,8 @@ async fn connected(place: Place) -> jobctl::client::Client {
 async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
     let place = Place::new();
     let dir = tempfile::tempdir().unwrap();
-    let scheduler = Process::scheduler(place);
-    let _worker = Process::worker(place, 1, dir.path());
+    let scheduler = Process::scheduler(place, dir.path());
+    let _worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
     let before = worker_named(&client, "w1").await.id;
     let fifo = dir.path().join("fifo");
@@ -173,7 +172,7 @@ async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
     assert_eq!(first.output, "one\n");
     let follower = tokio::spawn(async move { rest(&mut logs).await });
     scheduler.kill();
-    let _scheduler = Process::scheduler(place);
+    let _scheduler = Process::scheduler(place, dir.path());
     let client = connected(place).await;
     assert_eq!(worker_named(&client, "w1").await.id, before);
     let held = std::fs::File::options()
@@ -191,8 +190,8 @@ async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
 async fn a_killed_worker_leaves_nothing_running_and_its_job_is_lost() {
     let place = Place::new();
     let dir = tempfile::tempdir().unwrap();
-    let _scheduler = Process::scheduler(place);
-    let worker = Process::worker(place, 1, dir.path());
+    let _scheduler = Process::scheduler(place, dir.path());
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
     let id = client
         .start(&sh("trap '' TERM HUP; sleep 600; sleep 600"))
@@ -202,7 +201,7 @@ async fn a_killed_worker_leaves_nothing_running_and_its_job_is_lost() {
     worker.kill();
     worker_is(&client, "w1", WorkerState::Unreachable).await;
     crate::support::eventually(|| processes_of(id).is_empty()).await;
-    let _worker = Process::worker(place, 1, dir.path());
+    let _worker = Process::worker(place, 1, &dir.path().join("w1"));
     worker_is(&client, "w1", WorkerState::Ready).await;
     let job = end_of(&client, id).await;
     assert_eq!((job.state, job.exit_code), (JobState::Lost, None));
@@ -213,7 +212,7 @@ async fn a_killed_worker_leaves_nothing_running_and_its_job_is_lost() {
 async fn a_second_signal_ends_a_worker_at_once() {
     let place = Place::new();
     let dir = tempfile::tempdir().unwrap();
-    let _scheduler = Process::scheduler(place);
+    let _scheduler = Process::scheduler(place, dir.path());
     let mut command = std::process::Command::new(crate::support::binary());
     command.args([
         "worker",
@@ -230,7 +229,7 @@ async fn a_second_signal_ends_a_worker_at_once() {
         "--scheduler",
         &place.grpc(),
     ]);
-    command.arg("--data-dir").arg(dir.path());
+    command.arg("--data-dir").arg(dir.path().join("w1"));
     let worker = Process::from(command.spawn().unwrap());
     let client = connected(place).await;
     let id = client
