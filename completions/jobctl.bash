@@ -555,7 +555,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-f -v -h --worker --script --with --env --cwd --name --timeout --wait --follow --server --verbose --color --help"
+            opts="-f -v -h --worker --script --with --env --cwd --name --timeout --idempotency-key --wait --follow --server --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -586,6 +586,10 @@ _jobctl() {
                     return 0
                     ;;
                 --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --idempotency-key)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

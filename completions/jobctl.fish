@@ -51,6 +51,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l env -d 'A variab
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l cwd -d 'The folder to run in, absolute [default: the script folder]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''

@@ -290,6 +290,13 @@ pub enum LogLine {
         #[serde(flatten)]
         data: LogData,
     },
+    /// Output that the job has written and that is not recorded.
+    Gap {
+        /// Of its first byte.
+        offset: u64,
+        /// Its size in bytes.
+        gap: u64,
+    },
     /// The last line: how the job stands.
     End {
         /// The job's record.
@@ -430,6 +437,8 @@ pub mod code {
     pub const JOB_NOT_FOUND: &str = "job_not_found";
     /// Nobody knows such a worker.
     pub const WORKER_NOT_FOUND: &str = "worker_not_found";
+    /// The scheduler is about to end, or to be restarted.
+    pub const SHUTTING_DOWN: &str = "shutting_down";
     /// The worker does not answer.
     pub const WORKER_UNREACHABLE: &str = "worker_unreachable";
 }

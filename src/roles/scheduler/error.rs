@@ -425,7 +425,7 @@ impl Error {
             Self::ShuttingDown => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::Unavailable,
-                "shutting_down",
+                api::code::SHUTTING_DOWN,
             ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
