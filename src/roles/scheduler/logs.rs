@@ -76,7 +76,7 @@ impl Format {
     }
 
     fn output(self, chunk: proto::StreamJobResponse) -> Frame {
-        let behind = chunk.offset + chunk.output.len() as u64;
+        let behind = end_of(&chunk);
         Frame::data(match self {
             Self::Text => chunk.output,
             Self::Ndjson => ndjson(&line(chunk)),
@@ -103,7 +103,19 @@ impl Format {
     }
 }
 
+/// The offset behind a message.
+fn end_of(chunk: &proto::StreamJobResponse) -> u64 {
+    let length = (chunk.output.len() as u64).saturating_add(chunk.gap);
+    chunk.offset.saturating_add(length)
+}
+
 fn line(chunk: proto::StreamJobResponse) -> api::LogLine {
+    if chunk.output.is_empty() {
+        return api::LogLine::Gap {
+            offset: chunk.offset,
+            gap: chunk.gap,
+        };
+    }
     api::LogLine::Output {
         offset: chunk.offset,
         time: wire::time(chunk.time_us),
@@ -321,8 +333,12 @@ impl Follower {
                 self.offset = message.offset;
                 return self.end(format, end).map(Some);
             }
-            if !message.output.is_empty() {
-                self.offset = message.offset + message.output.len() as u64;
+            if message.gap == 0 && message.output.is_empty() {
+                continue;
+            }
+            self.offset = end_of(&message);
+            // Raw bytes have no room for words.
+            if format != Format::Text || !message.output.is_empty() {
                 return Ok(Some(format.output(message)));
             }
         }

@@ -434,3 +434,34 @@ async fn the_worker_has_only_the_output_left() {
     assert_eq!(end["job"]["exit_code"], 3);
     scheduler.end().await;
 }
+
+#[tokio::test]
+async fn a_gap_is_said_where_there_is_room_for_words() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let id = scheduler.start("true").await;
+    worker.ends(&id, 3).await;
+    let gap = StreamJobResponse {
+        offset: 2,
+        gap: 40,
+        ..Default::default()
+    };
+    let messages = vec![
+        Ok(chunk(0, b"ab")),
+        Ok(gap.clone()),
+        Ok(chunk(42, b"c")),
+        Ok(last(43, JobStatus::default())),
+    ];
+    worker.writes(messages, Some(()));
+    let path = format!("/logs?job_id={id}&follow=true");
+    let text = scheduler.text(&path, api::NDJSON, &[]).await;
+    let line: Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+    assert_eq!(line, json!({"offset": 2, "gap": 40}));
+    let text = scheduler.text(&path, "text/event-stream", &[]).await;
+    assert!(
+        text.contains("id: 42\ndata: {\"offset\":2,\"gap\":40}\n"),
+        "{text}"
+    );
+    assert_eq!(scheduler.text(&path, "text/plain", &[]).await, "abc");
+    scheduler.end().await;
+}
