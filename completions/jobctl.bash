@@ -522,13 +522,17 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__scheduler)
-            opts="-v -h --config --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-finished --log-level --log-format --server --verbose --color --help"
+            opts="-v -h --config --data-dir --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-for --keep-finished --log-level --log-format --server --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --data-dir)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -545,6 +549,10 @@ _jobctl() {
                     return 0
                     ;;
                 --call-deadline)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keep-for)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -576,7 +584,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-f -v -h --worker --script --with --env --cwd --name --timeout --wait --follow --server --verbose --color --help"
+            opts="-f -v -h --worker --script --with --env --cwd --name --timeout --idempotency-key --wait --follow --server --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -607,6 +615,10 @@ _jobctl() {
                     return 0
                     ;;
                 --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --idempotency-key)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

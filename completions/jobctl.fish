@@ -51,6 +51,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l env -d 'A variab
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l cwd -d 'The folder to run in, absolute [default: the script folder]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -142,11 +143,13 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l no-headers -d 
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l data-dir -d 'Where to keep the records of jobs and workers [default: ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l http-addr -d 'Where to serve HTTP [default: 127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l grpc-addr -d 'Where to serve workers [default: 127.0.0.1:50000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l heartbeat-interval -d 'How often workers are to be heard from [default: 2s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l call-deadline -d 'How long a worker may take to answer [default: 10s]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-finished -d 'How many finished jobs to remember [default: 100000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-for -d 'How long to keep finished jobs and their output [default: 30d]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-finished -d 'How many finished jobs to keep [default: 1000000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"

@@ -25,6 +25,12 @@ pub const MAX_WAIT_MS: u64 = 60_000;
 /// The header that carries a request's id, in both directions.
 pub const REQUEST_ID: &str = "x-request-id";
 
+/// The header of a start that may be repeated: the same key gets the same job.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// The longest key taken, in characters.
+pub const MAX_KEY: usize = 255;
+
 /// The media type of `GET /logs` as the client reads it: `StreamJobResponse`
 /// messages, each behind its length as a varint.
 pub const PROTOBUF_STREAM: &str = "application/vnd.jobctl.stream";
@@ -225,6 +231,10 @@ pub struct Job {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+    /// Until when the record of a job that has ended is kept, and its output with
+    /// it; sooner only where there are too many.
+    #[serde(default)]
+    pub kept_until: Option<Timestamp>,
 }
 
 /// Parameters of `GET /logs`.
@@ -279,6 +289,13 @@ pub enum LogLine {
         /// The piece itself.
         #[serde(flatten)]
         data: LogData,
+    },
+    /// Output that the job has written and that is not recorded.
+    Gap {
+        /// Of its first byte.
+        offset: u64,
+        /// Its size in bytes.
+        gap: u64,
     },
     /// The last line: how the job stands.
     End {
@@ -420,6 +437,8 @@ pub mod code {
     pub const JOB_NOT_FOUND: &str = "job_not_found";
     /// Nobody knows such a worker.
     pub const WORKER_NOT_FOUND: &str = "worker_not_found";
+    /// The scheduler is about to end, or to be restarted.
+    pub const SHUTTING_DOWN: &str = "shutting_down";
     /// The worker does not answer.
     pub const WORKER_UNREACHABLE: &str = "worker_unreachable";
 }

@@ -37,6 +37,8 @@ pub struct Scheduler {
     pub grpc_server: Server,
     /// `[http_server]`: for everybody else.
     pub http_server: Server,
+    /// `[scheduler]`
+    pub scheduler: SchedulerItself,
     /// `[heartbeat]`
     pub heartbeat: Heartbeat,
     /// `[calls]`
@@ -57,8 +59,10 @@ impl File for Scheduler {
         "http_server.use_tls",
         "http_server.crt_file",
         "http_server.key_file",
+        "scheduler.data_dir",
         "heartbeat.interval",
         "calls.deadline",
+        "jobs.keep_for",
         "jobs.keep_finished",
         "log.level",
         "log.format",
@@ -160,8 +164,19 @@ pub struct Calls {
 #[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SchedulerJobs {
-    /// How many finished jobs are remembered.
-    pub keep_finished: Option<usize>,
+    /// How long finished jobs and their output are kept.
+    #[serde(deserialize_with = "some_interval")]
+    pub keep_for: Option<Duration>,
+    /// How many finished jobs are kept.
+    pub keep_finished: Option<u64>,
+}
+
+/// `[scheduler]` of the scheduler.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchedulerItself {
+    /// Where its records are kept.
+    pub data_dir: Option<PathBuf>,
 }
 
 /// `[scheduler]` of a worker.
@@ -384,7 +399,7 @@ mod tests {
             Some("use_tls" | "drain_on_stop" | "control_groups") => "false",
             Some("keep_finished") => "7",
             Some("output_limit") => "\"7MiB\"",
-            Some("interval" | "deadline" | "grace") => "\"3s\"",
+            Some("interval" | "deadline" | "grace" | "keep_for") => "\"3s\"",
             Some("format") => "\"json\"",
             _ => "\"x\"",
         };
@@ -400,6 +415,8 @@ mod tests {
         assert_eq!(read.heartbeat.interval, Some(Duration::from_secs(3)));
         assert_eq!(read.calls.deadline, Some(Duration::from_secs(3)));
         assert_eq!(read.jobs.keep_finished, Some(7));
+        assert_eq!(read.jobs.keep_for, Some(Duration::from_secs(3)));
+        assert_eq!(read.scheduler.data_dir, Some("x".into()));
         assert_eq!(read.log.format, Some(LogFormat::Json));
 
         let read: Worker = parse(&file(Worker::KEYS), Path::new("w")).unwrap();

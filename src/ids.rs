@@ -21,6 +21,16 @@ macro_rules! id {
                 Self(Uuid::new_v4())
             }
 
+            /// Its sixteen bytes, in the order in which ids sort.
+            pub fn as_bytes(&self) -> &[u8; 16] {
+                self.0.as_bytes()
+            }
+
+            /// The id of these bytes.
+            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Uuid::from_bytes(bytes))
+            }
+
             /// The first twelve hexadecimal digits, for tables: enough to tell
             /// ids apart, and a prefix that every command takes.
             pub fn short(&self) -> String {

@@ -24,6 +24,9 @@ const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 pub enum Event {
     /// A piece of output, never empty, each byte exactly once.
     Output(StreamJobResponse),
+    /// So many bytes are missing here: the job wrote them, and they are not
+    /// recorded. Each gap is told once.
+    Gap(u64),
     /// The connection broke and could not be mended at once. Told once per
     /// break; goes on being tried.
     Reconnecting,
@@ -157,7 +160,8 @@ impl Logs {
         if let Some(status) = message.end {
             return Some(Ok(Event::End(status.into())));
         }
-        if let Some(next) = self.next_offset
+        if message.gap == 0
+            && let Some(next) = self.next_offset
             && message.offset < next
         {
             let shown = usize::try_from(next - message.offset)
@@ -165,6 +169,13 @@ impl Logs {
                 .min(message.output.len());
             message.output.advance(shown);
             message.offset += shown as u64;
+        }
+        if message.gap > 0 {
+            let behind = message.offset.saturating_add(message.gap);
+            let begin = self.next_offset.unwrap_or(0).max(message.offset);
+            self.next_offset = Some(behind.max(begin));
+            let missing = behind.saturating_sub(begin);
+            return (missing > 0).then_some(Ok(Event::Gap(missing)));
         }
         if message.output.is_empty() {
             return None;
@@ -415,6 +426,10 @@ mod tests {
                     text.extend_from_slice(&message.output);
                     continue;
                 }
+                Ok(Event::Gap(size)) => {
+                    text.extend_from_slice(format!("<{size}>").as_bytes());
+                    continue;
+                }
                 Ok(Event::Reconnecting) => {
                     told += 1;
                     continue;
@@ -424,6 +439,25 @@ mod tests {
             };
             return (String::from_utf8(text).unwrap(), told, outcome);
         }
+    }
+
+    #[tokio::test]
+    async fn a_gap_is_told_once_and_read_on_behind() {
+        let gap = |offset, gap| StreamJobResponse {
+            offset,
+            gap,
+            ..StreamJobResponse::default()
+        };
+        let (client, asked) = serve(vec![
+            answer(encoded(&[output(0, b"a"), gap(1, 9)]), false),
+            answer(encoded(&[gap(1, 9), output(10, b"b"), end(11)]), true),
+        ])
+        .await;
+        let logs = client.logs(query()).await.unwrap();
+        let (text, _, outcome) = read_all(logs).await;
+        assert_eq!(text, "a<9>b");
+        assert_eq!(outcome.unwrap().state, JobState::Failed);
+        assert_eq!(asked.lock().unwrap()[1].offset, Some(10));
     }
 
     #[tokio::test]

@@ -38,6 +38,19 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// nothing is asked of it and a job is silent for days.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 
+/// How long a start is repeated.
+const START_AGAIN: Duration = Duration::from_secs(30);
+
+/// Whether the same start may well get another answer a little later.
+fn may_start_again(error: &Error) -> bool {
+    match error {
+        Error::Refused { status: 503, error } => error.code == api::code::SHUTTING_DOWN,
+        // Without a job nothing was recorded: the worker was known to be away.
+        Error::Refused { status: 504, error } => error.job_id.is_some(),
+        error => error.is_passing(),
+    }
+}
+
 /// The URL of a scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server(Url);
@@ -91,10 +104,51 @@ impl Client {
         &self.server
     }
 
-    /// `POST /start`: returns once the process runs. Never repeated by itself,
-    /// for that could start a second job.
+    /// `POST /start`: returns once the process runs. Repeated for up to half a
+    /// minute where the connection broke or the scheduler is being restarted,
+    /// always under one key, so that there is never a second job.
     pub async fn start(&self, body: &StartRequest) -> Result<StartResponse, Error> {
-        self.ask(self.post("/start", body).timeout(ANSWER)).await
+        let key = Uuid::new_v4().to_string();
+        self.start_with_key(body, &key).await
+    }
+
+    /// As [`Client::start`], under the key `key`: another start under the same
+    /// key is the same job.
+    pub async fn start_with_key(
+        &self,
+        body: &StartRequest,
+        key: &str,
+    ) -> Result<StartResponse, Error> {
+        let began = Instant::now();
+        let mut retry = Retry::new(began);
+        let mut reached = None;
+        loop {
+            let request = self
+                .post("/start", body)
+                .header(api::IDEMPOTENCY_KEY, key)
+                .timeout(ANSWER);
+            let error = match self.ask(request).await {
+                Ok(started) => return Ok(started),
+                Err(error) => error,
+            };
+            let now = Instant::now();
+            let pause = match may_start_again(&error) && now.duration_since(began) < START_AGAIN {
+                true => retry.pause(&error, now),
+                false => None,
+            };
+            match (&error, pause) {
+                // Where nobody was ever there, nothing was asked of anybody. Else
+                // what was said before tells more: it may have been done.
+                (Error::Unreachable { .. }, None) => return Err(reached.unwrap_or(error)),
+                (Error::Unreachable { .. }, Some(_)) if reached.is_none() => return Err(error),
+                (_, None) => return Err(error),
+                (Error::Unreachable { .. }, Some(pause)) => tokio::time::sleep(pause).await,
+                (_, Some(pause)) => {
+                    reached = Some(error);
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
     }
 
     /// `POST /stop`: returns once the job is gone, however long its grace is.
@@ -300,6 +354,46 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_start_is_repeated_under_its_key() {
+        let keys = Arc::new(Mutex::new(Vec::new()));
+        let keep = Arc::clone(&keys);
+        let client = serve(Router::new().route(
+            "/start",
+            post(move |headers: HeaderMap| async move {
+                let key = headers[api::IDEMPOTENCY_KEY].to_str().unwrap().to_owned();
+                let job_id = "3f2a8b1c-9d4e-4f00-8000-000000000000".parse().unwrap();
+                let mut keys = keep.lock().unwrap();
+                keys.push(key);
+                let (status, code, job_id) = match keys.len() {
+                    1 => (503, "shutting_down", None),
+                    2 => (504, "worker_unreachable", Some(job_id)),
+                    3 => (502, "worker_failed", Some(job_id)),
+                    4 => return Ok((StatusCode::CREATED, Json(StartResponse { job_id }))),
+                    5 => (504, "worker_unreachable", None),
+                    _ => (503, "no_worker_ready", None),
+                };
+                let error = api::Error {
+                    error: "no".into(),
+                    code: code.into(),
+                    job_id,
+                };
+                Err((StatusCode::from_u16(status).unwrap(), Json(error)))
+            }),
+        ))
+        .await;
+        let body = StartRequest::default();
+        client.start(&body).await.unwrap();
+        for code in ["worker_unreachable", "no_worker_ready"] {
+            let error = client.start_with_key(&body, "mine").await.unwrap_err();
+            assert_eq!(error.code(), Some(code));
+        }
+        let keys = keys.lock().unwrap();
+        assert!(Uuid::try_parse(&keys[0]).is_ok());
+        assert!(keys[..4].iter().all(|key| *key == keys[0]), "{keys:?}");
+        assert_eq!(keys[4..], ["mine", "mine"]);
+    }
+
+    #[tokio::test]
     async fn each_failure_is_told_apart() {
         let refuse = || async {
             let error = api::Error {
@@ -345,7 +439,7 @@ mod tests {
                 .unwrap();
         });
         let client = Client::new(server.parse().unwrap()).unwrap();
-        let error = client.start(&StartRequest::default()).await.unwrap_err();
+        let error = client.version().await.unwrap_err();
         assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
     }
 }

@@ -509,6 +509,10 @@ fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         ("Created", when(Some(job.created_at))),
         ("Started", when(job.started_at)),
         ("Ended", when(job.ended_at)),
+        (
+            "Kept until",
+            job.kept_until.map(|time| format!("{time:.0}")),
+        ),
         ("Ran for", ran(job, now).map(length)),
         ("Output", Some(size(job.output_bytes))),
     ];
@@ -516,7 +520,7 @@ fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         .into_iter()
         .fold(String::new(), |mut text, (key, value)| {
             if let Some(value) = value {
-                writeln!(text, "{:<11}{value}", format!("{key}:")).unwrap_or_default();
+                writeln!(text, "{:<12}{value}", format!("{key}:")).unwrap_or_default();
             }
             text
         })
@@ -710,6 +714,7 @@ mod tests {
             created_at: now() - SignedDuration::from_secs(180),
             started_at: Some(now() - SignedDuration::from_secs(180)),
             ended_at: Some(now() - SignedDuration::from_secs(170)),
+            kept_until: None,
         }
     }
 
@@ -778,15 +783,15 @@ mod tests {
     #[test]
     fn a_job_in_full_leaves_out_what_it_does_not_have() {
         let text = block(&job(), now(), false);
-        assert!(text.starts_with("Job:       3f2a8b1c-9d4e-4f00-8000-000000000000\n"));
+        assert!(text.starts_with("Job:        3f2a8b1c-9d4e-4f00-8000-000000000000\n"));
         assert!(
-            text.contains("State:     failed (exit status 3)\n"),
+            text.contains("State:      failed (exit status 3)\n"),
             "{text}"
         );
-        assert!(text.contains("Timeout:   1m 30s\n"), "{text}");
-        assert!(text.contains("Ran for:   10s\n"), "{text}");
+        assert!(text.contains("Timeout:    1m 30s\n"), "{text}");
+        assert!(text.contains("Ran for:    10s\n"), "{text}");
         assert!(
-            text.contains("Ended:     2026-01-02T03:01:15.000Z (2m 50s ago)\n"),
+            text.contains("Ended:      2026-01-02T03:01:15.000Z (2m 50s ago)\n"),
             "{text}"
         );
         assert!(

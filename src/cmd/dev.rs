@@ -181,7 +181,9 @@ fn cluster(
     let scheduler = scheduler_role::Config {
         heartbeat_interval: scheduler::HEARTBEAT,
         call_deadline: scheduler::DEADLINE,
+        data_dir: folder.join("scheduler"),
         keep_finished: scheduler::KEEP_FINISHED,
+        keep_for: scheduler::KEEP_FOR,
     };
     let worker = worker_role::Config {
         name: NAME.to_owned(),

@@ -154,6 +154,12 @@ async fn show(client: &Client, query: LogsQuery, timestamps: Timestamps) -> anyh
         };
         match event {
             Event::Output(message) => output.write(&message).await?,
+            Event::Gap(size) => {
+                output.flush().await?;
+                render::note(&format!(
+                    "{size} bytes of output are missing here (the limit of a job's output, or a full disk)"
+                ));
+            }
             Event::Reconnecting => render::note("connection lost, reconnecting"),
             Event::End(ending) => {
                 output.flush().await?;

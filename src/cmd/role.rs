@@ -1,7 +1,14 @@
 //! What the commands that run a role have in common: the log, the listening
 //! addresses, and the signals that end them.
 
-use std::{future::Future, io, net::SocketAddr, pin::pin};
+use std::{
+    env,
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::pin,
+};
 
 use anyhow::anyhow;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
@@ -130,6 +137,25 @@ impl Address {
             listened => listened,
         }
     }
+}
+
+/// Where programs of this user keep what is theirs alone; `what` is to be kept.
+pub(super) fn state_folder(what: &str) -> anyhow::Result<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib"));
+    }
+    let absolute = |key: &str| {
+        let folder = env::var_os(key).map(PathBuf::from);
+        folder.filter(|folder| folder.is_absolute())
+    };
+    let home = || absolute("HOME").map(|home| home.join(Path::new(".local/state")));
+    absolute("XDG_STATE_HOME").or_else(home).ok_or_else(|| {
+        BadSetting {
+            message: format!("there is no home folder to keep {what} in"),
+            hint: "name a folder with `--data-dir DIR`".to_owned(),
+        }
+        .into()
+    })
 }
 
 /// SIGINT and SIGTERM, from when this is made on.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::role::{Address, LogArgs, until_signalled};
+use super::role::{Address, LogArgs, state_folder, until_signalled};
 use crate::{
     config,
     roles::scheduler::{self, Config, Listeners},
@@ -24,7 +24,8 @@ pub(super) const GRPC: Address = Address {
 
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
-pub(super) const KEEP_FINISHED: usize = 100_000;
+pub(super) const KEEP_FINISHED: u64 = 1_000_000;
+pub(super) const KEEP_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,6 +47,16 @@ pub(super) struct Args {
         value_name = "FILE"
     )]
     config: Option<PathBuf>,
+
+    /// Where to keep the records of jobs and workers [default:
+    /// ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]
+    #[arg(
+        long,
+        env = "JOBCTL_SCHEDULER_DATA_DIR",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
+    data_dir: Option<PathBuf>,
 
     /// Where to serve HTTP [default: 127.0.0.1:3000]
     #[arg(
@@ -87,7 +98,17 @@ pub(super) struct Args {
     )]
     call_deadline: Option<Duration>,
 
-    /// How many finished jobs to remember [default: 100000]
+    /// How long to keep finished jobs and their output [default: 30d]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_KEEP_FOR", hide_env_values = true,
+        value_name = "DURATION",
+        value_parser = config::interval,
+        help_heading = "Limits"
+    )]
+    keep_for: Option<Duration>,
+
+    /// How many finished jobs to keep [default: 1000000]
     #[arg(
         long,
         env = "JOBCTL_JOBS_KEEP_FINISHED",
@@ -95,7 +116,7 @@ pub(super) struct Args {
         value_name = "N",
         help_heading = "Limits"
     )]
-    keep_finished: Option<usize>,
+    keep_finished: Option<u64>,
 
     #[command(flatten)]
     log: LogArgs,
@@ -110,7 +131,13 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         http: HTTP.listen(http.as_deref()).await?,
         grpc: GRPC.listen(grpc.as_deref()).await?,
     };
+    let data_dir = match args.data_dir.or(file.scheduler.data_dir) {
+        Some(folder) => folder,
+        None => state_folder("the scheduler's records")?.join("jobctl/scheduler"),
+    };
     let config = Config {
+        data_dir,
+        keep_for: args.keep_for.or(file.jobs.keep_for).unwrap_or(KEEP_FOR),
         heartbeat_interval: args
             .heartbeat_interval
             .or(file.heartbeat.interval)

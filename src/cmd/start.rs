@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{Codes, DONE, EXIT_CODES, logs, report, usage, wait, whole_milliseconds};
 use crate::{
-    api::{LogsQuery, QueryRequest, StartRequest},
+    api::{LogsQuery, MAX_KEY, QueryRequest, StartRequest},
     client::{
         Client,
         render::{self, Timestamps},
@@ -69,6 +69,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "DURATION", value_parser = config::interval, help_heading = "How")]
     timeout: Option<Duration>,
 
+    /// Start it once, however often this is asked for under this key
+    #[arg(long, value_name = "KEY", value_parser = idempotency_key, help_heading = "How")]
+    idempotency_key: Option<String>,
+
     /// Stay until it has ended, and end with its exit code
     #[arg(long, conflicts_with = "follow", help_heading = "Staying")]
     wait: bool,
@@ -92,21 +96,39 @@ pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
         (true, false) => Stay::Wait,
         (false, false) => Stay::No,
     };
+    let key = args
+        .idempotency_key
+        .clone()
+        .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let request = request(args, |key| env::var(key))?;
     match stay {
         Stay::No => {
-            let started = client.start(&request).await?;
+            let started = client.start_with_key(&request, &key).await?;
             render::data(&format!("{}\n", started.job_id))?;
             Ok(DONE)
         }
-        Stay::Wait | Stay::Follow => Ok(attached(&request, client, stay)
+        Stay::Wait | Stay::Follow => Ok(attached(&request, &key, client, stay)
             .await
             .unwrap_or_else(|error| report(&error, Codes::Job))),
     }
 }
 
-async fn attached(request: &StartRequest, client: &Client, stay: Stay) -> anyhow::Result<u8> {
-    let job = client.start(request).await?.job_id;
+/// As the scheduler takes it.
+fn idempotency_key(text: &str) -> Result<String, String> {
+    let visible = text.bytes().all(|byte| byte.is_ascii_graphic());
+    match visible && (1..=MAX_KEY).contains(&text.len()) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("a key is 1 to {MAX_KEY} visible ASCII characters")),
+    }
+}
+
+async fn attached(
+    request: &StartRequest,
+    key: &str,
+    client: &Client,
+    stay: Stay,
+) -> anyhow::Result<u8> {
+    let job = client.start_with_key(request, key).await?.job_id;
     announce(client, job).await;
     match stay {
         Stay::Follow => {

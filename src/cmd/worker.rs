@@ -1,17 +1,13 @@
 //! `jobctl worker`
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     BadSetting, DONE,
-    role::{Address, LogArgs, until_signalled},
+    role::{Address, LogArgs, state_folder, until_signalled},
 };
 use crate::{
     client::render,
@@ -274,7 +270,7 @@ fn name(asked: Option<String>) -> anyhow::Result<String> {
 fn data_dir(asked: Option<PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
     match asked {
         Some(folder) => Ok(folder),
-        None => Ok(state_folder()?.join(format!("jobctl/worker-{name}"))),
+        None => Ok(state_folder("the worker's data")?.join(format!("jobctl/worker-{name}"))),
     }
 }
 
@@ -294,25 +290,6 @@ fn name_of(host: &str) -> String {
         true => name,
         false => "worker".to_owned(),
     }
-}
-
-/// Where programs of this user keep what is theirs alone.
-fn state_folder() -> anyhow::Result<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Ok(PathBuf::from("/var/lib"));
-    }
-    let absolute = |key: &str| {
-        let folder = env::var_os(key).map(PathBuf::from);
-        folder.filter(|folder| folder.is_absolute())
-    };
-    let home = || absolute("HOME").map(|home| home.join(Path::new(".local/state")));
-    absolute("XDG_STATE_HOME").or_else(home).ok_or_else(|| {
-        BadSetting {
-            message: "there is no home folder to keep the worker's data in".to_owned(),
-            hint: "name a folder with `--data-dir DIR`".to_owned(),
-        }
-        .into()
-    })
 }
 
 #[cfg(test)]

@@ -84,24 +84,19 @@ impl<E: std::fmt::Debug> Running<E> {
         self.shutdown.cancel();
         within(self.task).await.unwrap().unwrap();
     }
-
-    /// Ends it without a word.
-    pub(crate) async fn abort(self) {
-        self.task.abort();
-        within(self.task).await.unwrap_err();
-    }
 }
 
 impl TestCluster {
     /// A scheduler and `workers` workers named w1, w2, …, all ready.
     pub(crate) async fn start(workers: usize) -> Self {
         let place = Place::new();
+        let dir = Folder::new();
         let mut cluster = Self {
             client: place.client(),
             place,
-            scheduler: start_scheduler(place).await,
+            scheduler: start_scheduler(place, &dir.path().join("scheduler")).await,
             workers: Vec::new(),
-            dir: Folder::new(),
+            dir,
         };
         for number in 1..=workers {
             let worker = cluster.start_worker(number).await;
@@ -129,6 +124,13 @@ impl TestCluster {
         let shutdown = CancellationToken::new();
         let task = tokio::spawn(worker::run(config, listener, shutdown.clone()));
         Running { shutdown, task }
+    }
+
+    /// Cuts the scheduler off, and starts another where it was, on its records.
+    pub(crate) async fn restart_scheduler(&mut self) {
+        self.scheduler.task.abort();
+        within(&mut self.scheduler.task).await.unwrap_err();
+        self.scheduler = start_scheduler(self.place, &self.dir.path().join("scheduler")).await;
     }
 
     pub(crate) fn data_dir(&self, number: usize) -> PathBuf {
@@ -185,19 +187,35 @@ impl TestCluster {
     }
 }
 
-pub(crate) async fn start_scheduler(place: Place) -> Running<scheduler::Error> {
+pub(crate) async fn start_scheduler(place: Place, data: &Path) -> Running<scheduler::Error> {
     let listeners = Listeners {
-        http: TcpListener::bind(place.http()).await.unwrap(),
-        grpc: TcpListener::bind(place.grpc()).await.unwrap(),
+        http: listen(&place.http()).await,
+        grpc: listen(&place.grpc()).await,
     };
     let config = scheduler::Config {
         heartbeat_interval: HEARTBEAT,
         call_deadline: Duration::from_secs(10),
+        data_dir: data.to_owned(),
         keep_finished: 1000,
+        keep_for: Duration::from_secs(3600),
     };
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(scheduler::run(config, listeners, shutdown.clone()));
     Running { shutdown, task }
+}
+
+/// Where a role that was cut off may not have let go of the address yet.
+async fn listen(address: &str) -> TcpListener {
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            pause.tick().await;
+            if let Ok(listener) = TcpListener::bind(address).await {
+                return listener;
+            }
+        }
+    })
+    .await
 }
 
 /// A request for a shell that runs `script`.
@@ -252,7 +270,7 @@ pub(crate) async fn rest(logs: &mut Logs) -> Vec<u8> {
         match within(logs.next()).await.unwrap() {
             Event::Output(message) => bytes.extend_from_slice(&message.output),
             Event::End(_) => return bytes,
-            Event::Reconnecting => {}
+            Event::Gap(_) | Event::Reconnecting => {}
         }
     }
 }
@@ -298,7 +316,7 @@ pub(crate) async fn job_is(client: &Client, id: JobId, state: JobState) -> Job {
 pub(crate) struct Process(Child);
 
 impl Process {
-    pub(crate) fn scheduler(place: Place) -> Self {
+    pub(crate) fn scheduler(place: Place, data: &Path) -> Self {
         let mut command = Command::new(binary());
         command.args([
             "scheduler",
@@ -308,6 +326,7 @@ impl Process {
             "100ms",
         ]);
         command.args(["--http-addr", &place.http(), "--grpc-addr", &place.grpc()]);
+        command.arg("--data-dir").arg(data.join("scheduler"));
         Self(command.spawn().unwrap())
     }
 

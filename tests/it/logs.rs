@@ -8,7 +8,7 @@ use jobctl::{
 };
 
 use crate::{
-    cluster::{TestCluster, everything, output, read, start_scheduler},
+    cluster::{TestCluster, everything, output, read},
     support::{sha256, within},
 };
 
@@ -139,8 +139,7 @@ async fn a_follower_survives_a_restart_of_the_scheduler() {
         panic!("no output");
     };
     assert_eq!(message.output, "before\n");
-    cluster.scheduler.abort().await;
-    cluster.scheduler = start_scheduler(cluster.place).await;
+    cluster.restart_scheduler().await;
     let held = fs::File::options()
         .read(true)
         .write(true)
@@ -151,7 +150,7 @@ async fn a_follower_survives_a_restart_of_the_scheduler() {
     let status = loop {
         match within(logs.next()).await.unwrap() {
             Event::Output(message) => rest.extend_from_slice(&message.output),
-            Event::Reconnecting => {}
+            Event::Gap(_) | Event::Reconnecting => {}
             Event::End(status) => break status,
         }
     };

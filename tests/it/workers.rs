@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use crate::{
     cluster::{
         Place, Process, TestCluster, end_of, everything, job as job_of, job_is, output, rest, sh,
-        start_scheduler, worker_is, worker_named,
+        worker_is, worker_named,
     },
     support::{Folder, eventually, processes_of, within},
 };
@@ -58,8 +58,7 @@ async fn workers_and_jobs_are_known_again_after_a_restart_of_the_scheduler() {
     let running = cluster.sh("echo hello; sleep 600").await;
     let ended = cluster.sh("exit 5").await;
     cluster.end_of(ended).await;
-    cluster.scheduler.abort().await;
-    cluster.scheduler = start_scheduler(cluster.place).await;
+    cluster.restart_scheduler().await;
     cluster.ready(2).await;
     assert_eq!(
         [cluster.worker("w1").await.id, cluster.worker("w2").await.id],
@@ -107,8 +106,8 @@ async fn a_second_worker_of_a_name_is_refused() {
 async fn a_frozen_worker_is_unreachable_and_then_the_same_again() {
     let place = Place::new();
     let dir = Folder::new();
-    let _scheduler = Process::scheduler(place);
-    let worker = Process::worker(place, 1, dir.path());
+    let _scheduler = Process::scheduler(place, dir.path());
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
     let before = worker_named(&client, "w1").await;
     let id = client
@@ -159,8 +158,8 @@ async fn connected(place: Place) -> jobctl::client::Client {
 async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
     let place = Place::new();
     let dir = Folder::new();
-    let scheduler = Process::scheduler(place);
-    let _worker = Process::worker(place, 1, dir.path());
+    let scheduler = Process::scheduler(place, dir.path());
+    let _worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
     let before = worker_named(&client, "w1").await.id;
     let fifo = dir.path().join("fifo");
@@ -176,7 +175,7 @@ async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
     assert_eq!(first.output, "one\n");
     let follower = tokio::spawn(async move { rest(&mut logs).await });
     scheduler.kill();
-    let _scheduler = Process::scheduler(place);
+    let _scheduler = Process::scheduler(place, dir.path());
     let client = connected(place).await;
     assert_eq!(worker_named(&client, "w1").await.id, before);
     let held = std::fs::File::options()
@@ -194,8 +193,8 @@ async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
 async fn jobs_outlive_a_killed_worker_and_are_taken_over() {
     let place = Place::new();
     let dir = Folder::new();
-    let _scheduler = Process::scheduler(place);
-    let worker = Process::worker(place, 1, dir.path());
+    let _scheduler = Process::scheduler(place, dir.path());
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
     let fifo = dir.path().join("fifo");
     let script = format!(
@@ -204,7 +203,7 @@ async fn jobs_outlive_a_killed_worker_and_are_taken_over() {
     );
     let lives = client.start(&sh(&script)).await.unwrap().job_id;
     let ends = client
-        .start(&sh("read x < $PWD/../fifo; echo away; exit 5"))
+        .start(&sh("read x < $PWD/../../fifo; echo away; exit 5"))
         .await
         .unwrap()
         .job_id;
@@ -226,7 +225,7 @@ async fn jobs_outlive_a_killed_worker_and_are_taken_over() {
         .unwrap();
     std::io::Write::write_all(&mut &held, b"\n\n").unwrap();
     eventually(|| dir.shims().len() == 1).await;
-    let worker = Process::worker(place, 1, dir.path());
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
     worker_is(&client, "w1", WorkerState::Ready).await;
     let job = end_of(&client, lives).await;
     assert_eq!(
@@ -254,8 +253,8 @@ async fn jobs_outlive_a_killed_worker_and_are_taken_over() {
 async fn a_worker_that_is_asked_to_end_leaves_its_jobs_running() {
     let place = Place::new();
     let dir = Folder::new();
-    let _scheduler = Process::scheduler(place);
-    let worker = Process::worker(place, 1, dir.path());
+    let _scheduler = Process::scheduler(place, dir.path());
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
     let id = client
         .start(&sh("echo $$; sleep 600"))
@@ -265,7 +264,7 @@ async fn a_worker_that_is_asked_to_end_leaves_its_jobs_running() {
     worker.signal(Signal::TERM);
     assert_eq!(worker.code().await, Some(0));
     assert!(!processes_of(id).is_empty());
-    let worker = Process::worker(place, 1, dir.path());
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
     worker_is(&client, "w1", WorkerState::Ready).await;
     job_is(&client, id, JobState::Running).await;
     worker.kill();
@@ -274,14 +273,14 @@ async fn a_worker_that_is_asked_to_end_leaves_its_jobs_running() {
     command
         .args(["worker", "kill-all", "--grace", "300ms"])
         .arg("--data-dir")
-        .arg(dir.path());
+        .arg(dir.path().join("w1"));
     let ended = within(tokio::task::spawn_blocking(move || command.output()))
         .await
         .unwrap()
         .unwrap();
     assert_eq!(String::from_utf8_lossy(&ended.stderr), "1 job is ended\n");
     assert!(ended.status.success() && processes_of(id).is_empty());
-    let _worker = Process::worker(place, 1, dir.path());
+    let _worker = Process::worker(place, 1, &dir.path().join("w1"));
     let job = end_of(&client, id).await;
     assert_eq!(job.state, JobState::Stopped);
 }
@@ -290,7 +289,7 @@ async fn a_worker_that_is_asked_to_end_leaves_its_jobs_running() {
 async fn a_second_signal_ends_a_draining_worker_at_once() {
     let place = Place::new();
     let dir = Folder::new();
-    let _scheduler = Process::scheduler(place);
+    let _scheduler = Process::scheduler(place, dir.path());
     let mut command = std::process::Command::new(crate::support::binary());
     command.args([
         "worker",
@@ -310,7 +309,7 @@ async fn a_second_signal_ends_a_draining_worker_at_once() {
     command
         .arg("--drain-on-stop")
         .arg("--data-dir")
-        .arg(dir.path());
+        .arg(dir.path().join("w1"));
     let worker = Process::from(command.spawn().unwrap());
     let client = connected(place).await;
     let id = client

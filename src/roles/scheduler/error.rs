@@ -11,6 +11,7 @@ use axum::{
 };
 use tonic::{Code, Status, metadata::MetadataValue};
 
+use super::store;
 use crate::{
     api,
     ids::{JobId, WorkerId},
@@ -103,6 +104,10 @@ pub(super) enum Error {
     OutputBroken(JobId),
     #[error("{ready} of {wanted} workers are ready")]
     NotReady { ready: usize, wanted: usize },
+    #[error("the idempotency key was used for another start, which is job {0}")]
+    KeyReused(JobId),
+    #[error("no space is left for the scheduler's records")]
+    DiskFull(Option<JobId>),
     #[error("the scheduler is shutting down")]
     ShuttingDown,
     #[error("an internal error, see the scheduler's log")]
@@ -127,6 +132,14 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
+    /// Of a start that was refused long ago, from its code word alone.
+    pub(super) fn of_word(code_word: &str) -> Self {
+        match code_word {
+            "worker_draining" | "too_many_followers" => Self::Busy,
+            _ => Self::new(code_word, Code::FailedPrecondition),
+        }
+    }
+
     fn new(code_word: &str, code: Code) -> Self {
         match code_word {
             api::code::JOB_NOT_FOUND => return Self::JobNotFound,
@@ -222,18 +235,33 @@ impl Error {
     pub(super) fn about(mut self, id: JobId) -> Self {
         if let Self::WorkerUnreachable { job, .. }
         | Self::WorkerFailed { job, .. }
-        | Self::Refused { job, .. } = &mut self
+        | Self::Refused { job, .. }
+        | Self::DiskFull(job) = &mut self
         {
             *job = Some(id);
         }
         self
     }
 
+    /// A refusal that says nothing about the job: as if there were no answer.
+    pub(super) fn unanswered(self) -> Self {
+        match self {
+            Self::Refused { message, job, .. } => Self::WorkerFailed {
+                worker: String::new(),
+                message,
+                job,
+            },
+            error => error,
+        }
+    }
+
     fn job(&self) -> Option<JobId> {
         match self {
             Self::WorkerUnreachable { job, .. }
             | Self::WorkerFailed { job, .. }
+            | Self::DiskFull(job)
             | Self::Refused { job, .. } => *job,
+            Self::KeyReused(job) => Some(*job),
             Self::JobOnOtherWorker { job, .. }
             | Self::JobFinished { job, .. }
             | Self::OffsetPastEnd { job, .. }
@@ -384,16 +412,44 @@ impl Error {
                 Code::Unavailable,
                 "not_ready",
             ),
+            Self::KeyReused(_) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                Code::FailedPrecondition,
+                "idempotency_key_reused",
+            ),
+            Self::DiskFull(_) => (
+                StatusCode::INSUFFICIENT_STORAGE,
+                Code::ResourceExhausted,
+                "disk_full",
+            ),
             Self::ShuttingDown => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::Unavailable,
-                "shutting_down",
+                api::code::SHUTTING_DOWN,
             ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Code::Internal,
                 "internal",
             ),
+        }
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Full => Self::DiskFull(None),
+            store::Error::Ended => Self::ShuttingDown,
+            error @ (store::Error::Folder { .. }
+            | store::Error::InUse { .. }
+            | store::Error::Newer { .. }
+            | store::Error::Damaged(_)
+            | store::Error::Sqlite(_)) => {
+                let source = error.source().map(ToString::to_string);
+                tracing::error!(%error, source, "a read of the store failed");
+                Self::Internal
+            }
         }
     }
 }

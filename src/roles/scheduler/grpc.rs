@@ -3,19 +3,35 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use futures_util::{StreamExt as _, stream, stream::BoxStream};
+use futures_util::{
+    FutureExt as _, StreamExt as _, TryFutureExt as _,
+    future::{self, BoxFuture},
+    stream,
+    stream::{BoxStream, FuturesOrdered},
+};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Scheduler,
     error::Error,
     registry::{Link, Registration},
+    store::{self, Store},
     wire,
 };
 use crate::{
-    ids::JobId,
+    ids::{JobId, WorkerId},
     proto::{self, scheduler_server::Scheduler as SchedulerService},
 };
+
+/// Messages of one stream that wait for the disk. Signs of life are among them,
+/// so that this is many heartbeats.
+const MAX_UNRECORDED: usize = 4096;
+
+/// The most jobs one message tells a worker to forget.
+const MAX_FORGET: usize = 1000;
+
+/// Between two looks for more of them.
+const FORGET_PAUSE: Duration = Duration::from_millis(100);
 
 /// The service `jobscheduler.Scheduler`.
 #[derive(Clone, Debug)]
@@ -54,7 +70,7 @@ impl SchedulerService for Service {
             worker_id: id.to_string(),
             session: session.to_string(),
             heartbeat_interval_ms: u32::try_from(interval).unwrap_or(u32::MAX),
-            epoch: 0,
+            epoch: self.scheduler.registry.epoch(),
         }))
     }
 
@@ -84,6 +100,9 @@ impl SchedulerService for Service {
             messages: request.into_inner(),
             link: None,
             snapshot: Some(HashSet::new()),
+            recorded: FuturesOrdered::new(),
+            acknowledged: 0,
+            forget: future::pending().boxed(),
         };
         // Driven by its reader: with the connection everything about it is dropped.
         let answers = stream::try_unfold(conversation, |mut conversation| async move {
@@ -102,6 +121,48 @@ struct Conversation {
     link: Option<Link>,
     /// The jobs named so far, until the list of all jobs is complete.
     snapshot: Option<HashSet<JobId>>,
+    /// The sequences of messages whose changes are on their way to the disk.
+    recorded: FuturesOrdered<BoxFuture<'static, Result<u64, store::Error>>>,
+    acknowledged: u64,
+    /// The next jobs the worker is to forget, once it has told of all it has.
+    forget: BoxFuture<'static, Result<Forget, Error>>,
+}
+
+/// Jobs whose records were deleted.
+struct Forget {
+    jobs: Vec<JobId>,
+    /// Where the list goes on, and after how many deletions there may be more.
+    after: i64,
+    deleted: Option<u64>,
+}
+
+/// Waits until there is something behind the place `after` that `worker` is to
+/// forget; with `deleted`, not before more than so many jobs were deleted.
+async fn to_forget(
+    store: Store,
+    worker: WorkerId,
+    after: i64,
+    mut deleted: Option<u64>,
+) -> Result<Forget, Error> {
+    let mut progress = store.progress();
+    loop {
+        if let Some(seen) = deleted {
+            let more = progress.wait_for(|progress| progress.deleted > seen).await;
+            more.map_err(|_| Error::ShuttingDown)?;
+            // Where every end deletes a job, they are taken together.
+            tokio::time::sleep(FORGET_PAUSE).await;
+        }
+        let seen = progress.borrow().deleted;
+        let found = store.to_forget(worker, after, MAX_FORGET).await?;
+        if let Some((last, _)) = found.last() {
+            return Ok(Forget {
+                after: *last,
+                deleted: (found.len() < MAX_FORGET).then_some(seen),
+                jobs: found.into_iter().map(|(_, job)| job).collect(),
+            });
+        }
+        deleted = Some(seen);
+    }
 }
 
 impl Drop for Conversation {
@@ -114,43 +175,67 @@ impl Drop for Conversation {
 }
 
 impl Conversation {
-    /// Waits for a message, takes it in, and acknowledges it.
+    /// Waits until a message that was taken in is on the disk, and acknowledges
+    /// it. Others are taken in meanwhile: a slow disk is no silence.
     async fn answer(&mut self) -> Result<Option<proto::HeartbeatResponse>, Status> {
-        let over = async {
-            match &self.link {
-                Some(link) => {
-                    link.over.cancelled().await;
-                    Error::SessionOver(link.worker.id)
+        loop {
+            let over = async {
+                match &self.link {
+                    Some(link) => {
+                        link.over.cancelled().await;
+                        Error::SessionOver(link.worker.id)
+                    }
+                    None => std::future::pending().await,
                 }
-                None => std::future::pending().await,
-            }
-        };
-        let message = tokio::select! {
-            biased;
-            () = self.scheduler.closing.cancelled() => return Err(Error::ShuttingDown.into()),
-            error = over => return Err(error.into()),
-            message = self.messages.message() => message,
-        };
-        let message = message.inspect_err(|status| {
-            let worker_id = self.link.as_ref().map(|link| link.worker.id.to_string());
-            tracing::warn!(
-                worker_id,
-                error = status.message(),
-                "a heartbeat stream broke"
-            );
-        })?;
-        let Some(message) = message else {
-            return Ok(None);
-        };
-        let acknowledged = message.sequence;
-        self.take_in(message)?;
-        Ok(Some(proto::HeartbeatResponse {
-            acknowledged,
-            forget: Vec::new(),
-        }))
+            };
+            let message = tokio::select! {
+                biased;
+                () = self.scheduler.closing.cancelled() => return Err(Error::ShuttingDown.into()),
+                error = over => return Err(error.into()),
+                Some(recorded) = self.recorded.next() => {
+                    let acknowledged = recorded.map_err(Error::from)?;
+                    self.acknowledged = acknowledged;
+                    return Ok(Some(proto::HeartbeatResponse {
+                        acknowledged,
+                        forget: Vec::new(),
+                    }));
+                }
+                found = &mut self.forget => return Ok(Some(self.forget(found?))),
+                message = self.messages.message(), if self.recorded.len() < MAX_UNRECORDED => message,
+            };
+            let message = message.inspect_err(|status| {
+                let worker_id = self.link.as_ref().map(|link| link.worker.id.to_string());
+                tracing::warn!(
+                    worker_id,
+                    error = status.message(),
+                    "a heartbeat stream broke"
+                );
+            })?;
+            let Some(message) = message else {
+                return Ok(None);
+            };
+            let sequence = message.sequence;
+            self.take_in(message).await?;
+            let store = &self.scheduler.store;
+            let recorded = store.committed(store.now());
+            let recorded = recorded.map_ok(move |()| sequence).boxed();
+            self.recorded.push_back(recorded);
+        }
     }
 
-    fn take_in(&mut self, message: proto::HeartbeatRequest) -> Result<(), Error> {
+    fn forget(&mut self, found: Forget) -> proto::HeartbeatResponse {
+        if let Some(link) = &self.link {
+            let store = self.scheduler.store.clone();
+            let next = to_forget(store, link.worker.id, found.after, found.deleted);
+            self.forget = next.boxed();
+        }
+        proto::HeartbeatResponse {
+            acknowledged: self.acknowledged,
+            forget: found.jobs.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    async fn take_in(&mut self, message: proto::HeartbeatRequest) -> Result<(), Error> {
         let Scheduler { registry, jobs, .. } = &self.scheduler;
         let link = match &self.link {
             Some(link) => link,
@@ -166,6 +251,16 @@ impl Conversation {
             message.running,
             f64::from(message.load_milli) / 1000.0,
         )?;
+        if !message.forgotten.is_empty() {
+            let forgotten = message.forgotten.iter().filter_map(|id| id.parse().ok());
+            let store = &self.scheduler.store;
+            store.forgotten(link.worker.id, forgotten.collect());
+        }
+        let named = message.jobs.iter();
+        let named = named
+            .filter_map(|report| report.job_id.parse().ok())
+            .collect();
+        let strangers = jobs.strangers(named).await?;
         for report in message.jobs {
             let id = report.job_id.clone();
             // Named is named, whatever is said of it: only silence means lost.
@@ -176,13 +271,16 @@ impl Conversation {
                 tracing::warn!(worker_id = %link.worker.id, job_id = id, "a report makes no sense");
                 continue;
             };
-            jobs.report(&link.worker, report);
+            jobs.report(&link.worker, report, &strangers);
         }
         if message.snapshot_complete
             && let Some(named) = self.snapshot.take()
         {
             jobs.settle(&link.worker, &named);
             registry.ready(link)?;
+            jobs.catch_up(link.worker.id);
+            let store = self.scheduler.store.clone();
+            self.forget = to_forget(store, link.worker.id, 0, None).boxed();
         }
         Ok(())
     }

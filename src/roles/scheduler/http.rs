@@ -16,6 +16,7 @@ use axum::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
 use tower_http::{
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
     trace::TraceLayer,
@@ -26,6 +27,7 @@ use super::{
     error::Error,
     jobs::{Filter, MAX_DURATION_MS, Record, Spec, Stop, Wait},
     logs, signal,
+    store::Key,
 };
 use crate::api;
 
@@ -82,20 +84,36 @@ fn span<B>(request: &axum::http::Request<B>) -> tracing::Span {
 
 async fn start(
     State(scheduler): State<Scheduler>,
+    headers: HeaderMap,
     Body(asked): Body<api::StartRequest>,
 ) -> Result<(StatusCode, Json<api::StartResponse>), Error> {
+    let key = decode_key(&headers, &asked)?;
     let named = asked.worker_id.clone();
     let spec = Spec::new(asked).map_err(Error::BadRequest)?;
-    let workers = match named {
-        None => scheduler.registry.ready_workers(),
-        Some(named) => {
-            let worker = scheduler.registry.find(&named)?;
-            worker.is_ready()?;
-            vec![worker]
-        }
-    };
-    let job_id = scheduler.jobs.start(spec, workers).await?;
+    let job_id = scheduler.jobs.start(spec, named, key).await?;
     Ok((StatusCode::CREATED, Json(api::StartResponse { job_id })))
+}
+
+/// The key under which this may be asked for again, with the digest of what is
+/// asked for: values of its environment may be secrets.
+fn decode_key(headers: &HeaderMap, asked: &api::StartRequest) -> Result<Option<Key>, Error> {
+    let mut values = headers.get_all(api::IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let bad = |what: &str| Error::BadRequest(format!("{}: {what}", api::IDEMPOTENCY_KEY));
+    if values.next().is_some() {
+        return Err(bad("there is more than one"));
+    }
+    let key = value.as_bytes();
+    if key.is_empty() || key.len() > api::MAX_KEY || !key.iter().all(u8::is_ascii_graphic) {
+        return Err(bad("not 1 to 255 visible ASCII characters"));
+    }
+    let body = serde_json::to_vec(asked).map_err(|error| Error::BadRequest(error.to_string()))?;
+    Ok(Some(Key {
+        key: String::from_utf8_lossy(key).into_owned(),
+        body: Sha256::digest(&body).to_vec(),
+    }))
 }
 
 async fn stop(
@@ -103,9 +121,8 @@ async fn stop(
     Body(asked): Body<api::StopRequest>,
 ) -> Result<Json<api::StopResponse>, Error> {
     let stop = decode_stop(&asked)?;
-    let record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref())?;
-    let Scheduler { jobs, registry, .. } = &scheduler;
-    jobs.stop(record.id, stop, registry).await?;
+    let record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+    scheduler.jobs.stop(record.id, stop).await?;
     Ok(Json(api::StopResponse { success: true }))
 }
 
@@ -131,7 +148,7 @@ async fn query(
     State(scheduler): State<Scheduler>,
     Body(asked): Body<api::QueryRequest>,
 ) -> Result<Json<api::QueryResponse>, Error> {
-    let mut record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref())?;
+    let mut record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
     if let Some(wait) = asked.wait_ms.filter(|_| !record.is_final()) {
         record = wait_for_end(&scheduler, &record, wait).await?;
     }
@@ -140,7 +157,7 @@ async fn query(
         done: record.is_final(),
         error: !error_text.is_empty(),
         error_text,
-        job: record.job(),
+        job: scheduler.jobs.shown(&record),
     }))
 }
 
@@ -151,7 +168,7 @@ async fn wait_for_end(
     wait_ms: u64,
 ) -> Result<Arc<Record>, Error> {
     let limit = Duration::from_millis(wait_ms.min(api::MAX_WAIT_MS));
-    let changes = scheduler.jobs.watch(record.id)?;
+    let changes = scheduler.jobs.watch(record.id).await?;
     let end = scheduler.jobs.wait(record.id, Record::is_final);
     match tokio::time::timeout(limit, end).await {
         Ok(record) => record,
@@ -165,7 +182,7 @@ async fn logs(
     Params(asked): Params<api::LogsQuery>,
 ) -> Result<Response, Error> {
     let format = logs::Format::accepted(&headers);
-    let record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref())?;
+    let record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
     let follower = logs::open(&scheduler, record.id, &asked, &headers).await?;
     Ok(follower.into_response(format))
 }
@@ -192,11 +209,14 @@ async fn jobs(
         },
         name: asked.name,
     };
-    let (page, more) = scheduler.jobs.page(&filter, limit, asked.after)?;
+    let (page, more) = scheduler.jobs.page(filter, limit, asked.after).await?;
     let last = page.last().filter(|_| more);
     Ok(Json(api::JobsResponse {
         next: last.map(|record| record.id),
-        jobs: page.iter().map(|record| record.job()).collect(),
+        jobs: page
+            .iter()
+            .map(|record| scheduler.jobs.shown(record))
+            .collect(),
     }))
 }
 
@@ -269,8 +289,12 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Error {
 }
 
 /// The job that is meant; a worker that is named along with it must be its own.
-fn find(scheduler: &Scheduler, job: &str, worker: Option<&str>) -> Result<Arc<Record>, Error> {
-    let record = scheduler.jobs.find(job)?;
+async fn find(
+    scheduler: &Scheduler,
+    job: &str,
+    worker: Option<&str>,
+) -> Result<Arc<Record>, Error> {
+    let record = scheduler.jobs.find(job).await?;
     let Some(asked) = worker else {
         return Ok(record);
     };

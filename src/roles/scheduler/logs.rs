@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Scheduler,
     error::{Error, Refusal},
-    jobs::{End, Jobs, Record, State},
+    jobs::{Jobs, Record},
     wire,
     worker_rpc::{Output, OutputRequest},
 };
@@ -76,7 +76,7 @@ impl Format {
     }
 
     fn output(self, chunk: proto::StreamJobResponse) -> Frame {
-        let behind = chunk.offset + chunk.output.len() as u64;
+        let behind = end_of(&chunk);
         Frame::data(match self {
             Self::Text => chunk.output,
             Self::Ndjson => ndjson(&line(chunk)),
@@ -85,8 +85,8 @@ impl Format {
         })
     }
 
-    fn end(self, offset: u64, record: &Record, status: proto::JobStatus) -> Frame {
-        let job = Box::new(record.job());
+    fn end(self, offset: u64, record: &Record, job: api::Job, status: proto::JobStatus) -> Frame {
+        let job = Box::new(job);
         match self {
             Self::Text => Frame::trailers(trailers(record)),
             Self::Ndjson => Frame::data(ndjson(&api::LogLine::End { job })),
@@ -103,7 +103,19 @@ impl Format {
     }
 }
 
+/// The offset behind a message.
+fn end_of(chunk: &proto::StreamJobResponse) -> u64 {
+    let length = (chunk.output.len() as u64).saturating_add(chunk.gap);
+    chunk.offset.saturating_add(length)
+}
+
 fn line(chunk: proto::StreamJobResponse) -> api::LogLine {
+    if chunk.output.is_empty() {
+        return api::LogLine::Gap {
+            offset: chunk.offset,
+            gap: chunk.gap,
+        };
+    }
     api::LogLine::Output {
         offset: chunk.offset,
         time: wire::time(chunk.time_us),
@@ -177,7 +189,7 @@ pub(super) async fn open(
     headers: &HeaderMap,
 ) -> Result<Follower, Error> {
     let request = decode(asked, headers)?;
-    let changes = scheduler.jobs.watch(id)?;
+    let changes = scheduler.jobs.watch(id).await?;
     let record = scheduler.jobs.settled_start(id).await?;
     let (follow, offset) = (request.follow, request.offset);
     Ok(Follower {
@@ -224,7 +236,7 @@ async fn output(
     request: OutputRequest,
 ) -> Result<Option<Output>, Error> {
     let offset = request.offset;
-    if never_ran(record) {
+    if record.never_ran() {
         return match offset {
             0 => Ok(None),
             _ => Err(Error::OffsetPastEnd {
@@ -266,17 +278,6 @@ async fn output(
             job: record.id,
             worker: record.worker_name.to_string(),
         }),
-    }
-}
-
-fn never_ran(record: &Record) -> bool {
-    match &record.state {
-        State::Pending { .. } | State::Running(_) | State::Unknown { .. } => false,
-        State::Ended { process, end, .. } => match end {
-            End::NotStarted { .. } => true,
-            End::Lost => process.is_none(),
-            End::Succeeded | End::Failed(_) | End::Stopped(_) | End::TimedOut(_) => false,
-        },
     }
 }
 
@@ -332,15 +333,23 @@ impl Follower {
                 self.offset = message.offset;
                 return self.end(format, end).map(Some);
             }
-            if !message.output.is_empty() {
-                self.offset = message.offset + message.output.len() as u64;
+            if message.gap == 0 && message.output.is_empty() {
+                continue;
+            }
+            self.offset = end_of(&message);
+            // Raw bytes have no room for words.
+            if format != Format::Text || !message.output.is_empty() {
                 return Ok(Some(format.output(message)));
             }
         }
         self.ended = true;
         let record = self.record.borrow().clone();
         let status = wire::status_of(&record);
-        Ok(Some(format.end(self.offset, &record, status)))
+        Ok(Some(self.last(format, &record, status)))
+    }
+
+    fn last(&self, format: Format, record: &Record, status: proto::JobStatus) -> Frame {
+        format.end(self.offset, record, self.jobs.shown(record), status)
     }
 
     /// The worker has sent everything. Whoever follows to the end finds the
@@ -348,7 +357,10 @@ impl Follower {
     fn end(&mut self, format: Format, end: proto::JobStatus) -> Result<Frame, Error> {
         match wire::status(&end).filter(|status| status.state.is_final()) {
             Some(status) => self.jobs.ended(self.id, status),
-            None if self.follow => return Err(Error::OutputBroken(self.id)),
+            // A worker that has only the output left leaves it to our record.
+            None if self.follow && !self.record.borrow().is_final() => {
+                return Err(Error::OutputBroken(self.id));
+            }
             None => {}
         }
         self.ended = true;
@@ -357,7 +369,7 @@ impl Follower {
             true => wire::status_of(&record),
             false => end,
         };
-        Ok(format.end(self.offset, &record, status))
+        Ok(self.last(format, &record, status))
     }
 }
 

@@ -10,12 +10,13 @@ mod logs;
 mod placement;
 mod registry;
 mod signal;
+mod store;
 #[cfg(test)]
 mod tests;
 mod wire;
 mod worker_rpc;
 
-use std::{io, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use axum::serve::ListenerExt as _;
 use futures_util::{Stream, StreamExt as _};
@@ -24,12 +25,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::TcpIncoming};
 use tonic_health::ServingStatus;
 
-use self::{grpc::Service, jobs::Jobs, registry::Registry};
+pub use self::store::Error as StoreError;
+use self::{
+    grpc::Service,
+    jobs::{Jobs, Needs},
+    registry::Registry,
+    store::{Keep, Loaded, Store, Writing},
+};
 use crate::proto::{self, scheduler_server::SchedulerServer};
 
 /// How long connections may take to end after a shutdown was asked for. What
 /// is left then belongs to peers who neither speak nor close.
 const DRAIN: Duration = Duration::from_secs(3);
+
+/// How often it is recorded when workers were heard of last.
+const NOTE_HEARD: Duration = Duration::from_secs(30);
 
 /// Streams of one worker's connection: a heartbeat, and a few calls.
 const MAX_STREAMS: u32 = 256;
@@ -44,8 +54,12 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// The deadline of every unary call to a worker.
     pub call_deadline: Duration,
-    /// How many finished jobs are remembered.
-    pub keep_finished: usize,
+    /// Where the records are; made if it is not there. One scheduler's alone.
+    pub data_dir: PathBuf,
+    /// How many finished jobs are kept; those that ended first go first.
+    pub keep_finished: u64,
+    /// How long a finished job is kept.
+    pub keep_for: Duration,
 }
 
 /// Bound listeners, so that a caller can take port 0 and read the address.
@@ -69,11 +83,15 @@ pub enum Error {
     /// The file descriptors built into this binary are damaged.
     #[error("cannot offer gRPC reflection")]
     Reflection(#[source] tonic_reflection::server::Error),
+    /// The records cannot be had, or can no longer be written.
+    #[error(transparent)]
+    Store(StoreError),
 }
 
 /// What every handler of a request holds.
 #[derive(Clone, Debug)]
 struct Scheduler {
+    store: Store,
     registry: Registry,
     jobs: Jobs,
     /// Ends whatever would stay open by itself: followers, waiting requests,
@@ -89,23 +107,89 @@ pub async fn run(
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let (store, writing, loaded) = open(&config, &listeners).await?;
+    run_on(config, listeners, shutdown, (store, writing, loaded)).await
+}
+
+async fn open(config: &Config, listeners: &Listeners) -> Result<(Store, Writing, Loaded), Error> {
+    let who = match (listeners.http.local_addr(), listeners.grpc.local_addr()) {
+        (Ok(http), Ok(grpc)) => format!("http {http}, grpc {grpc}"),
+        _ => "at unknown addresses".to_owned(),
+    };
+    let folder = config.data_dir.clone();
+    let keep = Keep {
+        finished: config.keep_finished,
+        time: config.keep_for,
+    };
+    let opened = tokio::task::spawn_blocking(move || store::open(&folder, keep, &who));
+    let opened = opened.await.unwrap_or(Err(StoreError::Ended));
+    opened.map_err(Error::Store)
+}
+
+async fn run_on(
+    config: Config,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+    (store, mut writing, loaded): (Store, Writing, Loaded),
+) -> Result<(), Error> {
+    tracing::info!(
+        epoch = loaded.epoch,
+        workers = loaded.workers.len(),
+        live_jobs = loaded.live.len(),
+        data_dir = %config.data_dir.display(),
+        "store opened"
+    );
     let tracker = TaskTracker::new();
     // Its own token, because a server that fails ends the rest as well.
     let closing = shutdown.child_token();
     // Also when this future is dropped, nothing may stay behind.
     let ending = closing.clone().drop_guard();
+    let registry = Registry::new(
+        config.heartbeat_interval,
+        config.call_deadline,
+        loaded.epoch,
+        store.clone(),
+        loaded.workers,
+    );
+    let needs = Needs {
+        store: store.clone(),
+        registry: registry.clone(),
+        keep_for: config.keep_for,
+        call_deadline: config.call_deadline,
+        tracker: tracker.clone(),
+        closing: closing.clone(),
+    };
     let scheduler = Scheduler {
-        registry: Registry::new(config.heartbeat_interval, config.call_deadline),
-        jobs: Jobs::new(config.keep_finished, tracker.clone(), closing.clone()),
+        store,
+        jobs: Jobs::new(needs, loaded.live),
+        registry: registry.clone(),
         closing: closing.clone(),
     };
     tracker.spawn(watch_deadlines(scheduler.clone()));
-    let served = serve(&config, listeners, scheduler, &tracker).await;
+    tracker.spawn(note_signs_of_life(scheduler.clone()));
+    let served = tokio::select! {
+        served = serve(&config, listeners, scheduler, &tracker) => served,
+        error = writing.failed() => Err(Error::Store(error)),
+    };
     drop(ending);
     tracker.close();
     tracker.wait().await;
+    registry.record_heard();
+    let written = writing.end().await;
     tracing::info!("scheduler ended");
-    served
+    served.and(written.map_err(Error::Store))
+}
+
+/// So that after a crash it is known about when a worker was heard of last.
+async fn note_signs_of_life(scheduler: Scheduler) {
+    let mut pause = tokio::time::interval(NOTE_HEARD);
+    pause.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = pause.tick() => scheduler.registry.record_heard(),
+            () = scheduler.closing.cancelled() => return,
+        }
+    }
 }
 
 async fn serve(
@@ -190,6 +274,7 @@ async fn watch_deadlines(scheduler: Scheduler) {
         registry,
         jobs,
         closing,
+        store: _,
     } = scheduler;
     tokio::select! {
         () = registry.watch_deadlines(|worker, why| jobs.unreachable(worker, why)) => {}

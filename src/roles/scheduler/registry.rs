@@ -10,6 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep_until},
@@ -17,7 +18,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{error::Error, worker_rpc::WorkerRpc};
+use super::{
+    error::Error,
+    store::{Store, StoredWorker},
+    worker_rpc::WorkerRpc,
+};
 use crate::{
     api,
     ids::{self, WorkerId},
@@ -34,7 +39,8 @@ const KEEP_LEFT: usize = 1000;
 const ALIKE: f64 = 0.6;
 
 /// One registration of a worker: random, never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Session(Uuid);
 
 impl Session {
@@ -69,6 +75,8 @@ struct Inner {
     deadlines: Notify,
     patience: Duration,
     call_deadline: Duration,
+    epoch: u64,
+    store: Store,
 }
 
 #[derive(Debug)]
@@ -164,6 +172,43 @@ impl Member {
         }
     }
 
+    /// One of which nothing was heard since this scheduler began.
+    fn remembered(worker: StoredWorker, rpc: WorkerRpc) -> Self {
+        let link = CancellationToken::new();
+        link.cancel();
+        Self {
+            id: worker.id,
+            name: worker.name.into(),
+            address: worker.address,
+            version: worker.version,
+            state: match worker.left {
+                true => api::WorkerState::Left,
+                false => api::WorkerState::Unreachable,
+            },
+            since: worker.heard_at.unwrap_or(worker.registered_at),
+            session: Session::random(),
+            link,
+            rpc,
+            running: 0,
+            load: 0.0,
+            registered_at: worker.registered_at,
+            heard: Instant::now(),
+            last_heartbeat_at: worker.heard_at,
+        }
+    }
+
+    fn stored(&self) -> StoredWorker {
+        StoredWorker {
+            id: self.id,
+            name: self.name.to_string(),
+            address: self.address.clone(),
+            version: self.version.clone(),
+            left: self.state == api::WorkerState::Left,
+            registered_at: self.registered_at,
+            heard_at: self.last_heartbeat_at,
+        }
+    }
+
     fn become_state(&mut self, state: api::WorkerState) {
         if self.state == state {
             return;
@@ -190,15 +235,55 @@ impl Member {
 
 impl Registry {
     /// Workers that are silent for three `heartbeat_interval`s are given up;
-    /// calls to them get `call_deadline`.
-    pub(super) fn new(heartbeat_interval: Duration, call_deadline: Duration) -> Self {
+    /// calls to them get `call_deadline` and bear `epoch`. Those that are `known`
+    /// from before are unreachable until they register.
+    pub(super) fn new(
+        heartbeat_interval: Duration,
+        call_deadline: Duration,
+        epoch: u64,
+        store: Store,
+        known: Vec<StoredWorker>,
+    ) -> Self {
+        let members = known
+            .into_iter()
+            .filter_map(|worker| {
+                let name = &worker.name;
+                match WorkerRpc::new(name, &worker.address, call_deadline, epoch) {
+                    Ok(rpc) => Some((worker.id, Member::remembered(worker, rpc))),
+                    Err(error) => {
+                        tracing::warn!(worker = name, %error, "a worker is not taken over");
+                        None
+                    }
+                }
+            })
+            .collect();
         Self(Arc::new(Inner {
-            members: Mutex::default(),
+            members: Mutex::new(members),
             ready: watch::Sender::new(0),
             deadlines: Notify::new(),
             patience: heartbeat_interval * MISSED,
             call_deadline,
+            epoch,
+            store,
         }))
+    }
+
+    /// Which start of the scheduler this is.
+    pub(super) fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
+    /// Has it recorded when each worker was heard of last.
+    pub(super) fn record_heard(&self) {
+        let members = self.members();
+        let heard = members
+            .values()
+            .filter(|member| member.deadline(self.0.patience).is_some())
+            .filter_map(|member| Some((member.id, member.last_heartbeat_at?)))
+            .collect::<Vec<_>>();
+        if !heard.is_empty() {
+            self.0.store.heard(heard);
+        }
     }
 
     /// Makes a worker known under its old id or a new one. An earlier session
@@ -209,7 +294,7 @@ impl Registry {
             true => named_after(&asked.address),
             false => asked.name,
         };
-        let rpc = WorkerRpc::new(&name, &asked.address, self.0.call_deadline)?;
+        let rpc = WorkerRpc::new(&name, &asked.address, self.0.call_deadline, self.0.epoch)?;
         if !ids::is_name(&name) {
             return Err(Error::BadName(name));
         }
@@ -229,7 +314,10 @@ impl Registry {
         if let Some(other) = namesake {
             let other_id = other.id;
             match other.state {
-                api::WorkerState::Left => members.remove(&other_id),
+                api::WorkerState::Left => {
+                    self.0.store.worker_gone(other_id);
+                    members.remove(&other_id)
+                }
                 api::WorkerState::Joining
                 | api::WorkerState::Ready
                 | api::WorkerState::Unreachable => {
@@ -258,6 +346,7 @@ impl Registry {
             heard: Instant::now(),
             last_heartbeat_at: None,
         };
+        self.0.store.worker(member.stored());
         members.insert(id, member);
         self.count(&members);
         drop(members);
@@ -273,7 +362,10 @@ impl Registry {
         member.session = Session::random();
         member.running = 0;
         member.become_state(api::WorkerState::Left);
-        forget_left(&mut members);
+        self.0.store.worker(member.stored());
+        for gone in forget_left(&mut members) {
+            self.0.store.worker_gone(gone);
+        }
         self.count(&members);
         Ok(())
     }
@@ -369,6 +461,7 @@ impl Registry {
                     // snapshot, so that nothing told meanwhile is missed.
                     member.link.cancel();
                     member.become_state(api::WorkerState::Unreachable);
+                    self.0.store.worker(member.stored());
                     let why = format!("worker {} {}", member.name, member.handle().silence());
                     // Under the lock: a worker that comes back this moment must
                     // not be ready before its jobs are in doubt.
@@ -483,7 +576,8 @@ fn unknown(id: WorkerId) -> Error {
     }
 }
 
-fn forget_left(members: &mut HashMap<WorkerId, Member>) {
+/// Returns those that are forgotten.
+fn forget_left(members: &mut HashMap<WorkerId, Member>) -> Vec<WorkerId> {
     let mut left: Vec<(Timestamp, WorkerId)> = members
         .values()
         .filter(|member| member.state == api::WorkerState::Left)
@@ -491,9 +585,11 @@ fn forget_left(members: &mut HashMap<WorkerId, Member>) {
         .collect();
     left.sort();
     let surplus = left.len().saturating_sub(KEEP_LEFT);
-    for (_, id) in left.into_iter().take(surplus) {
-        members.remove(&id);
+    left.truncate(surplus);
+    for (_, id) in &left {
+        members.remove(id);
     }
+    left.into_iter().map(|(_, id)| id).collect()
 }
 
 /// `127.0.0.1:30000` as a name: `127.0.0.1-30000`.
@@ -525,7 +621,8 @@ mod tests {
     const INTERVAL: Duration = Duration::from_secs(2);
 
     fn registry() -> Registry {
-        Registry::new(INTERVAL, Duration::from_secs(5))
+        let store = crate::roles::scheduler::store::scratch();
+        Registry::new(INTERVAL, Duration::from_secs(5), 1, store, Vec::new())
     }
 
     fn asked(name: &str) -> Registration {

@@ -1,7 +1,10 @@
 //! The whole role over real HTTP and gRPC on port 0, with a worker that does
 //! what a test tells it.
 
+mod durable;
+
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     sync::{Arc, Mutex},
 };
@@ -34,6 +37,9 @@ use crate::{
 /// No test waits longer for anything.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Finished jobs that are kept where a test does not say otherwise.
+const KEEP: u64 = 100;
+
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, what).await.unwrap()
 }
@@ -41,6 +47,8 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 struct TestScheduler {
     http: SocketAddr,
     grpc: SocketAddr,
+    store: Store,
+    dir: Arc<tempfile::TempDir>,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), Error>>,
     client: reqwest::Client,
@@ -52,6 +60,18 @@ impl TestScheduler {
     }
 
     async fn with_heartbeat(heartbeat_interval: Duration) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        Self::on(dir, heartbeat_interval, KEEP).await
+    }
+
+    /// Another scheduler on the same records, as after a crash.
+    async fn restart(self) -> Self {
+        self.task.abort();
+        assert!(soon(self.task).await.unwrap_err().is_cancelled());
+        Self::on(self.dir, Duration::from_secs(60), KEEP).await
+    }
+
+    async fn on(dir: Arc<tempfile::TempDir>, heartbeat_interval: Duration, keep: u64) -> Self {
         let listeners = Listeners {
             http: TcpListener::bind("127.0.0.1:0").await.unwrap(),
             grpc: TcpListener::bind("127.0.0.1:0").await.unwrap(),
@@ -59,15 +79,20 @@ impl TestScheduler {
         let config = Config {
             heartbeat_interval,
             call_deadline: Duration::from_secs(1),
-            keep_finished: 100,
+            data_dir: dir.path().to_owned(),
+            keep_finished: keep,
+            keep_for: Duration::from_secs(3600),
         };
         let http = listeners.http.local_addr().unwrap();
         let grpc = listeners.grpc.local_addr().unwrap();
         let shutdown = CancellationToken::new();
+        let opened = open(&config, &listeners).await.unwrap();
         Self {
             http,
             grpc,
-            task: tokio::spawn(run(config, listeners, shutdown.clone())),
+            store: opened.0.clone(),
+            dir,
+            task: tokio::spawn(run_on(config, listeners, shutdown.clone(), opened)),
             shutdown,
             client: reqwest::Client::new(),
         }
@@ -157,6 +182,8 @@ struct FakeWorker {
     script: Arc<Mutex<Script>>,
     refusal: Arc<Mutex<Option<Status>>>,
     followers: watch::Sender<usize>,
+    /// The jobs called `once` that it was sent.
+    seen: Arc<Mutex<HashSet<String>>>,
 }
 
 struct Guard(watch::Sender<usize>);
@@ -190,6 +217,14 @@ impl Worker for FakeWorker {
                 "program 'missing' not found",
             )),
             "slow" => std::future::pending().await,
+            // Answers only to whom asks again.
+            "once" if self.seen.lock().unwrap().insert(job_id.clone()) => {
+                std::future::pending().await
+            }
+            "twice" if !self.seen.lock().unwrap().insert(job_id.clone()) => {
+                Err(refused(Code::AlreadyExists, "job_exists", "it is here"))
+            }
+            "twice" => std::future::pending().await,
             _ => Ok(Response::new(proto::StartJobResponse {
                 job_id,
                 status: Some(status(proto::JobState::Running)),
@@ -209,7 +244,10 @@ impl Worker for FakeWorker {
         &self,
         _: Request<proto::QueryJobRequest>,
     ) -> Result<Response<proto::QueryJobResponse>, Status> {
-        Err(Status::unimplemented("never asked"))
+        Ok(Response::new(proto::QueryJobResponse {
+            status: Some(status(proto::JobState::Running)),
+            ..Default::default()
+        }))
     }
 
     type StreamJobStream = BoxStream<'static, Result<StreamJobResponse, Status>>;
@@ -266,6 +304,8 @@ struct Beats {
     requests: mpsc::Sender<HeartbeatRequest>,
     answers: Streaming<HeartbeatResponse>,
     sequence: u64,
+    /// What it was told to forget.
+    forget: Vec<String>,
 }
 
 fn status(state: proto::JobState) -> JobStatus {
@@ -334,6 +374,7 @@ impl Beats {
             requests,
             answers,
             sequence: 0,
+            forget: Vec::new(),
         }
     }
 
@@ -348,13 +389,28 @@ impl Beats {
         };
         // A stream that is over says so in its answers.
         let _ = self.requests.send(message).await;
+        self.acknowledged().await
+    }
+
+    /// Returns when everything that was sent was taken in.
+    async fn acknowledged(&mut self) -> Result<(), Status> {
         loop {
-            match soon(self.answers.message()).await? {
-                Some(answer) if answer.acknowledged == self.sequence => return Ok(()),
-                Some(_) => {}
-                None => return Err(Status::aborted("closed")),
+            let answer = soon(self.answers.message()).await?;
+            let answer = answer.ok_or_else(|| Status::aborted("closed"))?;
+            self.forget.extend(answer.forget);
+            if answer.acknowledged == self.sequence {
+                return Ok(());
             }
         }
+    }
+
+    /// Waits until it was told to forget so many jobs.
+    async fn forgets(&mut self, count: usize) -> Vec<String> {
+        while self.forget.len() < count {
+            let answer = soon(self.answers.message()).await.unwrap().unwrap();
+            self.forget.extend(answer.forget);
+        }
+        std::mem::take(&mut self.forget)
     }
 
     async fn over(&mut self) -> Status {
@@ -386,6 +442,7 @@ impl Joined {
             script: script.clone(),
             refusal: refusal.clone(),
             followers: followers_tx,
+            seen: Arc::default(),
         };
         tokio::spawn(
             Server::builder()
@@ -519,20 +576,37 @@ async fn a_refused_start_is_recorded_as_failed() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_not_answered_is_unknown_and_then_lost() {
+async fn a_start_that_is_not_answered_is_unknown_and_sent_again() {
     let scheduler = TestScheduler::new().await;
     let mut worker = Joined::new(&scheduler, "w1").await;
-    let (status, body) = scheduler.post("/start", json!({"command": "slow"})).await;
-    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
-    assert_eq!(body["code"], "worker_unreachable");
-    assert_eq!(body["error"], "worker w1 did not answer within 1s");
-    let id = body["job_id"].as_str().unwrap().to_owned();
-    scheduler.job(&id, "unknown").await;
-    worker.register(&scheduler).await;
-    worker.beat(&scheduler).await;
-    worker.beats.send(Vec::new(), true).await.unwrap();
-    let body = scheduler.job(&id, "lost").await;
-    assert_eq!(body["error_text"], "lost: the worker never received it");
+    for command in ["once", "twice"] {
+        let (status, body) = scheduler
+            .post(
+                "/start",
+                json!({"command": command, "env": {"A": "secret"}}),
+            )
+            .await;
+        assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(body["code"], "worker_unreachable");
+        assert_eq!(body["error"], "worker w1 did not answer within 1s");
+        let id = body["job_id"].as_str().unwrap().to_owned();
+        let first = soon(worker.started.recv()).await.unwrap();
+        scheduler.job(&id, "unknown").await;
+        worker.register(&scheduler).await;
+        worker.beat(&scheduler).await;
+        worker.beats.send(Vec::new(), true).await.unwrap();
+        scheduler.job(&id, "running").await;
+        let again = soon(worker.started.recv()).await.unwrap();
+        assert_eq!((&again.job_id, &again.session), (&id, &worker.session));
+        assert_eq!(again.env["A"], "secret");
+        let same = StartJobRequest {
+            session: first.session.clone(),
+            ..again
+        };
+        assert_eq!(same, first);
+        let reports = vec![report(&id, ended(proto::JobState::Succeeded, 0))];
+        worker.beats.send(reports, false).await.unwrap();
+    }
     scheduler.end().await;
 }
 

@@ -98,7 +98,7 @@ fn spec(wire: proto::StartJobRequest) -> Spec {
 }
 
 /// The request that starts `record`'s job; `env` is not part of the record.
-pub(super) fn start_request(record: &Record, spec: Spec) -> proto::StartJobRequest {
+pub(super) fn start_request(record: &Record, spec: Spec, epoch: u64) -> proto::StartJobRequest {
     proto::StartJobRequest {
         command: spec.command.unwrap_or_default(),
         path: spec.path.unwrap_or_default(),
@@ -110,7 +110,7 @@ pub(super) fn start_request(record: &Record, spec: Spec) -> proto::StartJobReque
         timeout_ms: spec.timeout.map_or(0, millis),
         session: record.session.to_string(),
         created_us: record.created_at.as_microsecond(),
-        epoch: 0,
+        epoch,
     }
 }
 

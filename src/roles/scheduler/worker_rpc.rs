@@ -47,6 +47,8 @@ pub(super) struct WorkerRpc {
     worker: Arc<str>,
     client: WorkerClient<Channel>,
     deadline: Duration,
+    /// Which start of the scheduler this is.
+    epoch: u64,
     followers: Arc<Semaphore>,
 }
 
@@ -70,7 +72,12 @@ pub(super) struct Output {
 impl WorkerRpc {
     /// Prepares the connection to the worker called `name`, and does not wait
     /// for it. `address` must be host:port.
-    pub(super) fn new(name: &str, address: &str, deadline: Duration) -> Result<Self, Error> {
+    pub(super) fn new(
+        name: &str,
+        address: &str,
+        deadline: Duration,
+        epoch: u64,
+    ) -> Result<Self, Error> {
         let bad = || Error::BadAddress(address.to_owned());
         let uri: Uri = format!("http://{address}").parse().map_err(|_| bad())?;
         let authority = uri.authority().ok_or_else(bad)?;
@@ -94,6 +101,7 @@ impl WorkerRpc {
             worker: name.into(),
             client: WorkerClient::new(channel),
             deadline,
+            epoch,
             followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
         })
     }
@@ -101,7 +109,7 @@ impl WorkerRpc {
     /// Returns when the job's process runs, with what the worker says of it.
     pub(super) async fn start(&self, record: &Record, spec: Spec) -> Result<Option<Status>, Error> {
         let mut client = self.client.clone();
-        let request = self.request(wire::start_request(record, spec));
+        let request = self.request(wire::start_request(record, spec, self.epoch));
         let answer = self.within(client.start_job(request)).await?;
         Ok(answer.status.as_ref().and_then(wire::status))
     }
@@ -114,10 +122,21 @@ impl WorkerRpc {
             signal: stop.signal.unwrap_or_default(),
             grace_ms: stop.grace.map(wire::millis),
             no_wait: true,
-            epoch: 0,
+            epoch: self.epoch,
         });
         self.within(client.stop_job(request)).await?;
         Ok(())
+    }
+
+    /// How the worker says a job stands.
+    pub(super) async fn query(&self, job: JobId) -> Result<Option<Status>, Error> {
+        let mut client = self.client.clone();
+        let request = self.request(proto::QueryJobRequest {
+            job_id: job.to_string(),
+            epoch: self.epoch,
+        });
+        let answer = self.within(client.query_job(request)).await?;
+        Ok(answer.status.as_ref().and_then(wire::status))
     }
 
     /// Returns when the worker has agreed to send; the deadline does not bound
@@ -138,7 +157,7 @@ impl WorkerRpc {
             tail_lines: asked.tail,
             since_us: asked.since_us,
             stream: asked.stream.into(),
-            epoch: 0,
+            epoch: self.epoch,
         };
         let messages = self.within(client.stream_job(request)).await?;
         Ok(Output {
@@ -183,7 +202,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_is_host_and_port() {
-        let new = |address| WorkerRpc::new("w1", address, Duration::from_secs(1));
+        let new = |address| WorkerRpc::new("w1", address, Duration::from_secs(1), 1);
         for good in ["127.0.0.1:30000", "[::1]:30000", "worker-1.example:1"] {
             assert!(new(good).is_ok(), "{good}");
         }
@@ -206,7 +225,7 @@ mod tests {
 
     #[tokio::test]
     async fn followers_are_counted() {
-        let mut rpc = WorkerRpc::new("w1", "127.0.0.1:1", Duration::from_secs(1)).unwrap();
+        let mut rpc = WorkerRpc::new("w1", "127.0.0.1:1", Duration::from_secs(1), 1).unwrap();
         rpc.followers = Arc::new(Semaphore::new(0));
         let refused = rpc.output(JobId::random(), OutputRequest::default()).await;
         assert!(matches!(refused, Err(Error::TooManyFollowers { .. })));
@@ -217,7 +236,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let rpc = WorkerRpc::new("w1", &address, Duration::from_secs(5)).unwrap();
+        let rpc = WorkerRpc::new("w1", &address, Duration::from_secs(5), 1).unwrap();
         let refused = rpc.output(JobId::random(), OutputRequest::default()).await;
         let error = refused.unwrap_err();
         assert_eq!(error.to_string(), "worker w1 cannot be reached");

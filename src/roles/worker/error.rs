@@ -32,7 +32,7 @@ pub enum Error {
     #[error(
         "worker {worker} has heard of epoch {known} of the scheduler; this call is of {called}"
     )]
-    StaleScheduler {
+    EpochOver {
         /// The worker's name.
         worker: String,
         /// The highest epoch it has heard of.
@@ -167,7 +167,7 @@ impl Error {
             Self::JobExists(_) => "job_exists",
             Self::Draining(_) => "worker_draining",
             Self::SessionOver(_) => "session_over",
-            Self::StaleScheduler { .. } => "stale_scheduler",
+            Self::EpochOver { .. } => "epoch_over",
             Self::Refused(refusal) => refusal.code(),
             Self::OffsetPastEnd { .. } => "offset_past_end",
             Self::TooManyFollowers(_) => "too_many_followers",
@@ -181,7 +181,7 @@ impl Error {
             Self::JobNotFound(_) => Code::NotFound,
             Self::JobExists(_) => Code::AlreadyExists,
             Self::Refused(Refusal::DiskFull { .. }) => Code::ResourceExhausted,
-            Self::JobFinished(_) | Self::Refused(_) | Self::StaleScheduler { .. } => {
+            Self::JobFinished(_) | Self::Refused(_) | Self::EpochOver { .. } => {
                 Code::FailedPrecondition
             }
             Self::Draining(_) | Self::SessionOver(_) => Code::Unavailable,

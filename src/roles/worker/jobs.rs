@@ -103,7 +103,7 @@ impl Jobs {
         let known = self.epoch.load(Ordering::Relaxed);
         match called == 0 || called >= known {
             true => Ok(()),
-            false => Err(Error::StaleScheduler {
+            false => Err(Error::EpochOver {
                 worker: self.launch.worker.clone(),
                 known,
                 called,

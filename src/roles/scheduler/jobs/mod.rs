@@ -4,6 +4,9 @@
 
 mod record;
 mod table;
+#[cfg(test)]
+pub(super) use self::record::tests;
+mod turns;
 
 use std::{
     collections::HashSet,
@@ -11,22 +14,37 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
-use self::{record::Event, table::Table};
 pub(super) use self::{
     record::{Doubt, End, Exit, Gone, MAX_DURATION_MS, Process, Record, Spec, State, Status, now},
     table::Filter,
 };
+use self::{
+    record::{Event, RecordedStop, STOP_RECORDED},
+    table::{Changed, Due, Table},
+    turns::Turns,
+};
 use super::{
-    error::Error,
+    error::{Error, Refusal},
     placement,
     registry::{Registry, Session, WorkerHandle},
+    store::{self, Env, Key, Store},
 };
-use crate::ids::{JobId, WorkerId};
+use crate::{
+    api,
+    ids::{self, JobId, WorkerId},
+};
+
+/// The most candidates that an ambiguous prefix is answered with.
+const MAX_CANDIDATES: usize = 5;
+
+/// Before a start that its worker refused.
+const COULD_NOT_START: &str = "could not start: ";
 
 /// A handle to all jobs; clones share them.
 #[derive(Clone, Debug)]
@@ -35,9 +53,38 @@ pub(super) struct Jobs(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     table: Mutex<Table>,
-    keep_finished: usize,
+    store: Store,
+    registry: Registry,
+    /// Starts that bear the same key go one after the other.
+    turns: Turns,
+    keep_for: Duration,
+    /// How long a start that was asked for before is waited for.
+    patience: Duration,
     tracker: TaskTracker,
     closing: CancellationToken,
+}
+
+/// What the jobs need to be there.
+#[derive(Debug)]
+pub(super) struct Needs {
+    pub(super) store: Store,
+    pub(super) registry: Registry,
+    /// How long a finished job is kept.
+    pub(super) keep_for: Duration,
+    /// The deadline of a call to a worker.
+    pub(super) call_deadline: Duration,
+    /// Every call goes through it.
+    pub(super) tracker: TaskTracker,
+    /// Ends whoever waits.
+    pub(super) closing: CancellationToken,
+}
+
+/// A job on its way to a worker.
+struct Placed {
+    record: Arc<Record>,
+    worker: WorkerHandle,
+    /// The job is on the disk.
+    recorded: BoxFuture<'static, Result<(), store::Error>>,
 }
 
 /// What a worker reports of one of its jobs.
@@ -69,56 +116,136 @@ pub(super) enum Wait {
 }
 
 impl Jobs {
-    /// Finished jobs beyond `keep_finished` are forgotten, those that ended
-    /// first before the others. Calls go through `tracker`; waiting ends with
-    /// `closing`.
-    pub(super) fn new(
-        keep_finished: usize,
-        tracker: TaskTracker,
-        closing: CancellationToken,
-    ) -> Self {
+    /// `live` are the jobs that had not ended when the store was opened.
+    pub(super) fn new(needs: Needs, live: Vec<(Record, Env)>) -> Self {
+        let mut table = Table::default();
+        for (mut record, env) in live {
+            record.state = record.state.after_restart(&record.worker_name);
+            table.insert(record, Arc::new(env));
+        }
         Self(Arc::new(Inner {
-            table: Mutex::default(),
-            keep_finished,
-            tracker,
-            closing,
+            table: Mutex::new(table),
+            store: needs.store,
+            registry: needs.registry,
+            turns: Turns::default(),
+            keep_for: needs.keep_for,
+            patience: needs.call_deadline,
+            tracker: needs.tracker,
+            closing: needs.closing,
         }))
     }
 
-    /// Records a job and starts it on one of `workers`, all of which must be
-    /// ready. Returns when its process runs; an error that names the job means
-    /// that the record says what became of it. A caller who goes away does not
-    /// stop the start.
+    /// Records a job and starts it on the worker that is `named`, or on one
+    /// that is ready. Returns when its process runs; an error that names the job
+    /// means that the record says what became of it. The same key gets the same
+    /// job and the same answer. A caller who goes away does not stop the start.
     pub(super) async fn start(
         &self,
         spec: Spec,
-        workers: Vec<WorkerHandle>,
+        named: Option<String>,
+        key: Option<Key>,
     ) -> Result<JobId, Error> {
-        let (record, worker) = self.place(&spec, workers)?;
         let jobs = self.clone();
-        let call = async move {
-            let answer = worker.rpc.start(&record, spec).await;
-            jobs.started(record.id, answer, &worker)
-        };
-        let call = self.0.tracker.spawn(call.in_current_span());
-        call.await.unwrap_or_else(|error| {
+        let start = async move { jobs.start_once(spec, named, key).await };
+        let start = self.0.tracker.spawn(start.in_current_span());
+        start.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a start broke off");
             Err(Error::Internal)
         })
     }
 
+    async fn start_once(
+        &self,
+        spec: Spec,
+        named: Option<String>,
+        key: Option<Key>,
+    ) -> Result<JobId, Error> {
+        // Until the key is recorded, whoever bears it as well has to wait.
+        let mut turn = None;
+        if let Some(key) = &key {
+            turn = Some(self.0.turns.take(&key.key).await);
+            if let Some(kept) = self.0.store.key(key.key.clone()).await? {
+                drop(turn);
+                return match kept.body == key.body {
+                    true => self.outcome(kept.job).await,
+                    false => Err(Error::KeyReused(kept.job)),
+                };
+            }
+        }
+        let workers = match named {
+            None => self.0.registry.ready_workers(),
+            Some(named) => {
+                let worker = self.0.registry.find(&named)?;
+                worker.is_ready()?;
+                vec![worker]
+            }
+        };
+        let env = Arc::new(spec.env.clone());
+        let Placed {
+            record,
+            worker,
+            recorded,
+        } = self.place(&spec, &env, workers, key)?;
+        if let Err(error) = recorded.await {
+            self.table().remove(record.id);
+            return Err(error.into());
+        }
+        drop(turn);
+        let answer = worker.rpc.start(&record, spec).await;
+        self.started(record.id, answer, &worker).await
+    }
+
+    /// What was, or would have been, the answer to the start of this job.
+    async fn outcome(&self, id: JobId) -> Result<JobId, Error> {
+        let known = self.wait(id, |record| !record.state.is_unconfirmed());
+        let record = match tokio::time::timeout(self.0.patience, known).await {
+            Ok(record) => record?,
+            Err(_) => self.get(id).await?,
+        };
+        match &record.state {
+            State::Running(_) => Ok(id),
+            State::Unknown {
+                process: Some(_), ..
+            } => Ok(id),
+            State::Pending { .. } | State::Unknown { process: None, .. } => {
+                Err(Error::WorkerUnreachable {
+                    worker: record.worker_name.to_string(),
+                    why: "has not confirmed the start yet".to_owned(),
+                    job: Some(id),
+                })
+            }
+            State::Ended {
+                end: End::NotStarted { code },
+                reason,
+                ..
+            } => Err(Error::Refused {
+                code: code.clone(),
+                message: reason
+                    .strip_prefix(COULD_NOT_START)
+                    .unwrap_or(reason)
+                    .to_owned(),
+                kind: Refusal::of_word(code),
+                job: Some(id),
+            }),
+            State::Ended { process: None, .. } if record.never_ran() => Err(finished(&record)),
+            State::Ended { .. } => Ok(id),
+        }
+    }
+
     fn place(
         &self,
         spec: &Spec,
+        env: &Arc<Env>,
         mut workers: Vec<WorkerHandle>,
-    ) -> Result<(Arc<Record>, WorkerHandle), Error> {
+        key: Option<Key>,
+    ) -> Result<Placed, Error> {
         // One lock for choosing and recording, so that starts at the same
         // moment see each other.
         let mut table = self.table();
         let candidates = workers.iter().map(|worker| table.candidate(worker.id));
         let place = placement::choose(candidates).ok_or(Error::NoWorkerReady)?;
         let worker = workers.swap_remove(place);
-        let record = table.insert(Record {
+        let record = Record {
             id: JobId::random(),
             name: spec.name.clone(),
             command: spec.command.clone(),
@@ -133,83 +260,190 @@ impl Jobs {
             state: State::Pending { call_open: true },
             output_bytes: 0,
             created_at: now(),
-        });
+            stop: None,
+        };
+        let record = table.insert(record, env.clone());
+        let recorded = self.0.store.start(record.clone(), env.clone(), key);
         tracing::debug!(job_id = %record.id, worker_id = %record.worker, "job accepted");
-        Ok((record, worker))
+        Ok(Placed {
+            record,
+            worker,
+            recorded: recorded.boxed(),
+        })
     }
 
-    fn started(
+    async fn started(
         &self,
         id: JobId,
         answer: Result<Option<Status>, Error>,
         worker: &WorkerHandle,
     ) -> Result<JobId, Error> {
-        let error = match answer {
+        let answer = match answer {
+            // It was sent before, and the answer was lost.
+            Err(Error::Refused { code, .. }) if code == "job_exists" => {
+                let status = worker.rpc.query(id).await;
+                status.map_err(Error::unanswered)
+            }
+            Err(error) => Err(match error {
+                // The worker is not who it was when this was sent: its next
+                // list of jobs decides.
+                Error::Refused { ref code, .. } if is_outdated(code) => error.unanswered(),
+                error => error,
+            }),
+            Ok(status) => Ok(status),
+        };
+        match answer {
             Ok(status) => {
                 let status = status.unwrap_or(Status {
                     state: State::Running(Process::default()),
                     output_bytes: 0,
                 });
                 self.change(|table| table.report(id, status, None));
-                return Ok(id);
+                Ok(id)
             }
             Err(Error::Refused {
                 code,
                 message,
                 kind,
-                job,
+                ..
             }) => {
                 let event = Event::Refused {
                     code: code.clone(),
-                    reason: format!("could not start: {message}"),
+                    reason: format!("{COULD_NOT_START}{message}"),
                 };
                 self.change(|table| table.apply(id, event));
-                Error::Refused {
+                // Or after a crash it would be sent again, and might start.
+                self.recorded().await?;
+                Err(Error::Refused {
                     code,
                     message,
                     kind,
-                    job,
-                }
+                    job: Some(id),
+                })
             }
             Err(error) => {
                 self.change(|table| table.unconfirmed(id, error.to_string()));
                 worker.ask_anew();
-                error
+                self.catch_up(worker.id);
+                Err(error.about(id))
             }
-        };
-        Err(error.about(id))
+        }
     }
 
-    /// Ends a job. With [`Wait::Gone`] it returns when all of the job is gone;
-    /// it fails when the worker becomes unreachable before.
-    pub(super) async fn stop(
-        &self,
-        id: JobId,
-        stop: Stop,
-        registry: &Registry,
-    ) -> Result<(), Error> {
-        let record = self.settled_start(id).await?;
-        if record.is_final() {
-            return Err(Error::JobFinished {
-                job: id,
-                how: match record.error_text() {
-                    text if text.is_empty() => "exit status 0".to_owned(),
-                    text => text,
-                },
+    /// Returns when everything so far is on the disk.
+    async fn recorded(&self) -> Result<(), Error> {
+        let store = &self.0.store;
+        Ok(store.committed_now(store.now()).await?)
+    }
+
+    /// Does for a worker that is ready what was left undone while it was away:
+    /// starts of which it has proved to know nothing, and stops.
+    pub(super) fn catch_up(&self, worker: WorkerId) {
+        let Ok(worker) = self.0.registry.get(worker) else {
+            return;
+        };
+        if worker.is_ready().is_err() {
+            return;
+        }
+        let mut due = Vec::new();
+        self.change(|table| due = table.due(worker.id, worker.session));
+        for due in due {
+            let (jobs, worker) = (self.clone(), worker.clone());
+            self.0.tracker.spawn(async move {
+                match due {
+                    Due::Start(record, env) => jobs.start_again(&record, &env, &worker).await,
+                    Due::Stop(id, stop) => jobs.stop_now(id, stop, &worker).await,
+                }
             });
         }
-        let worker = registry.get(record.worker)?;
-        worker.is_ready().map_err(|error| error.about(id))?;
-        let sent = worker.rpc.stop(id, stop).await;
-        sent.map_err(|error| error.about(id))?;
+    }
+
+    async fn start_again(&self, record: &Record, env: &Env, worker: &WorkerHandle) {
+        tracing::info!(job_id = %record.id, worker_id = %worker.id, "start sent again");
+        let answer = worker.rpc.start(record, record.spec(env)).await;
+        if let Err(error) = self.started(record.id, answer, worker).await {
+            tracing::warn!(job_id = %record.id, %error, "the job was not started");
+        }
+    }
+
+    async fn stop_now(&self, id: JobId, recorded: RecordedStop, worker: &WorkerHandle) {
+        let stop = Stop {
+            signal: recorded.signal,
+            grace: recorded.grace,
+            wait: Wait::Sent,
+        };
+        let left = match worker.rpc.stop(id, stop).await {
+            Ok(()) => {
+                tracing::info!(job_id = %id, worker_id = %worker.id, "recorded stop delivered");
+                None
+            }
+            // It has ended meanwhile, or will never be stopped.
+            Err(Error::Refused { code, .. }) if !is_outdated(&code) => None,
+            Err(error) => {
+                tracing::warn!(job_id = %id, %error, "a recorded stop was not delivered");
+                Some(recorded)
+            }
+        };
+        self.change(|table| table.want_stop(id, left));
+    }
+
+    /// Ends a job. With [`Wait::Gone`] it returns when all of the job is gone.
+    /// If its worker is away, the stop is recorded, delivered when it is back,
+    /// and the answer is an error that says so.
+    pub(super) async fn stop(&self, id: JobId, stop: Stop) -> Result<(), Error> {
+        let record = self.settled_start(id).await?;
+        if record.is_final() {
+            return Err(finished(&record));
+        }
+        let worker = self.0.registry.get(record.worker)?;
+        let sent = match worker.is_ready() {
+            Ok(()) if record.state.is_unconfirmed() => Err(Error::WorkerUnreachable {
+                worker: worker.name.to_string(),
+                why: "has not confirmed the start yet".to_owned(),
+                job: None,
+            }),
+            Ok(()) => worker.rpc.stop(id, stop).await,
+            Err(error) => Err(error),
+        };
+        match sent {
+            Ok(()) => {}
+            Err(Error::WorkerUnreachable { why, .. }) => {
+                return Err(self.stop_later(id, stop, &worker, why).await);
+            }
+            Err(Error::WorkerNotReady(_)) => {
+                let why = "is not ready yet".to_owned();
+                return Err(self.stop_later(id, stop, &worker, why).await);
+            }
+            Err(error) => return Err(error.about(id)),
+        }
         tracing::info!(job_id = %id, worker_id = %worker.id, "stop sent");
         match stop.wait {
             Wait::Sent => Ok(()),
-            Wait::Gone => self.gone(id, &worker).await,
+            Wait::Gone => self.gone(id, stop, &worker).await,
         }
     }
 
-    async fn gone(&self, id: JobId, worker: &WorkerHandle) -> Result<(), Error> {
+    /// Records a stop that cannot be delivered now; returns what to say of it.
+    async fn stop_later(&self, id: JobId, stop: Stop, worker: &WorkerHandle, why: String) -> Error {
+        let recorded = RecordedStop {
+            signal: stop.signal,
+            grace: stop.grace,
+        };
+        self.change(|table| table.want_stop(id, Some(recorded)));
+        if let Err(error) = self.recorded().await {
+            return error.about(id);
+        }
+        tracing::info!(job_id = %id, worker_id = %worker.id, "stop recorded for later");
+        // It may have come back this very moment.
+        self.catch_up(worker.id);
+        Error::WorkerUnreachable {
+            worker: worker.name.to_string(),
+            why: format!("{why}; {STOP_RECORDED}"),
+            job: Some(id),
+        }
+    }
+
+    async fn gone(&self, id: JobId, stop: Stop, worker: &WorkerHandle) -> Result<(), Error> {
         let record = self
             .wait(id, |record| match &record.state {
                 State::Pending { .. } | State::Running(_) => false,
@@ -218,11 +452,10 @@ impl Jobs {
             })
             .await?;
         match &record.state {
-            State::Unknown { .. } => Err(Error::WorkerUnreachable {
-                worker: worker.name.to_string(),
-                why: "stopped answering before the job was gone".to_owned(),
-                job: Some(id),
-            }),
+            State::Unknown { .. } => {
+                let why = "stopped answering before the job was gone".to_owned();
+                Err(self.stop_later(id, stop, worker, why).await)
+            }
             State::Pending { .. } | State::Running(_) | State::Ended { .. } => Ok(()),
         }
     }
@@ -242,7 +475,7 @@ impl Jobs {
         id: JobId,
         mut enough: impl FnMut(&Record) -> bool,
     ) -> Result<Arc<Record>, Error> {
-        let mut changes = self.watch(id)?;
+        let mut changes = self.watch(id).await?;
         let found = tokio::select! {
             found = changes.wait_for(|record| record.is_final() || enough(record)) => {
                 found.map(|record| record.clone()).ok()
@@ -254,31 +487,127 @@ impl Jobs {
     }
 
     /// The record now and after every change, the last of them its end.
-    pub(super) fn watch(&self, id: JobId) -> Result<watch::Receiver<Arc<Record>>, Error> {
+    pub(super) async fn watch(&self, id: JobId) -> Result<watch::Receiver<Arc<Record>>, Error> {
         let found = self.table().watch(id);
-        found.ok_or_else(|| Error::JobNotFound(id.to_string()))
+        match found {
+            Some(changes) => Ok(changes),
+            None => Ok(watch::channel(self.get(id).await?).1),
+        }
+    }
+
+    /// The job of this very id.
+    async fn get(&self, id: JobId) -> Result<Arc<Record>, Error> {
+        let live = self.table().get(id);
+        match live {
+            Some(record) => Ok(record),
+            None => {
+                let found = self.0.store.find(id).await?;
+                found
+                    .map(Arc::new)
+                    .ok_or_else(|| Error::JobNotFound(id.to_string()))
+            }
+        }
     }
 
     /// The job that `asked` means: its id, its name (the newest that bears it),
     /// a prefix of at least four digits, or `last`.
-    pub(super) fn find(&self, asked: &str) -> Result<Arc<Record>, Error> {
-        self.table().find(asked)
+    pub(super) async fn find(&self, asked: &str) -> Result<Arc<Record>, Error> {
+        if let Ok(id) = asked.parse() {
+            return self.get(id).await;
+        }
+        let name = (asked != "last").then(|| asked.to_owned());
+        if let Some(record) = self.newest(name).await? {
+            return Ok(record);
+        }
+        let not_found = || Error::JobNotFound(asked.to_owned());
+        if !ids::is_prefix(asked) {
+            return Err(not_found());
+        }
+        let digits = asked.replace('-', "");
+        let first: JobId = format!("{digits:0<32}").parse().map_err(|_| not_found())?;
+        let live = self.table().with_prefix(first, &digits, MAX_CANDIDATES);
+        let ended = self.0.store.with_prefix(first, digits, MAX_CANDIDATES);
+        let mut found = live;
+        add(&mut found, ended.await?);
+        found.sort_by_key(|record| record.id);
+        found.truncate(MAX_CANDIDATES);
+        match found.as_slice() {
+            [] => Err(not_found()),
+            [record] => Ok(record.clone()),
+            several => Err(Error::AmbiguousJob {
+                asked: asked.to_owned(),
+                candidates: several.iter().map(|record| record.id.to_string()).collect(),
+            }),
+        }
+    }
+
+    async fn newest(&self, name: Option<String>) -> Result<Option<Arc<Record>>, Error> {
+        let live = self.table().newest(name.as_deref());
+        let ended = self.0.store.newest(name).await?.map(Arc::new);
+        let both = live.into_iter().chain(ended);
+        Ok(both.max_by_key(|record| (record.created_at, record.id)))
     }
 
     /// At most `limit` jobs, the newest first, behind the job `after`; and
     /// whether there are more.
-    pub(super) fn page(
+    pub(super) async fn page(
         &self,
-        filter: &Filter,
+        filter: Filter,
         limit: usize,
         after: Option<JobId>,
     ) -> Result<(Vec<Arc<Record>>, bool), Error> {
-        self.table().page(filter, limit, after)
+        let after = match after {
+            None => None,
+            Some(id) => {
+                let record = self.get(id).await?;
+                Some((record.created_at, record.id))
+            }
+        };
+        // Memory first: what ends and moves to the disk meanwhile is there twice
+        // rather than not at all.
+        let mut page = self.table().page(&filter, limit + 1, after);
+        add(
+            &mut page,
+            self.0.store.page(filter, limit + 1, after).await?,
+        );
+        page.sort_by_key(|record| std::cmp::Reverse((record.created_at, record.id)));
+        let more = page.len() > limit;
+        page.truncate(limit);
+        Ok((page, more))
     }
 
-    /// Takes in what `worker` says of a job, and adopts the job if it is new
-    /// here and the report says what it is. A worker speaks of its own jobs only.
-    pub(super) fn report(&self, worker: &WorkerHandle, report: Report) {
+    /// The record as the HTTP API shows it.
+    pub(super) fn shown(&self, record: &Record) -> api::Job {
+        let kept_until = record
+            .kept_from()
+            .and_then(|at| at.checked_add(self.0.keep_for).ok());
+        api::Job {
+            kept_until,
+            ..record.job()
+        }
+    }
+
+    /// Those of `jobs` that are not here and not on the disk: only their worker
+    /// knows them.
+    pub(super) async fn strangers(&self, jobs: Vec<JobId>) -> Result<HashSet<JobId>, Error> {
+        let mut strangers: HashSet<JobId> = {
+            let table = self.table();
+            let absent = jobs.into_iter().filter(|id| table.get(*id).is_none());
+            absent.collect()
+        };
+        if !strangers.is_empty() {
+            let known = self.0.store.known(strangers.iter().copied().collect());
+            for id in known.await? {
+                strangers.remove(&id);
+            }
+        }
+        Ok(strangers)
+    }
+
+    /// Takes in what `worker` says of a job, and adopts the job if it is among
+    /// the `strangers` and the report says what it is. A worker speaks of its own
+    /// jobs only.
+    pub(super) fn report(&self, worker: &WorkerHandle, report: Report, strangers: &HashSet<JobId>) {
         let id = report.job;
         self.change(|table| match (table.get(id), report.spec) {
             (Some(record), _) if record.worker == worker.id => {
@@ -288,9 +617,9 @@ impl Jobs {
                 tracing::warn!(job_id = %id, worker_id = %worker.id, owner_id = %record.worker,
                     "a worker reports another worker's job");
             }
-            (None, Some((spec, created_at))) => {
+            (None, Some((spec, created_at))) if strangers.contains(&id) => {
                 tracing::info!(job_id = %id, worker_id = %worker.id, "job adopted");
-                table.insert(Record {
+                table.adopt(Record {
                     id,
                     name: spec.name,
                     command: spec.command,
@@ -305,10 +634,11 @@ impl Jobs {
                     state: report.status.state,
                     output_bytes: report.status.output_bytes,
                     created_at,
+                    stop: None,
                 });
             }
-            (None, None) => {
-                tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a forgotten job");
+            (None, _) => {
+                tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a finished job");
             }
         });
     }
@@ -320,7 +650,7 @@ impl Jobs {
     }
 
     /// `worker` has told of all its jobs: those it did not name, and that were
-    /// sent to an earlier session, are lost.
+    /// sent to an earlier session, are lost, or are to be sent again.
     pub(super) fn settle(&self, worker: &WorkerHandle, present: &HashSet<JobId>) {
         self.change(|table| table.settle(worker.id, worker.session, present, Gone::Restarted));
     }
@@ -336,13 +666,49 @@ impl Jobs {
         self.change(|table| table.unreachable(worker, why));
     }
 
+    /// Changes what is in memory, and tells the store of it in the same order.
     fn change(&self, change: impl FnOnce(&mut Table)) {
         let mut table = self.table();
         change(&mut table);
-        table.forget(self.0.keep_finished);
+        for changed in table.changed() {
+            let (ticket, record) = match changed {
+                Changed::Job(record) => (self.0.store.job(record.clone()), record),
+                Changed::Adopted(record) => (self.0.store.adopted(record.clone()), record),
+            };
+            if record.is_final() {
+                table.noted(ticket, record.id);
+            }
+        }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.table.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut table = self.0.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.evict(|ticket| self.0.store.is_committed(ticket));
+        table
+    }
+}
+
+/// Adds what is not there yet.
+fn add(to: &mut Vec<Arc<Record>>, found: Vec<Record>) {
+    let there: HashSet<JobId> = to.iter().map(|record| record.id).collect();
+    let new = found
+        .into_iter()
+        .filter(|record| !there.contains(&record.id));
+    to.extend(new.map(Arc::new));
+}
+
+/// A worker that says this was called under a registration, or by a scheduler,
+/// that is no longer the one it listens to.
+fn is_outdated(code: &str) -> bool {
+    matches!(code, "session_over" | "epoch_over")
+}
+
+fn finished(record: &Record) -> Error {
+    Error::JobFinished {
+        job: record.id,
+        how: match record.error_text() {
+            text if text.is_empty() => "exit status 0".to_owned(),
+            text => text,
+        },
     }
 }

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     api,
@@ -119,21 +120,23 @@ impl Spec {
 }
 
 /// A job's main process, as far as it is known.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Process {
     pub(crate) pid: Option<u32>,
     pub(crate) since: Option<Timestamp>,
 }
 
 /// How a process ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Exit {
     Code(i32),
     Signal(i32),
 }
 
 /// How a job ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum End {
     /// Exit code 0.
     Succeeded,
@@ -148,11 +151,12 @@ pub(crate) enum End {
 }
 
 /// How a job stands.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum State {
     Pending {
-        /// Our own StartJob is under way: its answer decides, and nothing else
-        /// may give the job up before.
+        /// Our own StartJob is under way, or about to be: its answer decides,
+        /// and nothing else may give the job up before.
         call_open: bool,
     },
     Running(Process),
@@ -172,7 +176,8 @@ pub(crate) enum State {
 }
 
 /// Why it is not known how a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Doubt {
     /// Its start was never answered.
     Unconfirmed,
@@ -207,8 +212,13 @@ pub(crate) enum Event {
     Unconfirmed { why: String },
     /// The worker has not answered for a while.
     WorkerUnreachable { why: String },
-    /// The worker cannot have it.
+    /// The worker cannot have it. One that was never confirmed to run goes only
+    /// with a worker that left: otherwise it is sent again.
     Gone(Gone),
+    /// It is being sent again, to a worker that has proved not to know it.
+    SentAgain,
+    /// Its stop was asked for, and its worker has proved not to know it.
+    StoppedBeforeStart,
 }
 
 impl State {
@@ -217,6 +227,35 @@ impl State {
         match self {
             Self::Pending { .. } | Self::Running(_) | Self::Unknown { .. } => false,
             Self::Ended { .. } => true,
+        }
+    }
+
+    /// Nobody has said that its process ever ran.
+    pub(crate) fn is_unconfirmed(&self) -> bool {
+        match self {
+            Self::Pending { .. } => true,
+            Self::Unknown { process, .. } => process.is_none(),
+            Self::Running(_) | Self::Ended { .. } => false,
+        }
+    }
+
+    /// It never ran as far as anybody knows, and no call that starts it is open.
+    pub(crate) fn may_be_sent(&self) -> bool {
+        self.is_unconfirmed() && *self != Self::Pending { call_open: true }
+    }
+
+    /// How it stands after the scheduler was restarted: nobody has been heard of
+    /// yet, and no call is under way.
+    pub(crate) fn after_restart(self, worker: &str) -> Self {
+        match self {
+            Self::Pending { .. } | Self::Running(_) | Self::Unknown { .. } => Self::Unknown {
+                process: self.process(),
+                why: format!(
+                    "the scheduler was restarted and has not heard of worker {worker} since"
+                ),
+                doubt: Doubt::WorkerUnreachable,
+            },
+            Self::Ended { .. } => self,
         }
     }
 
@@ -284,16 +323,13 @@ impl State {
                 }
                 Self::Ended { .. } => None,
             },
-            Event::Gone(gone) => match self {
-                Self::Pending { call_open: true } => None,
-                Self::Pending { call_open: false }
-                | Self::Running(_)
-                | Self::Unknown { .. }
-                | Self::Ended { .. } => {
-                    let reason = match (gone, known) {
-                        (Gone::Restarted, Some(_)) => "lost: worker restarted",
-                        (Gone::Restarted, None) => "lost: the worker never received it",
-                        (Gone::Left, _) => "lost: worker left",
+            Event::Gone(gone) => match (self, gone) {
+                (Self::Pending { call_open: true }, _) => None,
+                (_, Gone::Restarted) if self.is_unconfirmed() => None,
+                _ => {
+                    let reason = match gone {
+                        Gone::Restarted => "lost: worker restarted",
+                        Gone::Left => "lost: worker left",
                     };
                     Some(Self::Ended {
                         process: known,
@@ -303,6 +339,15 @@ impl State {
                     })
                 }
             },
+            Event::SentAgain => self
+                .may_be_sent()
+                .then_some(Self::Pending { call_open: true }),
+            Event::StoppedBeforeStart => self.may_be_sent().then(|| Self::Ended {
+                process: None,
+                at: now(),
+                end: End::Stopped(None),
+                reason: "stopped before it was started".to_owned(),
+            }),
         }
     }
 }
@@ -325,8 +370,9 @@ pub(crate) fn now() -> Timestamp {
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
-/// A job and all that is known of it.
-#[derive(Clone, Debug)]
+/// A job and all that is known of it. It is stored in this form: a field may be
+/// added with a default, and none renamed or removed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub(crate) id: JobId,
     pub(crate) name: Option<String>,
@@ -345,11 +391,61 @@ pub(crate) struct Record {
     pub(crate) state: State,
     pub(crate) output_bytes: u64,
     pub(crate) created_at: Timestamp,
+    /// Asked for while its worker was away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stop: Option<RecordedStop>,
 }
+
+/// A stop that waits for the job's worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RecordedStop {
+    /// None: TERM.
+    pub(crate) signal: Option<i32>,
+    /// From that signal to KILL; None: the worker's own.
+    pub(crate) grace: Option<Duration>,
+}
+
+/// Said of a stop that waits.
+pub(crate) const STOP_RECORDED: &str = "the stop is recorded and will be delivered when it is back";
 
 impl Record {
     pub(crate) fn is_final(&self) -> bool {
         self.state.is_final()
+    }
+
+    /// What was asked for; the values of its environment are not in the record.
+    pub(crate) fn spec(&self, env: &BTreeMap<String, String>) -> Spec {
+        Spec {
+            command: self.command.clone(),
+            path: self.path.clone(),
+            args: self.args.clone(),
+            env: env.clone(),
+            cwd: self.cwd.clone(),
+            name: self.name.clone(),
+            timeout: self.timeout,
+        }
+    }
+
+    /// It has ended without ever having had a process.
+    pub(crate) fn never_ran(&self) -> bool {
+        match &self.state {
+            State::Pending { .. } | State::Running(_) | State::Unknown { .. } => false,
+            State::Ended { process, end, .. } => match end {
+                End::NotStarted { .. } => true,
+                End::Lost => process.is_none(),
+                End::Stopped(exit) => process.is_none() && exit.is_none() && self.output_bytes == 0,
+                End::Succeeded | End::Failed(_) | End::TimedOut(_) => false,
+            },
+        }
+    }
+
+    /// From when on the time counts for which an ended job is kept. A worker
+    /// whose clock is far behind must not have its jobs deleted at once.
+    pub(crate) fn kept_from(&self) -> Option<Timestamp> {
+        match &self.state {
+            State::Ended { at, .. } => Some((*at).max(self.created_at)),
+            State::Pending { .. } | State::Running(_) | State::Unknown { .. } => None,
+        }
     }
 
     /// How it ended, in one line; empty unless it ended otherwise than with
@@ -371,6 +467,9 @@ impl Record {
         match &self.state {
             State::Pending { .. } => Some(format!("being started on worker {}", self.worker_name)),
             State::Running(_) => None,
+            State::Unknown { why, .. } if self.stop.is_some() => {
+                Some(format!("{why}; {STOP_RECORDED}"))
+            }
             State::Unknown { why, .. } => Some(why.clone()),
             State::Ended { reason, .. } => Some(reason.clone()).filter(|text| !text.is_empty()),
         }
@@ -391,7 +490,7 @@ impl Record {
         }
     }
 
-    /// The record as the HTTP API shows it.
+    /// The record as the HTTP API shows it; how long it is kept is not said here.
     pub(crate) fn job(&self) -> api::Job {
         let process = self.state.process();
         let (exit, start_error, ended_at) = match &self.state {
@@ -433,6 +532,7 @@ impl Record {
             created_at: self.created_at,
             started_at: process.and_then(|process| process.since),
             ended_at,
+            kept_until: None,
         }
     }
 }
@@ -459,6 +559,7 @@ pub(crate) mod tests {
             state,
             output_bytes: 0,
             created_at: now(),
+            stop: None,
         }
     }
 
@@ -608,6 +709,8 @@ pub(crate) mod tests {
             }),
             Just(Event::Gone(Gone::Restarted)),
             Just(Event::Gone(Gone::Left)),
+            Just(Event::SentAgain),
+            Just(Event::StoppedBeforeStart),
         ]
     }
 

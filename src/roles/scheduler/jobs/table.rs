@@ -1,8 +1,9 @@
-//! The records in memory and the orders in which they are looked for. Plain
-//! data behind the lock of [`super::Jobs`]: nothing here waits.
+//! The records in memory and the orders in which they are looked for: every job
+//! that has not ended, and those whose end is not on the disk yet. Plain data
+//! behind the lock of [`super::Jobs`]: nothing here waits.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     ops::Bound,
     sync::Arc,
 };
@@ -10,15 +11,16 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::record::{Event, Record, State, Status};
+use super::record::{Event, Record, RecordedStop, State, Status};
 use crate::{
     api,
-    ids::{self, JobId, WorkerId},
-    roles::scheduler::{error::Error, placement::Candidate, registry::Session},
+    ids::{JobId, WorkerId},
+    roles::scheduler::{
+        placement::Candidate,
+        registry::Session,
+        store::{Cursor, Env, Ticket},
+    },
 };
-
-/// The most candidates that an ambiguous prefix is answered with.
-const MAX_CANDIDATES: usize = 5;
 
 /// Newest last.
 type Order = BTreeSet<(Timestamp, JobId)>;
@@ -37,11 +39,20 @@ pub(super) struct Table {
     jobs: BTreeMap<JobId, Entry>,
     by_time: Order,
     by_name: HashMap<String, Order>,
-    /// By the time of their end.
-    finished: Order,
     places: HashMap<WorkerId, Place>,
     /// Jobs placed since the start.
     placed: u64,
+    /// What the store has not been told yet.
+    changed: Vec<Changed>,
+    /// Ended, in the order in which the store was told.
+    ended: VecDeque<(Ticket, JobId)>,
+}
+
+/// What the store is to be told.
+#[derive(Debug)]
+pub(super) enum Changed {
+    Job(Arc<Record>),
+    Adopted(Arc<Record>),
 }
 
 #[derive(Debug)]
@@ -49,6 +60,8 @@ struct Entry {
     record: Arc<Record>,
     /// There from the first waiter until the end.
     changes: Option<watch::Sender<Arc<Record>>>,
+    /// The values of its environment, until its start is confirmed.
+    env: Arc<Env>,
 }
 
 /// What happens on one worker.
@@ -67,6 +80,13 @@ struct Settled {
     gone: super::Gone,
 }
 
+/// What a worker that is back is owed.
+#[derive(Debug)]
+pub(super) enum Due {
+    Start(Arc<Record>, Arc<Env>),
+    Stop(JobId, RecordedStop),
+}
+
 impl Table {
     pub(super) fn candidate(&self, worker: WorkerId) -> Candidate {
         let place = self.places.get(&worker);
@@ -76,7 +96,8 @@ impl Table {
         }
     }
 
-    pub(super) fn insert(&mut self, record: Record) -> Arc<Record> {
+    /// A job of which the store is told by the caller.
+    pub(super) fn insert(&mut self, record: Record, env: Arc<Env>) -> Arc<Record> {
         let record = Arc::new(record);
         let key = (record.created_at, record.id);
         self.by_time.insert(key);
@@ -86,20 +107,63 @@ impl Table {
         self.placed += 1;
         let place = self.places.entry(record.worker).or_default();
         place.placed = self.placed;
-        match &record.state {
-            State::Ended { at, .. } => {
-                self.finished.insert((*at, record.id));
-            }
-            State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
-                place.live.insert(record.id);
-            }
+        if !record.is_final() {
+            place.live.insert(record.id);
         }
         let entry = Entry {
             record: record.clone(),
             changes: None,
+            env,
         };
         self.jobs.insert(record.id, entry);
         record
+    }
+
+    /// A job that only its worker knew.
+    pub(super) fn adopt(&mut self, record: Record) {
+        let record = self.insert(record, Arc::default());
+        self.changed.push(Changed::Adopted(record));
+    }
+
+    /// Takes a job out: nobody is told of it any more.
+    pub(super) fn remove(&mut self, id: JobId) {
+        let Some(entry) = self.jobs.remove(&id) else {
+            return;
+        };
+        let key = (entry.record.created_at, id);
+        self.by_time.remove(&key);
+        if let Some(place) = self.places.get_mut(&entry.record.worker) {
+            place.live.remove(&id);
+        }
+        if let Some(name) = &entry.record.name
+            && let Some(same) = self.by_name.get_mut(name)
+        {
+            same.remove(&key);
+            if same.is_empty() {
+                self.by_name.remove(name);
+            }
+        }
+    }
+
+    /// What has changed since this was asked last, in order. The caller says
+    /// with [`Table::noted`] when the store was told of an end.
+    pub(super) fn changed(&mut self) -> Vec<Changed> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The store was told of this job's end.
+    pub(super) fn noted(&mut self, ticket: Ticket, id: JobId) {
+        self.ended.push_back((ticket, id));
+    }
+
+    /// Drops the ended jobs that are on the disk: they are looked for there.
+    pub(super) fn evict(&mut self, is_committed: impl Fn(Ticket) -> bool) {
+        while let Some((ticket, id)) = self.ended.front().copied()
+            && is_committed(ticket)
+        {
+            self.ended.pop_front();
+            self.remove(id);
+        }
     }
 
     pub(super) fn get(&self, id: JobId) -> Option<Arc<Record>> {
@@ -139,13 +203,17 @@ impl Table {
             error = record.error_text(),
             "job changed"
         );
-        if let State::Ended { at, .. } = record.state {
-            self.finished.insert((at, id));
+        if !record.state.is_unconfirmed() {
+            entry.env = Arc::default();
+        }
+        if record.is_final() {
+            record.stop = None;
             if let Some(place) = self.places.get_mut(&record.worker) {
                 place.live.remove(&id);
             }
         }
         entry.announce();
+        self.changed.push(Changed::Job(entry.record.clone()));
     }
 
     /// Takes in what the job's own worker says of it.
@@ -162,7 +230,7 @@ impl Table {
 
     /// The worker has told of all its jobs under `session`, or none will ever
     /// be told of again: what is not `present` and was sent under another
-    /// session is gone.
+    /// session is gone, or is to be sent again.
     pub(super) fn settle(
         &mut self,
         worker: WorkerId,
@@ -172,7 +240,13 @@ impl Table {
     ) {
         let place = self.places.entry(worker).or_default();
         place.settled = Some(Settled { session, gone });
-        let absent: Vec<JobId> = place.live.difference(present).copied().collect();
+        let (named, absent): (Vec<JobId>, Vec<JobId>) =
+            place.live.iter().partition(|id| present.contains(id));
+        for id in named {
+            if let Some(entry) = self.jobs.get_mut(&id) {
+                Arc::make_mut(&mut entry.record).session = session;
+            }
+        }
         for id in absent {
             if self
                 .jobs
@@ -184,8 +258,62 @@ impl Table {
         }
     }
 
-    /// The call that starts the job was not answered. If the worker has told of
-    /// all its jobs since, under a newer session, that settles it.
+    /// What the worker is owed under `session`, of all whose jobs it has told:
+    /// starts of which it has proved to know nothing, and stops asked for while
+    /// it was away. Each is handed out once.
+    pub(super) fn due(&mut self, worker: WorkerId, session: Session) -> Vec<Due> {
+        let Some(place) = self.places.get(&worker) else {
+            return Vec::new();
+        };
+        let settled = place.settled.is_some_and(|settled| {
+            settled.session == session && settled.gone == super::Gone::Restarted
+        });
+        if !settled {
+            return Vec::new();
+        }
+        let live: Vec<JobId> = place.live.iter().copied().collect();
+        live.into_iter()
+            .filter_map(|id| self.due_of(id, session))
+            .collect()
+    }
+
+    fn due_of(&mut self, id: JobId, session: Session) -> Option<Due> {
+        let entry = self.jobs.get_mut(&id)?;
+        let record = &entry.record;
+        if record.session == session {
+            if !matches!(record.state, State::Running(_)) {
+                return None;
+            }
+            let stop = record.stop?;
+            Arc::make_mut(&mut entry.record).stop = None;
+            return Some(Due::Stop(id, stop));
+        }
+        if !record.state.may_be_sent() {
+            return None;
+        }
+        if record.stop.is_some() {
+            self.apply(id, Event::StoppedBeforeStart);
+            return None;
+        }
+        Arc::make_mut(&mut entry.record).session = session;
+        let env = entry.env.clone();
+        self.apply(id, Event::SentAgain);
+        Some(Due::Start(self.get(id)?, env))
+    }
+
+    /// Records a stop that cannot be delivered now; None takes it back.
+    pub(super) fn want_stop(&mut self, id: JobId, stop: Option<RecordedStop>) {
+        if let Some(entry) = self.jobs.get_mut(&id)
+            && !entry.record.is_final()
+        {
+            Arc::make_mut(&mut entry.record).stop = stop;
+            entry.announce();
+            self.changed.push(Changed::Job(entry.record.clone()));
+        }
+    }
+
+    /// The call that starts the job was not answered. If the worker has left
+    /// since, that settles it.
     pub(super) fn unconfirmed(&mut self, id: JobId, why: String) {
         self.apply(id, Event::Unconfirmed { why });
         let Some(record) = self.get(id) else {
@@ -207,92 +335,50 @@ impl Table {
         }
     }
 
-    /// Drops the jobs that ended first, until `keep` finished ones are left.
-    pub(super) fn forget(&mut self, keep: usize) {
-        while self.finished.len() > keep
-            && let Some((_, id)) = self.finished.pop_first()
-        {
-            let Some(entry) = self.jobs.remove(&id) else {
-                continue;
-            };
-            let key = (entry.record.created_at, id);
-            self.by_time.remove(&key);
-            if let Some(name) = &entry.record.name
-                && let Some(same) = self.by_name.get_mut(name)
-            {
-                same.remove(&key);
-                if same.is_empty() {
-                    self.by_name.remove(name);
-                }
-            }
-        }
-    }
-
-    /// The job that `asked` means: a whole id, `last`, a name, a prefix.
-    pub(super) fn find(&self, asked: &str) -> Result<Arc<Record>, Error> {
-        let not_found = || Error::JobNotFound(asked.to_owned());
-        if let Ok(id) = asked.parse() {
-            return self.get(id).ok_or_else(not_found);
-        }
-        let newest = match asked {
-            "last" => self.by_time.last(),
-            name => self.by_name.get(name).and_then(Order::last),
+    /// The newest job, of that name if there is one.
+    pub(super) fn newest(&self, name: Option<&str>) -> Option<Arc<Record>> {
+        let order = match name {
+            None => &self.by_time,
+            Some(name) => self.by_name.get(name)?,
         };
-        if let Some((_, id)) = newest {
-            return self.get(*id).ok_or_else(not_found);
-        }
-        if !ids::is_prefix(asked) {
-            return Err(not_found());
-        }
-        let digits = asked.replace('-', "");
-        let first: JobId = format!("{digits:0<32}").parse().map_err(|_| not_found())?;
-        let mut found = self
-            .jobs
-            .range(first..)
-            .take_while(|(id, _)| id.starts_with(&digits))
-            .map(|(_, entry)| &entry.record);
-        let record = found.next().ok_or_else(not_found)?;
-        let others: Vec<_> = found.take(MAX_CANDIDATES - 1).collect();
-        if others.is_empty() {
-            return Ok(record.clone());
-        }
-        let candidates = std::iter::once(record).chain(others);
-        Err(Error::AmbiguousJob {
-            asked: asked.to_owned(),
-            candidates: candidates.map(|record| record.id.to_string()).collect(),
-        })
+        self.get(order.last()?.1)
     }
 
-    /// At most `limit` jobs, the newest first, behind `after`; and whether
-    /// there are more.
+    /// At most `limit` jobs from `first` on that begin with `digits`.
+    pub(super) fn with_prefix(&self, first: JobId, digits: &str, limit: usize) -> Vec<Arc<Record>> {
+        self.jobs
+            .range(first..)
+            .take_while(|(id, _)| id.starts_with(digits))
+            .take(limit)
+            .map(|(_, entry)| entry.record.clone())
+            .collect()
+    }
+
+    /// At most `limit` jobs, the newest first, behind `after`.
     pub(super) fn page(
         &self,
         filter: &Filter,
         limit: usize,
-        after: Option<JobId>,
-    ) -> Result<(Vec<Arc<Record>>, bool), Error> {
+        after: Option<Cursor>,
+    ) -> Vec<Arc<Record>> {
         let end = match after {
             None => Bound::Unbounded,
-            Some(id) => {
-                let record = self
-                    .get(id)
-                    .ok_or_else(|| Error::JobNotFound(id.to_string()))?;
-                Bound::Excluded((record.created_at, id))
-            }
+            Some(after) => Bound::Excluded(after),
         };
         let nothing = Order::new();
         let order = match &filter.name {
             None => &self.by_time,
             Some(name) => self.by_name.get(name).unwrap_or(&nothing),
         };
-        let mut found = order
+        order
             .range((Bound::Unbounded, end))
             .rev()
             .filter_map(|(_, id)| self.jobs.get(id))
             .map(|entry| &entry.record)
-            .filter(|record| filter.admits(record));
-        let page = found.by_ref().take(limit).cloned().collect();
-        Ok((page, found.next().is_some()))
+            .filter(|record| filter.admits(record))
+            .take(limit)
+            .cloned()
+            .collect()
     }
 }
 
@@ -308,13 +394,15 @@ impl Entry {
 }
 
 impl Filter {
+    pub(crate) fn has_state(&self, state: api::JobState) -> bool {
+        self.states
+            .as_ref()
+            .is_none_or(|states| states.contains(&state))
+    }
+
     fn admits(&self, record: &Record) -> bool {
-        let state = record.api_state();
         self.worker.is_none_or(|worker| worker == record.worker)
-            && self
-                .states
-                .as_ref()
-                .is_none_or(|states| states.contains(&state))
+            && self.has_state(record.api_state())
     }
 }
 
@@ -330,6 +418,10 @@ mod tests {
 
     fn running() -> Record {
         record(State::Running(Process::default()))
+    }
+
+    fn insert(table: &mut Table, record: Record) -> Arc<Record> {
+        table.insert(record, Arc::default())
     }
 
     fn ended() -> Status {
@@ -352,45 +444,29 @@ mod tests {
     }
 
     #[test]
-    fn a_job_goes_by_id_name_prefix_or_last() {
+    fn the_newest_of_a_name_and_those_of_a_prefix_are_found() {
         let mut table = Table::default();
-        assert!(matches!(table.find("last"), Err(Error::JobNotFound(_))));
+        assert!(table.newest(None).is_none());
         let mut old = with_id("3f2a0000-0000-4000-8000-000000000001");
         old.name = Some("cafe".to_owned());
         let mut new = with_id("3f2b0000-0000-4000-8000-000000000002");
         new.name = old.name.clone();
         new.created_at = old.created_at + Duration::from_secs(1);
-        let hidden = with_id("cafe0000-0000-4000-8000-000000000003");
-        let (old, new) = (table.insert(old), table.insert(new));
-        table.insert(Record {
-            created_at: old.created_at - Duration::from_secs(1),
-            ..hidden
-        });
-        let found = |asked: &str| table.find(asked).unwrap().id;
-        assert_eq!(found(&old.id.to_string()), old.id);
-        assert_eq!(found("last"), new.id);
-        assert_eq!(found("cafe"), new.id, "a name goes before a prefix");
-        assert_eq!(found("3F2A"), old.id);
-        assert_eq!(found("3f2b0000-0"), new.id);
-        for unknown in ["3f2", "3f2c", "nobody", "", &JobId::random().to_string()] {
-            assert!(
-                matches!(table.find(unknown), Err(Error::JobNotFound(_))),
-                "{unknown}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_ambiguous_prefix_lists_five_candidates() {
-        let mut table = Table::default();
-        for n in 0..7 {
-            table.insert(with_id(&format!("abcd0000-0000-4000-8000-00000000000{n}")));
-        }
-        let Err(Error::AmbiguousJob { candidates, .. }) = table.find("abcd") else {
-            panic!("abcd is ambiguous");
-        };
-        assert_eq!(candidates.len(), 5);
-        assert!(table.find("abcd0000000040008000000000000006").is_ok());
+        let (old, new) = (insert(&mut table, old), insert(&mut table, new));
+        assert_eq!(table.newest(None).unwrap().id, new.id);
+        assert_eq!(table.newest(Some("cafe")).unwrap().id, new.id);
+        assert!(table.newest(Some("nobody")).is_none());
+        let first = "3f2a0000-0000-0000-0000-000000000000".parse().unwrap();
+        let found = |digits, limit| table.with_prefix(first, digits, limit).len();
+        assert_eq!(
+            (found("3f2a", 5), found("3f2", 5), found("3f2", 1)),
+            (1, 2, 1)
+        );
+        table.remove(new.id);
+        assert_eq!(table.newest(Some("cafe")).unwrap().id, old.id);
+        table.remove(old.id);
+        assert!(table.by_name.is_empty() && table.by_time.is_empty());
+        assert_eq!(table.candidate(old.worker).live, 0);
     }
 
     #[test]
@@ -403,22 +479,21 @@ mod tests {
             // Some at the same moment, as it happens on a fast machine.
             job.created_at = start + Duration::from_secs(n / 3);
             all.push((job.created_at, job.id));
-            table.insert(job);
+            insert(&mut table, job);
         }
         all.sort();
         all.reverse();
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
-            let (page, more) = table.page(&Filter::default(), 10, after).unwrap();
-            seen.extend(page.iter().map(|record| (record.created_at, record.id)));
-            after = page.last().map(|record| record.id);
-            if !more {
+            let page = table.page(&Filter::default(), 10, after);
+            let keys = page.iter().map(|record| (record.created_at, record.id));
+            seen.extend(keys);
+            if page.is_empty() {
                 break;
             }
+            after = seen.last().copied();
         }
         assert_eq!(seen, all);
-        let unknown = Some(JobId::random());
-        assert!(table.page(&Filter::default(), 10, unknown).is_err());
     }
 
     #[test]
@@ -426,12 +501,11 @@ mod tests {
         let mut table = Table::default();
         let mut named = running();
         named.name = Some("a".to_owned());
-        let named = table.insert(named);
-        let done = table.insert(running());
+        let named = insert(&mut table, named);
+        let done = insert(&mut table, running());
         table.report(done.id, ended(), None);
         let ids = |filter: Filter| -> Vec<JobId> {
-            let (page, more) = table.page(&filter, 10, None).unwrap();
-            assert!(!more);
+            let page = table.page(&filter, 10, None);
             page.iter().map(|record| record.id).collect()
         };
         let states = Some(vec![api::JobState::Succeeded]);
@@ -461,28 +535,20 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_finished_jobs_are_forgotten_first() {
+    fn an_ended_job_stays_until_it_is_on_the_disk() {
         let mut table = Table::default();
-        let live = table.insert(running());
-        let mut finished = Vec::new();
-        for n in 0..4_u64 {
-            let mut job = running();
-            job.name = Some("a".to_owned());
-            let job = table.insert(job);
-            let mut status = ended();
-            if let State::Ended { at, .. } = &mut status.state {
-                *at += Duration::from_secs(n);
-            }
-            table.report(job.id, status, None);
-            finished.push(job.id);
-        }
-        table.forget(2);
-        let left: Vec<bool> = finished.iter().map(|id| table.get(*id).is_some()).collect();
-        assert_eq!(left, [false, false, true, true]);
+        let live = insert(&mut table, running());
+        let job = insert(&mut table, running());
+        table.report(job.id, ended(), None);
+        let changed = table.changed();
+        assert!(matches!(&changed[..], [Changed::Job(record)] if record.is_final()));
+        let ticket = crate::roles::scheduler::store::scratch().now();
+        table.noted(ticket, job.id);
+        table.evict(|_| false);
+        assert!(table.get(job.id).is_some());
+        table.evict(|_| true);
+        assert!(table.get(job.id).is_none());
         assert!(table.get(live.id).is_some());
-        table.forget(0);
-        assert!(table.by_name.is_empty());
-        assert_eq!(table.by_time.len(), 1);
     }
 
     #[test]
@@ -490,14 +556,17 @@ mod tests {
         let mut table = Table::default();
         let (named, absent) = (running(), running());
         let worker = named.worker;
-        let named = table.insert(named);
-        let absent = table.insert(Record { worker, ..absent });
+        let named = insert(&mut table, named);
+        let absent = insert(&mut table, Record { worker, ..absent });
         let session = Session::random();
-        let fresh = table.insert(Record {
-            worker,
-            session,
-            ..running()
-        });
+        let fresh = insert(
+            &mut table,
+            Record {
+                worker,
+                session,
+                ..running()
+            },
+        );
         let present = HashSet::from([named.id]);
         table.settle(worker, session, &present, Gone::Restarted);
         let state = |id| table.get(id).unwrap().api_state();
@@ -508,26 +577,73 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_is_given_up_after_the_snapshot_is_lost_at_once() {
+    fn a_start_of_which_the_worker_knows_nothing_is_due_once() {
         let mut table = Table::default();
-        let job = table.insert(record(State::Pending { call_open: true }));
-        let settle = |table: &mut Table, gone| {
-            table.settle(job.worker, Session::random(), &HashSet::new(), gone);
+        let env = Arc::new(Env::from([("A".to_owned(), "b".to_owned())]));
+        let job = table.insert(record(State::Pending { call_open: true }), env.clone());
+        let session = Session::random();
+        let settle = |table: &mut Table, session| {
+            table.settle(job.worker, session, &HashSet::new(), Gone::Restarted);
         };
-        settle(&mut table, Gone::Restarted);
-        assert!(!table.get(job.id).unwrap().is_final());
+        settle(&mut table, session);
+        assert!(
+            table.due(job.worker, session).is_empty(),
+            "the call is open"
+        );
         table.unconfirmed(job.id, "no answer".to_owned());
-        let lost = table.get(job.id).unwrap();
-        assert_eq!(lost.error_text(), "lost: the worker never received it");
+        assert!(table.due(job.worker, Session::random()).is_empty());
+        let due = table.due(job.worker, session);
+        assert!(matches!(&due[..], [Due::Start(record, values)]
+                if record.id == job.id && record.session == session && *values == env));
+        assert!(table.due(job.worker, session).is_empty());
     }
 
     #[test]
-    fn a_waiter_sees_the_end_even_of_a_job_that_is_forgotten_at_once() {
+    fn a_worker_that_left_is_sent_nothing_again() {
         let mut table = Table::default();
-        let job = table.insert(running());
+        let job = insert(&mut table, record(State::Pending { call_open: true }));
+        table.settle(job.worker, Session::random(), &HashSet::new(), Gone::Left);
+        assert!(!table.get(job.id).unwrap().is_final());
+        table.unconfirmed(job.id, "no answer".to_owned());
+        let lost = table.get(job.id).unwrap();
+        assert_eq!(lost.error_text(), "lost: worker left");
+    }
+
+    #[test]
+    fn a_stop_is_due_once_its_worker_has_named_the_job() {
+        let mut table = Table::default();
+        let job = insert(&mut table, running());
+        let unsent = insert(
+            &mut table,
+            Record {
+                worker: job.worker,
+                ..record(State::Pending { call_open: false })
+            },
+        );
+        let stop = RecordedStop {
+            signal: Some(2),
+            grace: None,
+        };
+        table.want_stop(job.id, Some(stop));
+        table.want_stop(unsent.id, Some(stop));
+        let session = Session::random();
+        let present = HashSet::from([job.id]);
+        table.settle(job.worker, session, &present, Gone::Restarted);
+        let due = table.due(job.worker, session);
+        assert!(matches!(&due[..], [Due::Stop(id, due)] if *id == job.id && *due == stop));
+        let stopped = table.get(unsent.id).unwrap();
+        assert_eq!(stopped.api_state(), api::JobState::Stopped);
+        assert!(stopped.never_ran());
+        assert!(table.due(job.worker, session).is_empty());
+    }
+
+    #[test]
+    fn a_waiter_sees_the_end_even_of_a_job_that_is_gone_at_once() {
+        let mut table = Table::default();
+        let job = insert(&mut table, running());
         let mut changes = table.watch(job.id).unwrap();
         table.report(job.id, ended(), None);
-        table.forget(0);
+        table.remove(job.id);
         assert!(table.get(job.id).is_none());
         assert!(changes.has_changed().unwrap_or(true));
         assert!(changes.borrow_and_update().is_final());

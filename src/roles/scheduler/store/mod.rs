@@ -1,0 +1,496 @@
+//! The durable records: workers, jobs, idempotency keys, and what workers are to
+//! forget, in an SQLite file. What they mean is decided in `jobs/` and
+//! `registry.rs`; how a record is written is in `writer.rs`, how it is found
+//! again in `read.rs`, the tables are in `schema.rs`.
+
+mod lock;
+mod read;
+mod schema;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use rusqlite::Connection;
+use tokio::sync::{oneshot, watch};
+
+#[cfg(test)]
+pub(super) use self::tests::scratch;
+use self::{
+    lock::Lock,
+    read::Readers,
+    writer::{Change, Message, Writer},
+};
+pub(super) use self::{
+    read::{Cursor, KeptKey},
+    writer::{Env, Key},
+};
+use super::jobs::{Filter, Record};
+use crate::ids::{JobId, WorkerId};
+
+/// Why the store cannot be used, or could not do what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder or a file in it cannot be had.
+    #[error("cannot use the data folder {}", folder.display())]
+    Folder {
+        /// Where the store is.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("{} is in use by another scheduler ({holder})", folder.display())]
+    InUse {
+        /// Where the store is.
+        folder: PathBuf,
+        /// Process and addresses of the other one.
+        holder: String,
+    },
+    /// A newer jobctl has written it.
+    #[error(
+        "{} was written by a newer jobctl (its version is {found}, this one knows {}): \
+         install that jobctl again, or name another folder with `--data-dir`",
+        file.display(), schema::VERSION
+    )]
+    Newer {
+        /// The file of the store.
+        file: PathBuf,
+        /// Its version.
+        found: i64,
+    },
+    /// No space is left.
+    #[error("no space is left for the scheduler's store")]
+    Full,
+    /// It has ended, and with it the scheduler.
+    #[error("the store has ended")]
+    Ended,
+    /// A record that is none.
+    #[error("a record of the store is damaged")]
+    Damaged(#[source] serde_json::Error),
+    /// SQLite failed, and what was written last may not be on the disk.
+    #[error("the store failed")]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+/// How long finished jobs are kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keep {
+    pub(super) finished: u64,
+    pub(super) time: Duration,
+}
+
+/// A worker, as it is remembered.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct StoredWorker {
+    pub(super) id: WorkerId,
+    pub(super) name: String,
+    pub(super) address: String,
+    pub(super) version: String,
+    pub(super) left: bool,
+    pub(super) registered_at: Timestamp,
+    pub(super) heard_at: Option<Timestamp>,
+}
+
+/// How far the writer is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Progress {
+    /// Every change up to this one is on the disk.
+    pub(super) committed: u64,
+    /// Jobs deleted since the start.
+    pub(super) deleted: u64,
+    /// There was no room at the last attempt.
+    pub(super) full: bool,
+}
+
+/// The place of a change in the order of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket(u64);
+
+/// What the store held when it was opened.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    /// One more than at the start before.
+    pub(super) epoch: u64,
+    pub(super) workers: Vec<StoredWorker>,
+    /// The jobs that had not ended, and for those whose start was never
+    /// confirmed the values of their environment.
+    pub(super) live: Vec<(Record, Env)>,
+}
+
+/// A handle to the store; clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    queue: Mutex<Queue>,
+    progress: watch::Receiver<Progress>,
+    readers: Arc<Readers>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    messages: mpsc::Sender<Message>,
+    /// Changes handed to the writer.
+    number: u64,
+}
+
+/// The thread that writes; ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Writing {
+    store: Store,
+    ended: Option<oneshot::Receiver<Result<(), Error>>>,
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.store.queue().messages.send(Message::End);
+    }
+}
+
+impl Writing {
+    /// Returns when the store can no longer be written, with the reason.
+    /// Cancel-safe.
+    pub(super) async fn failed(&mut self) -> Error {
+        match &mut self.ended {
+            Some(ended) => {
+                let error = match ended.await {
+                    Ok(Err(error)) => error,
+                    Ok(Ok(())) | Err(_) => Error::Ended,
+                };
+                self.ended = None;
+                error
+            }
+            None => Error::Ended,
+        }
+    }
+
+    /// Has everything written that was handed over, and returns when it is.
+    pub(super) async fn end(mut self) -> Result<(), Error> {
+        let _ = self.store.queue().messages.send(Message::End);
+        match self.ended.take() {
+            Some(ended) => ended.await.unwrap_or(Err(Error::Ended)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Opens the store in `folder`, which is made if it is not there, for this
+/// process alone; `who` tells others who has it. Blocks.
+pub(super) fn open(
+    folder: &Path,
+    keep: Keep,
+    who: &str,
+) -> Result<(Store, Writing, Loaded), Error> {
+    make(folder).map_err(|source| Error::Folder {
+        folder: folder.to_owned(),
+        source,
+    })?;
+    let lock = Lock::take(folder, who)?;
+    let connection = schema::open(folder)?;
+    restrict(folder).map_err(|source| Error::Folder {
+        folder: folder.to_owned(),
+        source,
+    })?;
+    let loaded = load(&connection)?;
+    let finished: i64 = connection.query_row(
+        "SELECT count(*) FROM jobs WHERE ended_us IS NOT NULL",
+        (),
+        |row| row.get(0),
+    )?;
+    let (messages, received) = mpsc::channel();
+    let (progress, seen) = watch::channel(Progress::default());
+    let (end, ended) = oneshot::channel();
+    let writer = Writer {
+        connection,
+        keep,
+        finished: finished.unsigned_abs(),
+        messages: received,
+        progress,
+        retention_due: Instant::now(),
+        _lock: lock,
+    };
+    let thread = thread::Builder::new().name("store".to_owned());
+    let write = move || {
+        let ended = writer.run();
+        if let Err(error) = &ended {
+            tracing::error!(error = %describe(error), "the store failed: the scheduler ends");
+        }
+        // Nobody waits if the role was cut off.
+        let _ = end.send(ended);
+    };
+    thread.spawn(write).map_err(|source| Error::Folder {
+        folder: folder.to_owned(),
+        source,
+    })?;
+    let store = Store(Arc::new(Inner {
+        queue: Mutex::new(Queue {
+            messages,
+            number: 0,
+        }),
+        progress: seen,
+        readers: Arc::new(Readers::new(folder.to_owned())),
+    }));
+    let writing = Writing {
+        store: store.clone(),
+        ended: Some(ended),
+    };
+    Ok((store, writing, loaded))
+}
+
+fn describe(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn make(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+}
+
+/// SQLite gives the files beside the first one the same permissions.
+fn restrict(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(schema::FILE.as_bytes())
+        {
+            fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o600))?;
+        }
+    }
+    Ok(())
+}
+
+fn load(connection: &Connection) -> Result<Loaded, Error> {
+    let epoch: i64 = connection.query_row(
+        "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value",
+        (),
+        |row| row.get(0),
+    )?;
+    let mut workers = connection
+        .prepare("SELECT id, name, address, version, left, registered_us, heard_us FROM workers")?;
+    let time = |us| Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH);
+    let workers = workers
+        .query_map((), |row| {
+            Ok(StoredWorker {
+                id: read::worker_id(row, 0)?,
+                name: row.get(1)?,
+                address: row.get(2)?,
+                version: row.get(3)?,
+                left: row.get(4)?,
+                registered_at: time(row.get(5)?),
+                heard_at: row.get::<_, Option<i64>>(6)?.map(time),
+            })
+        })?
+        .collect::<Result<_, _>>()?;
+    let mut jobs = connection.prepare("SELECT record, env FROM jobs WHERE ended_us IS NULL")?;
+    let rows = jobs.query_map((), |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?))
+    })?;
+    let mut live = Vec::new();
+    for row in rows {
+        let (record, env) = row?;
+        let env = match env {
+            Some(env) => serde_json::from_str(&env).map_err(Error::Damaged)?,
+            None => Env::new(),
+        };
+        live.push((read::record(record)?, env));
+    }
+    Ok(Loaded {
+        epoch: epoch.unsigned_abs(),
+        workers,
+        live,
+    })
+}
+
+impl Store {
+    /// Records a job that is to be started. Handed over at once, in the order
+    /// of the calls; the answer comes after the commit, or says that there is no
+    /// room, and then nothing was recorded.
+    pub(super) fn start(
+        &self,
+        record: Arc<Record>,
+        env: Arc<Env>,
+        key: Option<Key>,
+    ) -> impl Future<Output = Result<(), Error>> + use<> {
+        let (done, answer) = oneshot::channel();
+        self.hand_over(Change::Start {
+            record,
+            env,
+            key,
+            done,
+        });
+        async move { answer.await.unwrap_or(Err(Error::Ended)) }
+    }
+
+    /// The job stands otherwise than before.
+    pub(super) fn job(&self, record: Arc<Record>) -> Ticket {
+        self.hand_over(Change::Job(record))
+    }
+
+    /// A job of which only its worker knew.
+    pub(super) fn adopted(&self, record: Arc<Record>) -> Ticket {
+        self.hand_over(Change::Adopted(record))
+    }
+
+    /// A worker registered or left.
+    pub(super) fn worker(&self, worker: StoredWorker) -> Ticket {
+        self.hand_over(Change::Worker(worker))
+    }
+
+    /// When these were heard of last.
+    pub(super) fn heard(&self, workers: Vec<(WorkerId, Timestamp)>) -> Ticket {
+        self.hand_over(Change::Heard(workers))
+    }
+
+    /// Nobody will hear of this worker again.
+    pub(super) fn worker_gone(&self, worker: WorkerId) -> Ticket {
+        self.hand_over(Change::WorkerGone(worker))
+    }
+
+    /// A worker has deleted the output of these jobs.
+    pub(super) fn forgotten(&self, worker: WorkerId, jobs: Vec<JobId>) -> Ticket {
+        self.hand_over(Change::Forgotten(worker, jobs))
+    }
+
+    /// What was handed over last.
+    pub(super) fn now(&self) -> Ticket {
+        Ticket(self.queue().number)
+    }
+
+    /// Whether this is on the disk.
+    pub(super) fn is_committed(&self, ticket: Ticket) -> bool {
+        self.0.progress.borrow().committed >= ticket.0
+    }
+
+    /// Returns when this and everything before it is on the disk, however long
+    /// a disk stays full.
+    pub(super) fn committed(
+        &self,
+        ticket: Ticket,
+    ) -> impl Future<Output = Result<(), Error>> + use<> {
+        let mut progress = self.0.progress.clone();
+        async move {
+            let committed = progress.wait_for(|progress| progress.committed >= ticket.0);
+            committed.await.map_err(|_| Error::Ended)?;
+            Ok(())
+        }
+    }
+
+    /// As [`Store::committed`], but does not wait for space on the disk.
+    pub(super) async fn committed_now(&self, ticket: Ticket) -> Result<(), Error> {
+        let mut progress = self.0.progress.clone();
+        let far = progress.wait_for(|progress| progress.committed >= ticket.0 || progress.full);
+        let far = *far.await.map_err(|_| Error::Ended)?;
+        match far.committed >= ticket.0 {
+            true => Ok(()),
+            false => Err(Error::Full),
+        }
+    }
+
+    /// How far the writer is, now and after every commit.
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.0.progress.clone()
+    }
+
+    /// A job by its id.
+    pub(super) async fn find(&self, id: JobId) -> Result<Option<Record>, Error> {
+        self.0.readers.with(move |read| read.job(id)).await
+    }
+
+    /// The newest finished job, of that name if there is one.
+    pub(super) async fn newest(&self, name: Option<String>) -> Result<Option<Record>, Error> {
+        self.0.readers.with(move |read| read.newest(name)).await
+    }
+
+    /// At most `limit` finished jobs from `first` on that begin with `digits`.
+    pub(super) async fn with_prefix(
+        &self,
+        first: JobId,
+        digits: String,
+        limit: usize,
+    ) -> Result<Vec<Record>, Error> {
+        let found = self
+            .0
+            .readers
+            .with(move |read| read.with_prefix(first, &digits, limit));
+        found.await
+    }
+
+    /// At most `limit` finished jobs, the newest first, behind `after`.
+    pub(super) async fn page(
+        &self,
+        filter: Filter,
+        limit: usize,
+        after: Option<Cursor>,
+    ) -> Result<Vec<Record>, Error> {
+        let page = self
+            .0
+            .readers
+            .with(move |read| read.page(&filter, limit, after));
+        page.await
+    }
+
+    /// Those of `jobs` that are recorded, or were and are being forgotten.
+    pub(super) async fn known(&self, jobs: Vec<JobId>) -> Result<HashSet<JobId>, Error> {
+        self.0.readers.with(move |read| read.known(&jobs)).await
+    }
+
+    /// What a key was used for.
+    pub(super) async fn key(&self, key: String) -> Result<Option<KeptKey>, Error> {
+        self.0.readers.with(move |read| read.key(&key)).await
+    }
+
+    /// At most `limit` jobs that the worker is to forget, behind the place
+    /// `after` in the list, each with its place.
+    pub(super) async fn to_forget(
+        &self,
+        worker: WorkerId,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<(i64, JobId)>, Error> {
+        let found = self
+            .0
+            .readers
+            .with(move |read| read.to_forget(worker, after, limit));
+        found.await
+    }
+
+    /// No more than so many pages: a disk that is full.
+    #[cfg(test)]
+    pub(super) fn limit_pages(&self, pages: u32) {
+        let _ = self.queue().messages.send(Message::MaxPages(pages));
+    }
+
+    fn hand_over(&self, change: Change) -> Ticket {
+        let mut queue = self.queue();
+        queue.number += 1;
+        let number = queue.number;
+        // A writer that has ended is noticed by who waits for the commit.
+        let _ = queue.messages.send(Message::Change(number, change));
+        Ticket(number)
+    }
+
+    fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,255 @@
+//! What is read while others write: on connections of its own, on threads that
+//! may block, and never for long.
+
+use std::{
+    cmp::Reverse,
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
+use tokio::sync::Semaphore;
+
+use super::{Error, schema};
+use crate::{
+    api,
+    ids::{JobId, WorkerId},
+    roles::scheduler::jobs::{Filter, Record},
+};
+
+/// So many reads at once; more would only wait for the same disk.
+const AT_ONCE: usize = 8;
+
+/// Where a page begins: behind this job.
+pub(in crate::roles::scheduler) type Cursor = (Timestamp, JobId);
+
+/// The job of an idempotency key, and the digest of what was asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::roles::scheduler) struct KeptKey {
+    pub(in crate::roles::scheduler) job: JobId,
+    pub(in crate::roles::scheduler) body: Vec<u8>,
+}
+
+/// Connections that only read.
+#[derive(Debug)]
+pub(super) struct Readers {
+    folder: PathBuf,
+    idle: Mutex<Vec<Connection>>,
+    permits: Arc<Semaphore>,
+}
+
+impl Readers {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self {
+            folder,
+            idle: Mutex::default(),
+            permits: Arc::new(Semaphore::new(AT_ONCE)),
+        }
+    }
+
+    /// Has `work` done with a connection, on a thread where it may block.
+    pub(super) async fn with<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Reader) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let permit = self.permits.clone().acquire_owned().await;
+        let readers = self.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let idle = readers.idle().pop();
+            let connection = match idle {
+                Some(connection) => connection,
+                None => schema::open_reader(&readers.folder)?,
+            };
+            let reader = Reader(connection);
+            let found = work(&reader)?;
+            readers.idle().push(reader.0);
+            Ok(found)
+        });
+        done.await.unwrap_or(Err(Error::Ended))
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The questions that can be asked.
+pub(super) struct Reader(pub(super) Connection);
+
+impl Reader {
+    pub(super) fn job(&self, id: JobId) -> Result<Option<Record>, Error> {
+        let mut query = self
+            .0
+            .prepare_cached("SELECT record FROM jobs WHERE id = ?")?;
+        let found = query.query_row([id.as_bytes()], text).optional()?;
+        found.map(record).transpose()
+    }
+
+    /// The newest finished job, of that name.
+    pub(super) fn newest(&self, name: Option<String>) -> Result<Option<Record>, Error> {
+        let filter = Filter {
+            name,
+            ..Filter::default()
+        };
+        Ok(self.page(&filter, 1, None)?.pop())
+    }
+
+    /// At most `limit` finished jobs whose ids begin with `digits`.
+    pub(super) fn with_prefix(
+        &self,
+        first: JobId,
+        digits: &str,
+        limit: usize,
+    ) -> Result<Vec<Record>, Error> {
+        let mut query = self.0.prepare_cached(
+            "SELECT record FROM jobs WHERE id >= ? AND ended_us IS NOT NULL ORDER BY id LIMIT ?",
+        )?;
+        let rows = query.query_map(params![first.as_bytes(), count(limit)], text)?;
+        let mut found = Vec::new();
+        for row in rows {
+            let record = record(row?)?;
+            if !record.id.starts_with(digits) {
+                break;
+            }
+            found.push(record);
+        }
+        Ok(found)
+    }
+
+    /// At most `limit` finished jobs, the newest first.
+    pub(super) fn page(
+        &self,
+        filter: &Filter,
+        limit: usize,
+        after: Option<Cursor>,
+    ) -> Result<Vec<Record>, Error> {
+        // A state at a time, because each index is in order within a state only.
+        let mut found: Vec<(i64, JobId, i64)> = Vec::new();
+        for state in api::JobState::ALL {
+            if state.is_final() && filter.has_state(state) {
+                found.extend(self.page_of(state, filter, limit, after)?);
+            }
+        }
+        found.sort_unstable_by_key(|(created_us, id, _)| Reverse((*created_us, *id)));
+        found.truncate(limit);
+        let mut query = self
+            .0
+            .prepare_cached("SELECT record FROM jobs WHERE number = ?")?;
+        let mut page = Vec::with_capacity(found.len());
+        for (_, _, number) in found {
+            // One that was deleted this very moment is no longer there.
+            if let Some(found) = query.query_row([number], text).optional()? {
+                page.push(record(found)?);
+            }
+        }
+        Ok(page)
+    }
+
+    fn page_of(
+        &self,
+        state: api::JobState,
+        filter: &Filter,
+        limit: usize,
+        after: Option<Cursor>,
+    ) -> Result<Vec<(i64, JobId, i64)>, Error> {
+        let state = state.as_str();
+        let limit = count(limit);
+        let (before_us, before_id) = match after {
+            Some((time, id)) => (time.as_microsecond(), id.as_bytes().to_vec()),
+            None => (i64::MAX, Vec::new()),
+        };
+        let worker = filter.worker.map(|worker| worker.as_bytes().to_vec());
+        let mut values: Vec<&dyn ToSql> = vec![&state, &before_us, &before_id, &limit];
+        let mut also = String::new();
+        let mut index = "jobs_by_state";
+        if let Some(worker) = &worker {
+            values.push(worker);
+            also.push_str(" AND worker = ?5");
+            index = "jobs_by_worker";
+        }
+        if let Some(name) = &filter.name {
+            values.push(name);
+            also.push_str(&format!(" AND name = ?{}", values.len()));
+            index = match worker {
+                Some(_) => "jobs_by_name_and_worker",
+                None => "jobs_by_name",
+            };
+        }
+        let mut query = self.0.prepare_cached(&format!(
+            "SELECT created_us, id, number FROM jobs INDEXED BY {index}
+             WHERE ended_us IS NOT NULL AND state = ?1{also} AND (created_us, id) < (?2, ?3)
+             ORDER BY created_us DESC, id DESC LIMIT ?4"
+        ))?;
+        let rows = query.query_map(values.as_slice(), |row| {
+            Ok((row.get(0)?, job_id(row, 1)?, row.get(2)?))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Those of `jobs` that are recorded, or were and are being forgotten.
+    pub(super) fn known(&self, jobs: &[JobId]) -> Result<HashSet<JobId>, Error> {
+        let mut query = self.0.prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?1)
+                 OR EXISTS (SELECT 1 FROM forget WHERE job = ?1)",
+        )?;
+        let mut known = HashSet::new();
+        for job in jobs {
+            if query.query_row([job.as_bytes()], |row| row.get(0))? {
+                known.insert(*job);
+            }
+        }
+        Ok(known)
+    }
+
+    pub(super) fn key(&self, key: &str) -> Result<Option<KeptKey>, Error> {
+        let mut query = self
+            .0
+            .prepare_cached("SELECT job, body FROM keys WHERE key = ?")?;
+        let found = query.query_row([key], |row| {
+            Ok(KeptKey {
+                job: job_id(row, 0)?,
+                body: row.get(1)?,
+            })
+        });
+        Ok(found.optional()?)
+    }
+
+    /// At most `limit` jobs that `worker` is to forget, behind the place `after`
+    /// in the list; each with its place.
+    pub(super) fn to_forget(
+        &self,
+        worker: WorkerId,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<(i64, JobId)>, Error> {
+        let mut query = self.0.prepare_cached(
+            "SELECT number, job FROM forget WHERE worker = ? AND number > ? ORDER BY number LIMIT ?",
+        )?;
+        let values = params![worker.as_bytes(), after, count(limit)];
+        let rows = query.query_map(values, |row| Ok((row.get(0)?, job_id(row, 1)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+fn count(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+fn text(row: &Row<'_>) -> rusqlite::Result<String> {
+    row.get(0)
+}
+
+pub(super) fn record(json: String) -> Result<Record, Error> {
+    serde_json::from_str(&json).map_err(Error::Damaged)
+}
+
+pub(super) fn job_id(row: &Row<'_>, column: usize) -> rusqlite::Result<JobId> {
+    Ok(JobId::from_bytes(row.get(column)?))
+}
+
+pub(super) fn worker_id(row: &Row<'_>, column: usize) -> rusqlite::Result<WorkerId> {
+    Ok(WorkerId::from_bytes(row.get(column)?))
+}

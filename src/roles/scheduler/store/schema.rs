@@ -1,0 +1,126 @@
+//! The tables, how an older store becomes one of today, and what every
+//! connection to it is told first.
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::Error;
+
+/// The file in the scheduler's data folder.
+pub(super) const FILE: &str = "store.sqlite";
+
+/// One entry for each version, the first makes version 1 of an empty file.
+/// Entries are only ever added: each has run on somebody's disk.
+const MIGRATIONS: [&str; 1] = ["
+CREATE TABLE meta (
+    key TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO meta VALUES ('epoch', 0);
+
+CREATE TABLE workers (
+    id BLOB PRIMARY KEY,
+    name TEXT NOT NULL,
+    address TEXT NOT NULL,
+    version TEXT NOT NULL,
+    left INTEGER NOT NULL,
+    registered_us INTEGER NOT NULL,
+    heard_us INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- `record` is the whole record as JSON; what is beside it is there to be found
+-- by; `ended_us` is what retention counts from. `env` has the values of the environment until the start is confirmed.
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    name TEXT,
+    worker BLOB NOT NULL,
+    state TEXT NOT NULL,
+    created_us INTEGER NOT NULL,
+    ended_us INTEGER,
+    env TEXT,
+    record TEXT NOT NULL
+) STRICT;
+CREATE INDEX jobs_live ON jobs (id) WHERE ended_us IS NULL;
+-- Live jobs are in memory: pages read finished ones alone, a state at a time.
+CREATE INDEX jobs_ended ON jobs (ended_us) WHERE ended_us IS NOT NULL;
+CREATE INDEX jobs_by_state ON jobs (state, created_us, id)
+    WHERE ended_us IS NOT NULL;
+CREATE INDEX jobs_by_worker ON jobs (worker, state, created_us, id)
+    WHERE ended_us IS NOT NULL;
+CREATE INDEX jobs_by_name ON jobs (name, state, created_us, id)
+    WHERE ended_us IS NOT NULL AND name IS NOT NULL;
+CREATE INDEX jobs_by_name_and_worker ON jobs (name, worker, state, created_us, id)
+    WHERE ended_us IS NOT NULL AND name IS NOT NULL;
+
+CREATE TABLE keys (
+    key TEXT PRIMARY KEY,
+    job BLOB NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    body BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX keys_by_job ON keys (job);
+
+CREATE TABLE forget (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    worker BLOB NOT NULL,
+    job BLOB NOT NULL UNIQUE
+) STRICT;
+CREATE INDEX forget_by_worker ON forget (worker, number);
+"];
+
+/// The version of a store that this binary writes.
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// What a WAL that has grown is cut back to.
+const WAL_LIMIT: u32 = 16 * 1024 * 1024;
+
+/// A reader waits so long for the rare moments in which it may have to.
+const READER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The one connection that writes; brings the store to [`VERSION`] first.
+pub(super) fn open(folder: &Path) -> Result<Connection, Error> {
+    let file = folder.join(FILE);
+    let mut connection = Connection::open(&file)?;
+    connection.busy_timeout(Duration::ZERO)?;
+    // Checkpoints are made by the writer: those SQLite makes by itself do not
+    // say when they fail.
+    connection.execute_batch(&format!(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
+         PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {WAL_LIMIT};
+         PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON;
+         PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"
+    ))?;
+    migrate(&mut connection, &file)?;
+    Ok(connection)
+}
+
+/// A connection that only reads, beside the one that writes.
+pub(super) fn open_reader(folder: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(folder.join(FILE), flags)?;
+    connection.busy_timeout(READER_PATIENCE)?;
+    connection.execute_batch("PRAGMA temp_store = MEMORY;")?;
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection, file: &Path) -> Result<(), Error> {
+    let change = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: i64 = change.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+    if found > VERSION {
+        return Err(Error::Newer {
+            file: file.to_owned(),
+            found,
+        });
+    }
+    let done = usize::try_from(found).unwrap_or(0);
+    for step in MIGRATIONS.iter().skip(done) {
+        change.execute_batch(step)?;
+    }
+    change.execute_batch(&format!("PRAGMA user_version = {VERSION}"))?;
+    change.commit()?;
+    if found > 0 && found < VERSION {
+        tracing::info!(from = found, to = VERSION, "store brought up to date");
+    }
+    Ok(())
+}

@@ -1,0 +1,227 @@
+//! The store on real files.
+
+use std::time::Instant;
+
+use super::*;
+use crate::{
+    api,
+    roles::scheduler::jobs::{End, Exit, Process, State, tests::record},
+};
+
+const KEEP: Keep = Keep {
+    finished: 10_000_000,
+    time: Duration::from_secs(3600 * 24 * 365),
+};
+
+/// A store for tests that never read what they have written.
+pub(in crate::roles::scheduler) fn scratch() -> Store {
+    let keep = Keep {
+        finished: 1000,
+        time: Duration::from_secs(3600),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, _) = open(folder.path(), keep, "a test").unwrap();
+    std::mem::forget(writing);
+    store
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn nobody_else_may_read_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("a/b");
+    let (_store, _writing, loaded) = open(&folder, KEEP, "a test").unwrap();
+    assert_eq!(loaded.epoch, 1);
+    assert_eq!(mode(&folder), 0o700);
+    for entry in fs::read_dir(&folder).unwrap() {
+        assert_eq!(mode(&entry.unwrap().path()), 0o600);
+    }
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_version_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    writing.end().await.unwrap();
+    let file = folder.path().join(schema::FILE);
+    let connection = Connection::open(file).unwrap();
+    connection
+        .execute_batch("PRAGMA user_version = 99")
+        .unwrap();
+    let error = open(folder.path(), KEEP, "a test").unwrap_err();
+    assert!(matches!(error, Error::Newer { found: 99, .. }));
+    let text = error.to_string();
+    assert!(
+        text.contains("newer jobctl") && text.contains("--data-dir"),
+        "{text}"
+    );
+}
+
+/// What is on people's disks must be read by every later version.
+#[test]
+fn a_record_of_the_first_version_is_read() {
+    let text = r#"{"id":"3f2a8b1c-9d4e-4f00-8000-000000000000","name":"nightly",
+        "command":"sh","path":null,"args":["-c","exit 3"],"env":["A"],"cwd":null,
+        "timeout":{"secs":600,"nanos":0},"worker":"7c00b51c-0d77-40a9-90aa-470f25a197bb",
+        "worker_name":"w1","session":"7c00b51c-0d77-40a9-90aa-470f25a197bc",
+        "state":{"ended":{"process":{"pid":7,"since":"2026-01-02T03:04:05Z"},
+            "at":"2026-01-02T03:04:06Z","end":{"failed":{"code":3}},"reason":"exit status 3"}},
+        "output_bytes":5,"created_at":"2026-01-02T03:04:04Z",
+        "stop":{"signal":2,"grace":{"secs":1,"nanos":0}}}"#;
+    let job = read::record(text.to_owned()).unwrap();
+    assert_eq!(job.error_text(), "exit status 3");
+    assert_eq!(job.job().pid, Some(7));
+    let again: Record = serde_json::from_str(&serde_json::to_string(&job).unwrap()).unwrap();
+    assert_eq!(again, job);
+    for state in [
+        r#"{"pending":{"call_open":true}}"#,
+        r#"{"running":{"pid":null,"since":null}}"#,
+        r#"{"unknown":{"process":null,"why":"x","doubt":"unconfirmed"}}"#,
+        r#"{"unknown":{"process":null,"why":"x","doubt":"worker_unreachable"}}"#,
+    ] {
+        let state: State = serde_json::from_str(state).unwrap();
+        assert!(!state.is_final());
+    }
+    for end in [
+        r#""succeeded""#,
+        r#"{"failed":{"signal":9}}"#,
+        r#"{"not_started":{"code":"x"}}"#,
+        r#"{"stopped":null}"#,
+        r#"{"timed_out":{"code":1}}"#,
+        r#""lost""#,
+    ] {
+        serde_json::from_str::<End>(end).unwrap();
+    }
+}
+
+/// Prints how long the questions take that people ask most. Run it with
+/// `cargo test --release -- --ignored --nocapture a_million_records`.
+#[tokio::test]
+#[ignore = "takes a minute and half a gigabyte"]
+async fn a_million_records() {
+    const RECORDS: u64 = 1_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    let workers: Vec<WorkerId> = (0..10).map(|_| WorkerId::random()).collect();
+    let start = Timestamp::now() - Duration::from_secs(RECORDS);
+    let began = Instant::now();
+    let mut some = Vec::new();
+    for n in 0..RECORDS {
+        let at = start + Duration::from_secs(n);
+        let end = match n % 10 {
+            9 => End::Failed(Some(Exit::Code(3))),
+            // So rare that a scan would pass half a million others.
+            _ if n == RECORDS / 2 => End::TimedOut(None),
+            _ => End::Succeeded,
+        };
+        let process = Some(Process {
+            pid: Some(4711),
+            since: Some(at),
+        });
+        let mut job = record(State::Ended {
+            process,
+            at: at + Duration::from_secs(1),
+            end,
+            reason: String::new(),
+        });
+        job.created_at = at;
+        job.worker = workers[(n % 10) as usize];
+        job.name = Some(format!("job-{}", n % 3));
+        job.args = vec!["-c".to_owned(), format!("echo {n}")];
+        if n % 1000 == 0 {
+            some.push(job.id);
+            store.committed(store.now()).await.unwrap();
+        }
+        store.adopted(Arc::new(job));
+    }
+    store.committed(store.now()).await.unwrap();
+    let took = began.elapsed();
+    println!("{RECORDS} records written in {took:.1?}");
+
+    let filter =
+        |states: Option<Vec<api::JobState>>, worker: Option<WorkerId>, name: Option<&str>| Filter {
+            states,
+            worker,
+            name: name.map(str::to_owned),
+        };
+    let rare = || Some(vec![api::JobState::TimedOut, api::JobState::Lost]);
+    let middle = store.find(some[500]).await.unwrap().unwrap();
+    let middle = Some((middle.created_at, middle.id));
+    let pages = [
+        ("newest 50", filter(None, None, None), None),
+        ("50 from the middle", filter(None, None, None), middle),
+        (
+            "state failed",
+            filter(Some(vec![api::JobState::Failed]), None, None),
+            middle,
+        ),
+        ("a rare state", filter(rare(), None, None), None),
+        ("worker", filter(None, Some(workers[9]), None), middle),
+        (
+            "worker and rare state",
+            filter(rare(), Some(workers[0]), None),
+            None,
+        ),
+        ("name", filter(None, None, Some("job-1")), middle),
+        (
+            "name and rare state",
+            filter(rare(), None, Some("job-1")),
+            None,
+        ),
+        (
+            "name, worker",
+            filter(None, Some(workers[3]), Some("job-0")),
+            middle,
+        ),
+        (
+            "name, worker, rare state",
+            filter(rare(), Some(workers[3]), Some("job-0")),
+            None,
+        ),
+        ("no such name", filter(None, None, Some("nobody")), None),
+    ];
+    // A connection is made once.
+    store.newest(None).await.unwrap();
+    let mut slowest = Duration::ZERO;
+    let mut say = |what: &str, mut took: Vec<Duration>| {
+        took.sort();
+        let (half, worst) = (took[took.len() / 2], took[took.len() - 1]);
+        println!(
+            "{what}: median {half:.1?}, slowest {worst:.1?} of {}",
+            took.len()
+        );
+        slowest = slowest.max(half);
+    };
+    let mut took = Vec::new();
+    for id in &some {
+        let began = Instant::now();
+        store.find(*id).await.unwrap().unwrap();
+        took.push(began.elapsed());
+    }
+    say("one job", took);
+    for (what, filter, after) in pages {
+        let mut took = Vec::new();
+        for _ in 0..100 {
+            let began = Instant::now();
+            store.page(filter.clone(), 50, after).await.unwrap();
+            took.push(began.elapsed());
+        }
+        say(what, took);
+    }
+    let size = fs::metadata(folder.path().join(schema::FILE))
+        .unwrap()
+        .len();
+    writing.end().await.unwrap();
+    let began = Instant::now();
+    let (_store, writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    println!(
+        "opened again in {:.1?}; {} MiB",
+        began.elapsed(),
+        size >> 20
+    );
+    writing.end().await.unwrap();
+    assert!(slowest < Duration::from_millis(10), "{slowest:?}");
+}

@@ -1,0 +1,392 @@
+//! The one thread that writes. It takes the changes that have come up, commits
+//! them together, and only then says so: one sync for many.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi, params};
+use tokio::sync::{oneshot, watch};
+
+use super::{Error, Keep, Progress, StoredWorker, lock::Lock, read};
+use crate::{
+    ids::{JobId, WorkerId},
+    roles::scheduler::jobs::Record,
+};
+
+/// The most changes in one transaction.
+const BATCH: usize = 4096;
+
+/// The most jobs whose records are deleted in one transaction.
+const DELETED_AT_ONCE: u64 = 500;
+
+/// With a full disk the changes that wait are tried again so often.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// After so many changes, or when nothing has come for so long, what is in the
+/// WAL is carried over.
+const CHECKPOINT: usize = 2000;
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How often the oldest records are looked at.
+const RETENTION: Duration = Duration::from_secs(30);
+
+/// The digest of a start that bears an idempotency key.
+#[derive(Clone, Debug)]
+pub(in crate::roles::scheduler) struct Key {
+    pub(in crate::roles::scheduler) key: String,
+    pub(in crate::roles::scheduler) body: Vec<u8>,
+}
+
+/// Values of a job's environment.
+pub(in crate::roles::scheduler) type Env = BTreeMap<String, String>;
+
+/// What may be written.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// A job that somebody wants started. The only one that a full disk refuses.
+    Start {
+        record: Arc<Record>,
+        env: Arc<Env>,
+        key: Option<Key>,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
+    /// A job stands otherwise than before. One that ended stays as it is.
+    Job(Arc<Record>),
+    /// A job that only its worker knew.
+    Adopted(Arc<Record>),
+    Worker(StoredWorker),
+    Heard(Vec<(WorkerId, Timestamp)>),
+    /// A worker nobody will hear of again.
+    WorkerGone(WorkerId),
+    /// A worker has deleted the output of these.
+    Forgotten(WorkerId, Vec<JobId>),
+}
+
+/// What comes to the writer.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// With its place in the order of all changes.
+    Change(u64, Change),
+    /// Write what has come, and end.
+    End,
+    #[cfg(test)]
+    MaxPages(u32),
+}
+
+pub(super) struct Writer {
+    pub(super) connection: Connection,
+    pub(super) keep: Keep,
+    /// Finished jobs in the store.
+    pub(super) finished: u64,
+    pub(super) messages: Receiver<Message>,
+    pub(super) progress: watch::Sender<Progress>,
+    pub(super) retention_due: Instant,
+    pub(super) _lock: Lock,
+}
+
+/// What a transaction did.
+#[derive(Default)]
+struct Done {
+    finished: u64,
+    deleted: u64,
+    more: bool,
+}
+
+impl Writer {
+    /// Returns when it was told to end; an error means that what was written
+    /// last may not be on the disk, and nothing may be written any more.
+    pub(super) fn run(mut self) -> Result<(), Error> {
+        let mut batch = Vec::new();
+        let mut written = 0;
+        let mut last = 0;
+        let mut more = false;
+        loop {
+            let now = Instant::now();
+            let patience = match (batch.is_empty(), written > 0) {
+                _ if more => Duration::ZERO,
+                (false, _) => RETRY,
+                (true, true) => IDLE,
+                (true, false) => self.retention_due.saturating_duration_since(now),
+            };
+            let mut ending = false;
+            let mut next = match self.messages.recv_timeout(patience) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Message::End),
+            };
+            let idle = next.is_none();
+            while let Some(message) = next.take() {
+                match message {
+                    Message::Change(number, change) => {
+                        last = number;
+                        batch.push(change);
+                    }
+                    Message::End => ending = true,
+                    #[cfg(test)]
+                    Message::MaxPages(pages) => {
+                        let set = format!("PRAGMA max_page_count = {pages}");
+                        self.connection.query_row(&set, (), |_| Ok(()))?;
+                    }
+                }
+                if !ending && batch.len() < BATCH {
+                    next = self.messages.try_recv().ok();
+                }
+            }
+            let count = batch.len();
+            match self.commit(&batch) {
+                Ok(done) => {
+                    self.finished = (self.finished + done.finished).saturating_sub(done.deleted);
+                    written += count + usize::try_from(done.deleted).unwrap_or(0);
+                    more = done.more;
+                    for change in batch.drain(..) {
+                        if let Change::Start { done, .. } = change {
+                            // Who asked may have gone away.
+                            let _ = done.send(Ok(()));
+                        }
+                    }
+                    self.progress.send_modify(|progress| {
+                        if progress.full && count > 0 {
+                            tracing::warn!("the store can be written again");
+                        }
+                        progress.full &= count == 0;
+                        progress.committed = last;
+                        progress.deleted += done.deleted;
+                    });
+                }
+                Err(error) if error.is_full() => {
+                    self.refuse(&mut batch);
+                    more = false;
+                    written = CHECKPOINT;
+                }
+                Err(error) => return Err(error),
+            }
+            if written >= CHECKPOINT || (idle && written > 0) {
+                self.checkpoint()?;
+                written = 0;
+            }
+            if ending {
+                if !batch.is_empty() {
+                    tracing::warn!(
+                        changes = batch.len(),
+                        "not written: no space; workers tell of them again"
+                    );
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// There is no room: starts are refused, everything else is kept.
+    fn refuse(&mut self, batch: &mut Vec<Change>) {
+        let kept = std::mem::take(batch).into_iter().filter_map(|change| {
+            let Change::Start { done, .. } = change else {
+                return Some(change);
+            };
+            let _ = done.send(Err(Error::Full));
+            None
+        });
+        batch.extend(kept);
+        self.progress.send_modify(|progress| {
+            if !progress.full {
+                tracing::error!("no space for the store: starts are refused until there is some");
+            }
+            progress.full = true;
+        });
+    }
+
+    fn commit(&mut self, batch: &[Change]) -> Result<Done, Error> {
+        let aged = self.retention_due <= Instant::now();
+        if batch.is_empty() && !aged && self.finished <= self.keep.finished {
+            return Ok(Done::default());
+        }
+        let change = self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut done = Done::default();
+        for one in batch {
+            done.finished += apply(&change, one)?;
+        }
+        let surplus = (self.finished + done.finished).saturating_sub(self.keep.finished);
+        let before = match aged {
+            true => Timestamp::now().checked_sub(self.keep.time).ok(),
+            false => None,
+        };
+        done.deleted = delete(&change, surplus, before)?;
+        done.more = done.deleted == DELETED_AT_ONCE;
+        change.commit()?;
+        if aged && !done.more {
+            self.retention_due = Instant::now() + RETENTION;
+        }
+        Ok(done)
+    }
+
+    fn checkpoint(&mut self) -> Result<(), Error> {
+        let done = self
+            .connection
+            .query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
+        match done.map_err(Error::from) {
+            // What is in the WAL is safe there.
+            Err(error) if error.is_full() => Ok(()),
+            done => done,
+        }
+    }
+}
+
+/// Returns how many jobs ended with it.
+fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
+    match change {
+        Change::Start {
+            record, env, key, ..
+        } => {
+            let env = (!env.is_empty()).then(|| json(env));
+            insert(to, record, env)?;
+            if let Some(key) = key {
+                to.prepare_cached("INSERT INTO keys (key, job, body) VALUES (?, ?, ?)")?
+                    .execute(params![key.key, record.id.as_bytes(), key.body])?;
+            }
+            Ok(0)
+        }
+        Change::Job(record) => update(to, record),
+        Change::Adopted(record) => {
+            let inserted = insert(to, record, None)?;
+            Ok(u64::from(inserted > 0 && record.is_final()))
+        }
+        Change::Worker(worker) => {
+            to.prepare_cached(
+                "INSERT OR REPLACE INTO workers
+                 (id, name, address, version, left, registered_us, heard_us)
+                 VALUES (?, ?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                worker.id.as_bytes(),
+                worker.name,
+                worker.address,
+                worker.version,
+                worker.left,
+                worker.registered_at.as_microsecond(),
+                worker.heard_at.map(Timestamp::as_microsecond),
+            ])?;
+            Ok(0)
+        }
+        Change::Heard(workers) => {
+            let mut write = to.prepare_cached("UPDATE workers SET heard_us = ? WHERE id = ?")?;
+            for (id, at) in workers {
+                write.execute(params![at.as_microsecond(), id.as_bytes()])?;
+            }
+            Ok(0)
+        }
+        Change::WorkerGone(id) => {
+            to.prepare_cached("DELETE FROM workers WHERE id = ?")?
+                .execute([id.as_bytes()])?;
+            to.prepare_cached("DELETE FROM forget WHERE worker = ?")?
+                .execute([id.as_bytes()])?;
+            Ok(0)
+        }
+        Change::Forgotten(worker, jobs) => {
+            let mut write = to.prepare_cached("DELETE FROM forget WHERE job = ? AND worker = ?")?;
+            for job in jobs {
+                write.execute([job.as_bytes(), worker.as_bytes()])?;
+            }
+            Ok(0)
+        }
+    }
+}
+
+fn insert(to: &Transaction<'_>, record: &Record, env: Option<String>) -> rusqlite::Result<usize> {
+    to.prepare_cached(
+        "INSERT OR IGNORE INTO jobs
+         (id, name, worker, state, created_us, ended_us, env, record)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![
+        record.id.as_bytes(),
+        record.name,
+        record.worker.as_bytes(),
+        record.api_state().as_str(),
+        record.created_at.as_microsecond(),
+        record.kept_from().map(Timestamp::as_microsecond),
+        env,
+        json(record),
+    ])
+}
+
+fn update(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<u64> {
+    let changed = to
+        .prepare_cached(
+            "UPDATE jobs SET state = ?, ended_us = ?, env = iif(?, env, NULL), record = ?
+             WHERE id = ? AND ended_us IS NULL",
+        )?
+        .execute(params![
+            record.api_state().as_str(),
+            record.kept_from().map(Timestamp::as_microsecond),
+            record.state.is_unconfirmed(),
+            json(record),
+            record.id.as_bytes(),
+        ])?;
+    Ok(u64::from(changed > 0 && record.is_final()))
+}
+
+/// Deletes the records that ended first: `surplus` of them, and those that
+/// ended before `before`. Their workers are to delete the output.
+fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusqlite::Result<u64> {
+    let surplus = surplus.min(DELETED_AT_ONCE);
+    if surplus == 0 && before.is_none() {
+        return Ok(0);
+    }
+    let mut oldest = to.prepare_cached(
+        "SELECT number, id, worker, ended_us FROM jobs
+         WHERE ended_us IS NOT NULL ORDER BY ended_us LIMIT ?",
+    )?;
+    let mut forget =
+        to.prepare_cached("INSERT OR IGNORE INTO forget (worker, job) VALUES (?, ?)")?;
+    let mut delete = to.prepare_cached("DELETE FROM jobs WHERE number = ?")?;
+    let limit = match before {
+        Some(_) => DELETED_AT_ONCE,
+        None => surplus,
+    };
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let before = before.map_or(i64::MIN, Timestamp::as_microsecond);
+    let found = oldest
+        .query_map([limit], |row| {
+            let job = (read::job_id(row, 1)?, read::worker_id(row, 2)?);
+            Ok((row.get::<_, i64>(0)?, job, row.get::<_, i64>(3)?))
+        })?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut deleted = 0;
+    for (number, (job, worker), ended_us) in found {
+        if deleted >= surplus && ended_us >= before {
+            break;
+        }
+        forget.execute(params![worker.as_bytes(), job.as_bytes()])?;
+        delete.execute([number])?;
+        deleted += 1;
+    }
+    Ok(deleted)
+}
+
+/// Records are plain: they always have a JSON form.
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+impl Error {
+    /// There was no room on the disk: nothing else is wrong.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Self::Full => true,
+            Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) => {
+                // The index of the WAL is a file as well, which is never synced.
+                failure.code == ErrorCode::DiskFull
+                    || failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE
+            }
+            _ => false,
+        }
+    }
+}
