@@ -312,6 +312,20 @@ pub(crate) async fn job_is(client: &Client, id: JobId, state: JobState) -> Job {
     .await
 }
 
+/// The roles as processes are up once a worker is ready.
+pub(crate) async fn connected(place: Place) -> Client {
+    let client = place.client();
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        while client.version().await.is_err() {
+            pause.tick().await;
+        }
+    })
+    .await;
+    client.ready(1, Duration::from_secs(30)).await.unwrap();
+    client
+}
+
 /// A role as a process of its own; killed when it is dropped.
 pub(crate) struct Process(Child);
 

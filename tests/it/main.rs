@@ -9,6 +9,7 @@
 mod cli;
 mod cluster;
 mod completions;
+mod faults;
 mod logs;
 mod rooms;
 mod start;

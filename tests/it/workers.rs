@@ -8,8 +8,8 @@ use rustix::process::Signal;
 
 use crate::{
     cluster::{
-        Place, Process, TestCluster, end_of, everything, job as job_of, job_is, output, rest, sh,
-        worker_is, worker_named,
+        Place, Process, TestCluster, connected, end_of, everything, job as job_of, job_is, output,
+        rest, sh, worker_is, worker_named,
     },
     support::{Folder, eventually, processes_of, within},
 };
@@ -135,23 +135,6 @@ async fn a_frozen_worker_is_unreachable_and_then_the_same_again() {
     worker.signal(Signal::TERM);
     assert_eq!(worker.code().await, Some(0));
     job_is(&client, id, JobState::Unknown).await;
-}
-
-/// The roles as processes are up once a worker is ready.
-async fn connected(place: Place) -> jobctl::client::Client {
-    let client = place.client();
-    within(async {
-        let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
-        while client.version().await.is_err() {
-            pause.tick().await;
-        }
-    })
-    .await;
-    client
-        .ready(1, std::time::Duration::from_secs(30))
-        .await
-        .unwrap();
-    client
 }
 
 #[tokio::test]

@@ -6,8 +6,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::{
         fd::{AsFd as _, BorrowedFd},
-        linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixListener, UnixStream},
+        unix::net::{UnixListener, UnixStream},
     },
     path::Path,
     time::Duration,
@@ -20,8 +19,7 @@ use rustix::{
     process::geteuid,
 };
 
-use super::protocol::{self, Command, Event, Spec, socket_name};
-use crate::ids::JobId;
+use super::protocol::{self, Command, Event, Spec};
 
 /// Between two attempts to write a result where there was no room for it.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -65,9 +63,7 @@ impl Control {
     }
 
     /// From here on another worker can call, and nothing here blocks.
-    pub(super) fn listen(&mut self, job_id: JobId) -> io::Result<()> {
-        let name = SocketAddr::from_abstract_name(socket_name(job_id))?;
-        let listener = UnixListener::bind_addr(&name)?;
+    pub(super) fn listen(&mut self, listener: UnixListener) -> io::Result<()> {
         listener.set_nonblocking(true)?;
         self.listener = Some(listener);
         if let Some(connection) = &self.connection {

@@ -2,8 +2,8 @@
 //! job's processes, its pipes and its end. One thread, no async runtime.
 //!
 //! The worker starts it with a socket as standard input, over which
-//! [`protocol`] is spoken, and with the opened script, where there is one, as
-//! standard output. The shim is the child subreaper of everything the job
+//! [`protocol`] is spoken, with the opened script, where there is one, as standard
+//! output, and with the socket on which later workers call as standard error. The shim is the child subreaper of everything the job
 //! starts, so a job has ended only when nothing of it is left: what the main
 //! process leaves behind is ended too. It outlives the worker, waits for the next
 //! one to call, and keeps the job's end until a worker has recorded it.
@@ -20,10 +20,11 @@ mod tree;
 pub use self::tree::kill_orphans;
 
 use std::{
-    io::{self, Read as _, Write as _},
+    fs::File,
+    io::{self, Read as _},
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::net::UnixStream,
+        unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
     process::ExitCode,
@@ -37,7 +38,7 @@ use rustix::{
     process::{
         Pid, Resource, Signal, WaitStatus, getpid, getrlimit, set_child_subreaper, setrlimit,
     },
-    stdio::{dup2_stdin, dup2_stdout},
+    stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 use signal_hook::{
     consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM},
@@ -64,11 +65,8 @@ const KILL_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::f
 pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // There is nobody else to tell, and nothing to do if this fails too.
-            let _ = writeln!(io::stderr(), "jobctl shim: {error}");
-            ExitCode::FAILURE
-        }
+        // There is nobody to tell: to the worker a shim that is gone says enough.
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
@@ -76,15 +74,17 @@ fn run() -> io::Result<()> {
     spawn::close_inherited()?;
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let script = io::stdout().as_fd().try_clone_to_owned()?;
-    let null = std::fs::File::open("/dev/null")?;
+    let calls = io::stderr().as_fd().try_clone_to_owned()?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
     set_child_subreaper(Some(getpid()))?;
     let mut control = Control::new(control);
     let Some(spec) = control.spec()? else {
         return Ok(());
     };
-    control.listen(spec.job_id)?;
+    control.listen(UnixListener::from(calls))?;
     // The worker has raised its own.
     let mut files = getrlimit(Resource::Nofile);
     files.current = spec.open_files;

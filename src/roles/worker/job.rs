@@ -4,11 +4,11 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    io,
     os::{
         fd::OwnedFd,
         linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixStream as StdUnixStream},
+        unix::net::{SocketAddr, UnixListener, UnixStream as StdUnixStream},
     },
     path::PathBuf,
     process::Stdio,
@@ -366,18 +366,27 @@ impl Task {
         if let Ok(shim) = Shim::call(id) {
             return self.follow(shim).await;
         }
-        // Only now: a shim that could not be called has written its result.
-        let result = self.launch.place.result(id);
-        match fs::read(&result).map(|text| serde_json::from_slice(&text)) {
-            Ok(Ok(Event::Ended(ended))) => self.finish(None, &ended),
+        let why = match boot_id == self.launch.boot_id {
+            true => "worker restarted",
+            false => "its machine was restarted",
+        };
+        self.without_shim(None, why).await;
+        self.record_end().await;
+    }
+
+    /// The shim is gone. Only then is it certain that it has left a result behind,
+    /// or never will.
+    async fn without_shim(&mut self, started: Option<(u32, Timestamp)>, why: &str) {
+        let result = self.launch.place.result(self.job.spec.id);
+        let result = tokio::fs::read(result).await;
+        match result.map(|text| serde_json::from_slice(&text)) {
+            Ok(Ok(Event::Ended(ended))) => self.finish(started, &ended),
             Ok(Ok(Event::NotStarted { why, message })) => {
                 let refusal = self.refusal(why, message);
                 self.end(None, How::Refused(refusal));
             }
-            _ if boot_id == self.launch.boot_id => self.lost(None, "worker restarted").await,
-            _ => self.lost(None, "its machine was restarted").await,
+            _ => self.lost(started, why).await,
         }
-        self.record_end().await;
     }
 
     async fn follow(&mut self, mut shim: Shim) {
@@ -406,7 +415,7 @@ impl Task {
                         break;
                     }
                     None => {
-                        self.lost(started, "its shim was killed").await;
+                        self.without_shim(started, "its shim was killed").await;
                         break;
                     }
                 },
@@ -569,6 +578,10 @@ impl Shim {
     /// Starts a shim and tells it what to run.
     fn spawn(launch: &Launch, spec: &Spec, runnable: Runnable) -> io::Result<Self> {
         let (ours, theirs) = StdUnixStream::pair()?;
+        // Made here, so that there is no moment in which the shim lives and cannot
+        // be called.
+        let name = SocketAddr::from_abstract_name(socket_name(spec.id))?;
+        let calls = UnixListener::bind_addr(&name)?;
         let cgroup = match &launch.cgroups {
             Some(cgroups) => Some(cgroups.make(spec.id)?),
             None => None,
@@ -598,8 +611,7 @@ impl Shim {
             .current_dir(&launch.place.output)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(runnable.script.map_or_else(Stdio::null, Stdio::from))
-            // It outlives whoever reads the worker's.
-            .stderr(Stdio::null())
+            .stderr(Stdio::from(OwnedFd::from(calls)))
             // A Ctrl-C at the worker's terminal is the worker's alone.
             .process_group(0)
             .spawn()?;

@@ -1,0 +1,328 @@
+//! The promises, with real processes and real kill -9.
+
+use std::{collections::HashSet, fs, path::Path, time::Duration};
+
+use jobctl::{
+    api::{Job, JobState, QueryRequest, StartRequest, StopRequest, WorkerState},
+    client::{Client, Error},
+    ids::JobId,
+};
+use rustix::process::Signal;
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::{
+    cluster::{Place, Process, connected, end_of, everything, job_is, output, rest, sh, worker_is},
+    support::{Folder, eventually, processes_of, sha256, within},
+};
+
+/// A scheduler and a worker that are killed and come back.
+struct Victims {
+    place: Place,
+    dir: Folder,
+    scheduler: Option<Process>,
+    worker: Option<Process>,
+}
+
+impl Victims {
+    async fn start() -> (Self, Client) {
+        let mut victims = Self {
+            place: Place::new(),
+            dir: Folder::new(),
+            scheduler: None,
+            worker: None,
+        };
+        victims.restart_scheduler();
+        victims.restart_worker();
+        let client = connected(victims.place).await;
+        (victims, client)
+    }
+
+    fn worker_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("w1")
+    }
+
+    fn kill_scheduler(&mut self) {
+        self.scheduler.take().unwrap().kill();
+    }
+
+    fn kill_worker(&mut self) {
+        self.worker.take().unwrap().kill();
+    }
+
+    fn restart_scheduler(&mut self) {
+        self.scheduler = Some(Process::scheduler(self.place, self.dir.path()));
+    }
+
+    fn restart_worker(&mut self) {
+        self.worker = Some(Process::worker(self.place, 1, &self.worker_dir()));
+    }
+}
+
+/// splitmix64: what a seed decides, it decides every time.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+/// A job that leaves one line in a file for each of its starts, writes `bytes`
+/// bytes, and ends with `code` a moment later.
+fn marked(marks: &Path, number: u64, bytes: u64, code: u64) -> StartRequest {
+    let mark = marks.join(number.to_string());
+    sh(&format!(
+        "echo $JOBCTL_JOB_ID >> {}; head -c {bytes} /dev/zero; sleep 0.{number:03}; exit {code}",
+        mark.display()
+    ))
+}
+
+/// Asks until there is an answer that will not change.
+async fn start(client: &Client, request: &StartRequest, key: &str) -> JobId {
+    loop {
+        match client.start_with_key(request, key).await {
+            Ok(started) => return started.job_id,
+            // Recorded, and then its worker was killed before there was a process.
+            Err(Error::Refused { error, .. }) if error.error.contains("lost: ") => {
+                return error.job_id.unwrap();
+            }
+            Err(Error::Refused { status, error }) if status < 500 => panic!("{error:?}"),
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// Asks until the job has ended, whoever is away meanwhile.
+async fn end(client: &Client, id: JobId) -> Job {
+    let request = QueryRequest {
+        job_id: id.to_string(),
+        wait_ms: Some(10_000),
+        ..Default::default()
+    };
+    loop {
+        match client.query(&request).await {
+            Ok(answer) if answer.done => return answer.job,
+            Ok(_) => {}
+            Err(Error::Refused { status, error }) if status < 500 => panic!("{error:?}"),
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+async fn survive(seed: u64, jobs: u64) {
+    let (mut victims, client) = Victims::start().await;
+    let mut chance = Chance(seed);
+    let marks = victims.dir.path().join("marks");
+    fs::create_dir(&marks).unwrap();
+    let mut starts = JoinSet::new();
+    for lane in 0..8 {
+        let (client, marks) = (victims.place.client(), marks.clone());
+        starts.spawn(async move {
+            let mut started = Vec::new();
+            for number in (lane..jobs).step_by(8) {
+                let request = marked(&marks, number, number * 37, number % 5);
+                let key = format!("{seed}-{number}");
+                started.push((number, start(&client, &request, &key).await));
+            }
+            started
+        });
+    }
+    let mut started = Vec::new();
+    let chaos = async {
+        loop {
+            let pause = 50 + chance.below(400);
+            tokio::select! {
+                () = sleep(Duration::from_millis(pause)) => {}
+                lane = starts.join_next() => match lane {
+                    Some(lane) => {
+                        started.extend(lane.unwrap());
+                        continue;
+                    }
+                    None => break,
+                },
+            }
+            let what = chance.below(3);
+            if what != 1 {
+                victims.kill_scheduler();
+            }
+            if what != 0 {
+                victims.kill_worker();
+            }
+            sleep(Duration::from_millis(chance.below(100))).await;
+            if what != 1 {
+                victims.restart_scheduler();
+            }
+            if what != 0 {
+                victims.restart_worker();
+            }
+        }
+    };
+    within(chaos).await;
+    assert_eq!(started.len() as u64, jobs);
+    let ids: HashSet<_> = started.iter().map(|(_, id)| *id).collect();
+    assert_eq!(ids.len() as u64, jobs, "each key its own job");
+    within(connected(victims.place)).await;
+    for (number, id) in started {
+        let job = within(end(&client, id)).await;
+        let mark = fs::read_to_string(marks.join(number.to_string())).unwrap_or_default();
+        let told = format!("seed {seed}, number {number}, mark {mark:?}: {job:?}");
+        if job.state == JobState::Lost && mark.is_empty() {
+            continue;
+        }
+        assert_eq!(mark, format!("{id}\n"), "one start, and its own; {told}");
+        assert_eq!(job.exit_code, Some((number % 5) as i32), "{told}");
+        assert_eq!(job.output_bytes, number * 37, "{told}");
+        let bytes = within(output(&client, id)).await;
+        assert_eq!(bytes.len() as u64, number * 37, "{told}");
+    }
+}
+
+#[tokio::test]
+async fn jobs_survive_kills_of_both_at_random_moments() {
+    for seed in 1..=2 {
+        survive(seed, 60).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "takes minutes: cargo test --release -- --ignored a_hundred_seeds"]
+async fn jobs_survive_a_hundred_seeds() {
+    for seed in 100..200 {
+        survive(seed, 200).await;
+        println!("seed {seed} survived");
+    }
+}
+
+#[tokio::test]
+async fn one_key_is_one_job_through_kills_of_the_scheduler() {
+    let (mut victims, client) = Victims::start().await;
+    let marks = victims.dir.path().join("marks");
+    fs::create_dir(&marks).unwrap();
+    let mut starts = JoinSet::new();
+    for _ in 0..200 {
+        let (client, marks) = (victims.place.client(), marks.clone());
+        starts.spawn(async move { start(&client, &marked(&marks, 1, 10, 3), "one").await });
+    }
+    for _ in 0..3 {
+        victims.kill_scheduler();
+        victims.restart_scheduler();
+        connected(victims.place).await;
+    }
+    let mut ids = HashSet::new();
+    while let Some(id) = within(starts.join_next()).await {
+        ids.insert(id.unwrap());
+    }
+    assert_eq!(ids.len(), 1);
+    let id = *ids.iter().next().unwrap();
+    assert_eq!(within(end(&client, id)).await.exit_code, Some(3));
+    assert_eq!(
+        fs::read_to_string(marks.join("1")).unwrap(),
+        format!("{id}\n")
+    );
+}
+
+#[tokio::test]
+async fn an_end_that_nobody_saw_is_known_when_both_are_back() {
+    let (mut victims, client) = Victims::start().await;
+    let fifo = victims.dir.path().join("fifo");
+    let script = format!(
+        "mkfifo {0}; echo before; read x < {0}; echo after; exit 7",
+        fifo.display()
+    );
+    let id = client.start(&sh(&script)).await.unwrap().job_id;
+    let mut logs = within(client.logs(everything(id))).await.unwrap();
+    within(logs.next()).await.unwrap();
+    victims.kill_worker();
+    let held = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&fifo)
+        .unwrap();
+    std::io::Write::write_all(&mut &held, b"\n").unwrap();
+    eventually(|| victims.dir.shims().is_empty()).await;
+    victims.kill_scheduler();
+    victims.restart_worker();
+    victims.restart_scheduler();
+    connected(victims.place).await;
+    let job = within(end_of(&client, id)).await;
+    assert_eq!((job.state, job.exit_code), (JobState::Failed, Some(7)));
+    assert_eq!(output(&client, id).await, b"before\nafter\n");
+}
+
+#[tokio::test]
+async fn a_stop_that_the_worker_cannot_hear_is_delivered_when_it_can() {
+    let (victims, client) = Victims::start().await;
+    let id = client
+        .start(&sh("trap 'exit 0' TERM; sleep 600 & wait"))
+        .await
+        .unwrap()
+        .job_id;
+    let worker = victims.worker.as_ref().unwrap();
+    worker.signal(Signal::STOP);
+    worker_is(&client, "w1", WorkerState::Unreachable).await;
+    job_is(&client, id, JobState::Unknown).await;
+    let request = StopRequest {
+        job_id: id.to_string(),
+        ..Default::default()
+    };
+    let error = within(client.stop(&request)).await.unwrap_err();
+    assert_eq!(error.code(), Some("worker_unreachable"));
+    assert!(error.to_string().contains("stop"), "{error}");
+    worker.signal(Signal::CONT);
+    let job = within(end(&client, id)).await;
+    assert_eq!(job.state, JobState::Stopped);
+    assert!(processes_of(id).is_empty());
+}
+
+#[tokio::test]
+async fn followers_at_any_offset_see_the_same_bytes_while_the_worker_is_killed() {
+    let (mut victims, client) = Victims::start().await;
+    let copy = victims.dir.path().join("copy");
+    let script = format!(
+        "for i in $(seq 40); do head -c 50000 /dev/urandom; sleep 0.05; done | tee {}",
+        copy.display()
+    );
+    let id = client.start(&sh(&script)).await.unwrap().job_id;
+    let mut chance = Chance(7);
+    let mut followers = JoinSet::new();
+    for _ in 0..50 {
+        let offset = chance.below(40_000);
+        let client = victims.place.client();
+        followers.spawn(async move {
+            let query = jobctl::api::LogsQuery {
+                offset: Some(offset),
+                ..everything(id)
+            };
+            let mut logs = loop {
+                match client.logs(query.clone()).await {
+                    Ok(logs) => break logs,
+                    // Nothing is written yet, or the worker is away.
+                    Err(_) => sleep(Duration::from_millis(20)).await,
+                }
+            };
+            (offset, rest(&mut logs).await)
+        });
+    }
+    for _ in 0..2 {
+        sleep(Duration::from_millis(400)).await;
+        victims.kill_worker();
+        victims.restart_worker();
+    }
+    let mut seen = Vec::new();
+    while let Some(follower) = within(followers.join_next()).await {
+        seen.push(follower.unwrap());
+    }
+    let whole = fs::read(copy).unwrap();
+    assert_eq!(whole.len(), 2_000_000);
+    for (offset, bytes) in seen {
+        assert_eq!(
+            sha256(&bytes),
+            sha256(&whole[offset as usize..]),
+            "from {offset}"
+        );
+    }
+}
