@@ -331,6 +331,35 @@ pub(crate) struct Process(Child);
 
 impl Process {
     pub(crate) fn scheduler(place: Place, data: &Path) -> Self {
+        Self::run(Self::scheduler_command(place, data))
+    }
+
+    /// Runs a command with a file system of its own at `dir`, which holds only
+    /// `size`. It is nobody else's, and gone with the last process that sees it.
+    pub(crate) fn on_small_disk(command: &Command, dir: &Path, size: &str) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--mount", "--user", "--map-root-user", "sh", "-c"]);
+        let mount = format!("mount -t tmpfs -o size={size} tmpfs {}", dir.display());
+        unshare.arg(format!("{mount} && exec \"$@\"")).arg("sh");
+        unshare.arg(command.get_program()).args(command.get_args());
+        Self::run(unshare)
+    }
+
+    /// Gives that file system another size.
+    pub(crate) fn resize_disk(&self, dir: &Path, size: &str) {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--mount", "--user", "--preserve-credentials"]);
+        nsenter.args(["--target", &self.0.id().to_string(), "mount", "-o"]);
+        nsenter.arg(format!("remount,size={size}")).arg(dir);
+        assert!(nsenter.status().unwrap().success());
+    }
+
+    fn run(mut command: Command) -> Self {
+        Self(command.stdin(Stdio::null()).spawn().unwrap())
+    }
+
+    pub(crate) fn scheduler_command(place: Place, data: &Path) -> Command {
         let mut command = Command::new(binary());
         command.args([
             "scheduler",
@@ -341,10 +370,14 @@ impl Process {
         ]);
         command.args(["--http-addr", &place.http(), "--grpc-addr", &place.grpc()]);
         command.arg("--data-dir").arg(data.join("scheduler"));
-        Self(command.spawn().unwrap())
+        command
     }
 
     pub(crate) fn worker(place: Place, number: usize, data: &Path) -> Self {
+        Self::run(Self::worker_command(place, number, data))
+    }
+
+    pub(crate) fn worker_command(place: Place, number: usize, data: &Path) -> Command {
         let mut command = Command::new(binary());
         command.args(["worker", "--log-level", "warn", "--grace", "300ms"]);
         command.args(["--name", &format!("w{number}")]);
@@ -355,7 +388,7 @@ impl Process {
             &place.grpc(),
         ]);
         command.arg("--data-dir").arg(data);
-        Self(command.stdin(Stdio::null()).spawn().unwrap())
+        command
     }
 
     /// kill -9, and wait until it is gone.

@@ -4,7 +4,7 @@ use std::{collections::HashSet, fs, path::Path, time::Duration};
 
 use jobctl::{
     api::{Job, JobState, QueryRequest, StartRequest, StopRequest, WorkerState},
-    client::{Client, Error},
+    client::{Client, Error, logs::Event},
     ids::JobId,
 };
 use rustix::process::Signal;
@@ -325,4 +325,167 @@ async fn followers_at_any_offset_see_the_same_bytes_while_the_worker_is_killed()
             "from {offset}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_full_disk_of_a_worker_is_a_gap_and_no_end() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let _scheduler = Process::scheduler(place, dir.path());
+    let data = dir.path().join("w1");
+    let command = Process::worker_command(place, 1, &data);
+    let worker = Process::on_small_disk(&command, &data, "2m");
+    let client = connected(place).await;
+    let fifo = dir.path().join("fifo");
+    let script = format!(
+        "mkfifo {0}; head -c 5000000 /dev/zero; read x < {0}; echo after; exit 3",
+        fifo.display()
+    );
+    let id = client.start(&sh(&script)).await.unwrap().job_id;
+    // The fifo is there before the output, and opened for reading behind it.
+    let held = within(tokio::task::spawn_blocking(move || {
+        loop {
+            if let Ok(held) = fs::File::options().write(true).open(&fifo) {
+                break held;
+            }
+        }
+    }))
+    .await
+    .unwrap();
+    // More than what is left of the last page.
+    let mut large = sh("true");
+    large.args.push("x".repeat(50_000));
+    let error = client.start(&large).await.unwrap_err();
+    assert!(
+        matches!(error, Error::Refused { status: 507, .. }),
+        "{error}"
+    );
+    assert_eq!(error.code(), Some("disk_full"));
+    worker.resize_disk(&data, "64m");
+    std::io::Write::write_all(&mut &held, b"\n").unwrap();
+    let job = within(end_of(&client, id)).await;
+    assert_eq!((job.state, job.exit_code), (JobState::Failed, Some(3)));
+    assert_eq!(
+        job.output_bytes, 5_000_006,
+        "every byte it wrote is counted"
+    );
+    let reason = job.reason.unwrap();
+    assert!(
+        reason.contains("bytes of output lost: No space left"),
+        "{reason}"
+    );
+    let mut logs = within(client.logs(everything(id))).await.unwrap();
+    let (mut position, mut missing, mut last) = (0, 0, Vec::new());
+    loop {
+        match within(logs.next()).await.unwrap() {
+            Event::Output(message) => {
+                assert_eq!(message.offset, position);
+                position += message.output.len() as u64;
+                last = message.output.to_vec();
+            }
+            Event::Gap(size) => (position, missing) = (position + size, missing + size),
+            Event::Reconnecting => {}
+            Event::End(_) => break,
+        }
+    }
+    assert_eq!(
+        (position, last.as_slice()),
+        (5_000_006, b"after\n".as_slice())
+    );
+    assert!((2_900_000..5_000_000).contains(&missing), "{missing}");
+    let next = client.start(&sh("true")).await.unwrap().job_id;
+    assert_eq!(within(end_of(&client, next)).await.exit_code, Some(0));
+}
+
+#[tokio::test]
+async fn a_full_disk_of_the_scheduler_refuses_starts_until_there_is_room() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let data = dir.path().join("scheduler");
+    let command = Process::scheduler_command(place, dir.path());
+    let scheduler = Process::on_small_disk(&command, &data, "1m");
+    let _worker = Process::worker(place, 1, &dir.path().join("w1"));
+    let client = connected(place).await;
+    let mut started = Vec::new();
+    let error = loop {
+        let mut request = sh("exit 4");
+        request.args.push("x".repeat(20_000));
+        match client.start(&request).await {
+            Ok(answer) => started.push(answer.job_id),
+            Err(error) => break error,
+        }
+        assert!(started.len() < 1000, "it never gets full");
+    };
+    assert!(
+        matches!(error, Error::Refused { status: 507, .. }),
+        "{error}"
+    );
+    assert!(client.workers().await.is_ok(), "it lives");
+    scheduler.resize_disk(&data, "64m");
+    started.push(start(&client, &sh("exit 4"), "after").await);
+    for id in started {
+        assert_eq!(within(end(&client, id)).await.exit_code, Some(4));
+    }
+}
+
+#[tokio::test]
+#[ignore = "starts 10,500 jobs: cargo test --release -- --ignored --nocapture a_long_history"]
+async fn a_long_history_does_not_hold_up_a_restart() {
+    let (mut victims, client) = Victims::start().await;
+    let mut lanes = JoinSet::new();
+    for lane in 0..16 {
+        let client = victims.place.client();
+        lanes.spawn(async move {
+            for number in (lane..10_500).step_by(16) {
+                let request = sh(if number % 21 == 0 {
+                    "sleep 600"
+                } else {
+                    "exit 0"
+                });
+                start(&client, &request, &format!("history-{number}")).await;
+            }
+        });
+    }
+    while let Some(lane) = lanes.join_next().await {
+        lane.unwrap();
+    }
+    let count = async |state: &str| {
+        let mut query = jobctl::api::JobsQuery {
+            state: Some(state.to_owned()),
+            limit: Some(1000),
+            ..Default::default()
+        };
+        let mut count = 0;
+        loop {
+            let page = client.jobs(&query).await.unwrap();
+            count += page.jobs.len();
+            match page.next {
+                Some(next) => query.after = Some(next),
+                None => return count,
+            }
+        }
+    };
+    within(async {
+        while count("succeeded").await < 10_000 {
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
+    victims.kill_scheduler();
+    let killed = std::time::Instant::now();
+    victims.restart_scheduler();
+    within(async {
+        while client.version().await.is_err() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    println!("it answers {:?} after the restart", killed.elapsed());
+    within(async {
+        while count("running").await < 500 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    println!("and knows its jobs {:?} after it", killed.elapsed());
+    assert_eq!(count("succeeded").await, 10_000);
+    assert_eq!(count("unknown,lost,failed").await, 0);
 }

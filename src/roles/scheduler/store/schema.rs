@@ -13,11 +13,13 @@ pub(super) const FILE: &str = "store.sqlite";
 /// One entry for each version, the first makes version 1 of an empty file.
 /// Entries are only ever added: each has run on somebody's disk.
 const MIGRATIONS: [&str; 1] = ["
+-- Epochs begin with the time, so that those of a store that was made anew are
+-- above those of the one before, which workers remember.
 CREATE TABLE meta (
     key TEXT PRIMARY KEY,
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
-INSERT INTO meta VALUES ('epoch', 0);
+INSERT INTO meta VALUES ('epoch', unixepoch());
 
 CREATE TABLE workers (
     id BLOB PRIMARY KEY,

@@ -55,7 +55,7 @@ async fn records_outlive_the_scheduler() {
         0
     );
     let epoch = soon(worker.started.recv()).await.unwrap().epoch;
-    assert_eq!(epoch, 1);
+    assert!(epoch > 0);
 
     let scheduler = scheduler.restart().await;
     let (_, after) = scheduler.post("/query", json!({"job_id": "nightly"})).await;
@@ -98,7 +98,7 @@ async fn records_outlive_the_scheduler() {
         })
         .await
         .unwrap();
-    assert_eq!(answer.epoch, 2);
+    assert_eq!(answer.epoch, epoch + 1);
     worker.come_back(&scheduler, &[&live, &done]).await;
     scheduler.job(&live, "running").await;
     scheduler.job(&done, "failed").await;
@@ -217,7 +217,10 @@ async fn a_start_that_was_recorded_is_made_after_a_crash() {
         assert_eq!(status, StatusCode::CREATED);
     }
     let again = soon(worker.started.recv()).await.unwrap();
-    assert_eq!((&again.job_id, again.epoch), (&first.job_id, 2));
+    assert_eq!(
+        (&again.job_id, again.epoch),
+        (&first.job_id, first.epoch + 1)
+    );
     assert_eq!(again.env["A"], "secret");
     assert!(worker.started.try_recv().is_err(), "it was sent again once");
     worker.beats.send(Vec::new(), false).await.unwrap();
@@ -234,6 +237,7 @@ async fn a_stop_for_a_worker_that_is_away_is_delivered() {
     let scheduler = TestScheduler::new().await;
     let mut worker = Joined::new(&scheduler, "w1").await;
     let id = scheduler.start("true").await;
+    let started = soon(worker.started.recv()).await.unwrap();
     worker.beats.send(Vec::new(), false).await.unwrap();
     let scheduler = scheduler.restart().await;
     let stop = json!({"job_id": id, "signal": "INT", "grace_ms": 5});
@@ -262,7 +266,7 @@ async fn a_stop_for_a_worker_that_is_away_is_delivered() {
         (sent.job_id.as_str(), sent.signal, sent.grace_ms),
         (id.as_str(), 2, Some(5))
     );
-    assert_eq!((sent.no_wait, sent.epoch), (true, 3));
+    assert_eq!((sent.no_wait, sent.epoch), (true, started.epoch + 2));
     worker.come_back(&scheduler, &[&id]).await;
     let stopping = scheduler.post(
         "/stop",
