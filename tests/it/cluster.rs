@@ -24,8 +24,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{binary, within};
 
-/// How often the workers of a test send heartbeats.
-pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How often the workers of a test send heartbeats: seldom enough that one on a
+/// busy machine is never given up.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// As [`HEARTBEAT`], where a test is about a worker that is given up.
+const SHORT_HEARTBEAT: &str = "100ms";
 
 /// TERM to KILL in a test.
 const GRACE: Duration = Duration::from_millis(300);
@@ -296,14 +300,18 @@ pub(crate) struct Process(Child);
 
 impl Process {
     pub(crate) fn scheduler(place: Place) -> Self {
+        Self::scheduler_with(place, &[])
+    }
+
+    /// Gives a worker up after a third of a second.
+    pub(crate) fn impatient_scheduler(place: Place) -> Self {
+        Self::scheduler_with(place, &["--heartbeat-interval", SHORT_HEARTBEAT])
+    }
+
+    fn scheduler_with(place: Place, args: &[&str]) -> Self {
         let mut command = Command::new(binary());
-        command.args([
-            "scheduler",
-            "--log-level",
-            "warn",
-            "--heartbeat-interval",
-            "100ms",
-        ]);
+        command.args(["scheduler", "--log-level", "warn"]);
+        command.args(args);
         command.args(["--http-addr", &place.http(), "--grpc-addr", &place.grpc()]);
         Self(command.spawn().unwrap())
     }

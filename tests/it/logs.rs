@@ -1,15 +1,16 @@
 //! `GET /logs`: every byte, live, from anywhere, for anybody.
 
-use std::{collections::HashSet, fs};
+use std::fs;
 
+use futures_util::future::join_all;
 use jobctl::{
     api::{JobState, LogsQuery, Stream},
     client::{Error, logs::Event},
 };
 
 use crate::{
-    cluster::{TestCluster, everything, output, read, start_scheduler},
-    support::{sha256, within},
+    cluster::{TestCluster, everything, read, rest, start_scheduler},
+    support::{eventually, within},
 };
 
 #[tokio::test]
@@ -107,20 +108,34 @@ async fn without_follow_it_ends_with_what_is_there() {
 #[tokio::test]
 async fn fifty_followers_see_the_same_bytes() {
     let cluster = TestCluster::start(1).await;
-    let id = cluster
-        .sh("head -c 3000000 /dev/urandom; sleep 0.1; head -c 300000 /dev/urandom")
-        .await;
-    let followers: Vec<_> = (0..50)
-        .map(|_| {
-            let client = cluster.place.client();
-            tokio::spawn(async move { sha256(&output(&client, id).await) })
-        })
-        .collect();
-    let mut sums = HashSet::new();
-    for follower in followers {
-        sums.insert(within(follower).await.unwrap());
+    let file = cluster.data_dir(1).join("random");
+    let fifo = cluster.data_dir(1).join("fifo");
+    let script = format!(
+        "mkfifo {fifo}; {{ head -c 3000000 /dev/urandom; read x < {fifo}; \
+         head -c 300000 /dev/urandom; }} | tee {file}",
+        fifo = fifo.display(),
+        file = file.display()
+    );
+    let id = cluster.sh(&script).await;
+    let mut followers = Vec::new();
+    for _ in 0..50 {
+        let mut logs = within(cluster.client.logs(everything(id))).await.unwrap();
+        followers.push(tokio::spawn(async move { rest(&mut logs).await }));
     }
-    assert_eq!(sums.len(), 1);
+    // All of them follow; the job writes its last part to them live.
+    eventually(|| fifo.exists()).await;
+    let mut held = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&fifo)
+        .unwrap();
+    std::io::Write::write_all(&mut held, b"\n").unwrap();
+    let followed = join_all(followers).await;
+    let written = fs::read(&file).unwrap();
+    assert_eq!(written.len(), 3_300_000);
+    for bytes in followed {
+        assert!(bytes.unwrap() == written, "not the same bytes");
+    }
     assert_eq!(cluster.end_of(id).await.output_bytes, 3_300_000);
     cluster.end().await;
 }

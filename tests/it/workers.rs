@@ -104,7 +104,7 @@ async fn a_second_worker_of_a_name_is_refused() {
 async fn a_frozen_worker_is_unreachable_and_then_the_same_again() {
     let place = Place::new();
     let dir = tempfile::tempdir().unwrap();
-    let _scheduler = Process::scheduler(place);
+    let _scheduler = Process::impatient_scheduler(place);
     let worker = Process::worker(place, 1, dir.path());
     let client = connected(place).await;
     let before = worker_named(&client, "w1").await;
@@ -191,7 +191,7 @@ async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
 async fn a_killed_worker_leaves_nothing_running_and_its_job_is_lost() {
     let place = Place::new();
     let dir = tempfile::tempdir().unwrap();
-    let _scheduler = Process::scheduler(place);
+    let _scheduler = Process::impatient_scheduler(place);
     let worker = Process::worker(place, 1, dir.path());
     let client = connected(place).await;
     let id = client
