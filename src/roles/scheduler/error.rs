@@ -284,7 +284,7 @@ impl Error {
             Self::RouteNotFound(_) => (
                 StatusCode::NOT_FOUND,
                 Code::Unimplemented,
-                "route_not_found",
+                api::code::ROUTE_NOT_FOUND,
             ),
             Self::MethodNotAllowed { .. } => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -345,7 +345,7 @@ impl Error {
             Self::NoWorkerReady => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::Unavailable,
-                "no_worker_ready",
+                api::code::NO_WORKER_READY,
             ),
             Self::WorkerNotReady(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -18,7 +18,7 @@ use tracing::Instrument as _;
 
 use self::{record::Event, table::Table};
 pub(super) use self::{
-    record::{Doubt, End, Exit, Gone, MAX_DURATION_MS, Process, Record, Spec, State, Status, now},
+    record::{Doubt, End, Exit, Gone, Process, Record, Spec, State, Status, now},
     table::Filter,
 };
 use super::{
