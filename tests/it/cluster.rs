@@ -188,17 +188,32 @@ impl TestCluster {
 
 pub(crate) async fn start_scheduler(place: Place) -> Running<scheduler::Error> {
     let listeners = Listeners {
-        http: TcpListener::bind(place.http()).await.unwrap(),
-        grpc: TcpListener::bind(place.grpc()).await.unwrap(),
+        http: bind(place.http()).await,
+        grpc: bind(place.grpc()).await,
     };
     let config = scheduler::Config {
         heartbeat_interval: HEARTBEAT,
         call_deadline: Duration::from_secs(10),
-        keep_finished: 1000,
+        keep_finished: 2000,
     };
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(scheduler::run(config, listeners, shutdown.clone()));
     Running { shutdown, task }
+}
+
+/// Listens; waits for the last task of an aborted role to give the address up.
+async fn bind(address: String) -> TcpListener {
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(5));
+        loop {
+            pause.tick().await;
+            match TcpListener::bind(&address).await {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+                bound => return bound.unwrap(),
+            }
+        }
+    })
+    .await
 }
 
 /// A request for a shell that runs `script`.
