@@ -101,7 +101,7 @@ _jobctl() {
 
     case "${cmd}" in
         jobctl)
-            opts="-v -h -V --server --verbose --color --help --version start stop query jobs logs wait workers scheduler worker dev completions version help"
+            opts="-v -h -V --server --verbose --color --help --version start stop query jobs logs wait workers version scheduler worker dev completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -123,16 +123,12 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__completions)
-            opts="-v -h --server --verbose --color --help bash zsh fish"
+            opts="-h --color --help bash zsh fish"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --server)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -145,7 +141,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__dev)
-            opts="-v -h --data-dir --log-level --server --verbose --color --help"
+            opts="-h --data-dir --log-level --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -156,10 +152,6 @@ _jobctl() {
                     return 0
                     ;;
                 --log-level)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --server)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -175,7 +167,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__help)
-            opts="start stop query jobs logs wait workers scheduler worker dev completions version help"
+            opts="start stop query jobs logs wait workers version scheduler worker dev completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -493,7 +485,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__scheduler)
-            opts="-v -h --config --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-finished --log-level --log-format --server --verbose --color --help"
+            opts="-h --config --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-finished --log-level --log-format --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -529,10 +521,6 @@ _jobctl() {
                     ;;
                 --log-format)
                     COMPREPLY=($(compgen -W "text json" -- "${cur}"))
-                    return 0
-                    ;;
-                --server)
-                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --color)
@@ -627,18 +615,18 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__version)
-            opts="-o -q -v -h --output --quiet --no-headers --server --verbose --color --help"
+            opts="-o -v -h --output --server --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --output)
-                    COMPREPLY=($(compgen -W "table wide json jsonl yaml name" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 -o)
-                    COMPREPLY=($(compgen -W "table wide json jsonl yaml name" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 --server)
@@ -679,7 +667,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-v -h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --keep-finished --log-level --log-format --server --verbose --color --help"
+            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --keep-finished --log-level --log-format --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -727,10 +715,6 @@ _jobctl() {
                     ;;
                 --log-format)
                     COMPREPLY=($(compgen -W "text json" -- "${cur}"))
-                    return 0
-                    ;;
-                --server)
-                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --color)

@@ -7,6 +7,7 @@ use std::{
     borrow::Cow,
     fmt::{self, Write as _},
     io::{self, IsTerminal as _, Write as _},
+    pin::pin,
     time::Duration,
 };
 
@@ -24,6 +25,9 @@ use crate::{
 
 /// Output is written in pieces of at most about this size, in bytes.
 const PIECE: usize = 256 * 1024;
+
+/// What takes no longer than this needs no spinner.
+const AT_ONCE: Duration = Duration::from_millis(300);
 
 /// Stdout, or the stderr of a followed job, did not take what was written.
 #[derive(Debug, thiserror::Error)]
@@ -314,6 +318,16 @@ impl Drop for Spinner {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }
+}
+
+/// Waits for `answer`, under a spinner if it is not there at once.
+pub async fn patiently<T>(text: &str, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    if let Ok(answer) = tokio::time::timeout(AT_ONCE, &mut answer).await {
+        return answer;
+    }
+    let _spinner = Spinner::new(text);
+    answer.await
 }
 
 /// How stdout is to be written to.

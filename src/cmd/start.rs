@@ -4,13 +4,10 @@ use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 
-use super::{Codes, DONE, EXIT_CODES, logs, report, usage, wait, whole_milliseconds};
+use super::{Caller, Codes, DONE, EXIT_CODES, logs, usage, wait, whole_milliseconds};
 use crate::{
     api::{LogsQuery, QueryRequest, StartRequest},
-    client::{
-        Client,
-        render::{self, Timestamps},
-    },
+    client::render::{self, Timestamps},
     config,
     ids::JobId,
 };
@@ -78,42 +75,39 @@ pub(super) struct Args {
     follow: bool,
 }
 
-/// How long the command stays.
+/// What a command that stays does meanwhile.
 #[derive(Clone, Copy)]
 enum Stay {
-    No,
     Wait,
     Follow,
 }
 
-pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let stay = match (args.wait, args.follow) {
-        (_, true) => Stay::Follow,
-        (true, false) => Stay::Wait,
-        (false, false) => Stay::No,
+        (_, true) => Some(Stay::Follow),
+        (true, false) => Some(Stay::Wait),
+        (false, false) => None,
     };
     let request = request(args, |key| env::var(key))?;
-    match stay {
-        Stay::No => {
-            let started = client.start(&request).await?;
-            render::data(&format!("{}\n", started.job_id))?;
-            Ok(DONE)
-        }
-        Stay::Wait | Stay::Follow => Ok(attached(&request, client, stay)
-            .await
-            .unwrap_or_else(|error| report(&error, Codes::Job))),
-    }
+    let Some(stay) = stay else {
+        let start = caller.client.start(&request);
+        let job = caller.patiently(start).await?.job_id;
+        // The job runs: whoever cannot be told on stdout is to know it still.
+        return render::data(&format!("{job}\n"))
+            .with_context(|| format!("job {job} was started, but its id could not be written"))
+            .map(|()| DONE);
+    };
+    let outcome = attached(&request, caller, stay).await;
+    Ok(outcome.unwrap_or_else(|error| caller.report(&error, Codes::Job)))
 }
 
-async fn attached(request: &StartRequest, client: &Client, stay: Stay) -> anyhow::Result<u8> {
-    let job = client.start(request).await?.job_id;
-    announce(client, job).await;
+async fn attached(request: &StartRequest, caller: &Caller, stay: Stay) -> anyhow::Result<u8> {
+    let start = caller.client.start(request);
+    let job = caller.patiently(start).await?.job_id;
+    announce(caller, job).await;
     match stay {
-        Stay::Follow => {
-            let query = everything(job);
-            logs::attached(client, query, &job.short(), Timestamps::Hidden).await
-        }
-        Stay::No | Stay::Wait => wait::attached(client, &job.to_string()).await,
+        Stay::Follow => logs::attached(caller, everything(job), Timestamps::Hidden).await,
+        Stay::Wait => wait::attached(caller, job).await,
     }
 }
 
@@ -128,7 +122,7 @@ pub(super) fn everything(job: JobId) -> LogsQuery {
 }
 
 /// Only for a person's eyes, so that a script does not pay for the question.
-async fn announce(client: &Client, job: JobId) {
+async fn announce(caller: &Caller, job: JobId) {
     if !render::is_attended() {
         return;
     }
@@ -136,7 +130,7 @@ async fn announce(client: &Client, job: JobId) {
         job_id: job.to_string(),
         ..QueryRequest::default()
     };
-    let answer = client.query(&query).await.ok();
+    let answer = caller.client.query(&query).await.ok();
     match answer.and_then(|answer| answer.job.worker) {
         Some(worker) => render::note(&format!("job {} started on {worker}", job.short())),
         None => render::note(&format!("job {} started", job.short())),
@@ -191,11 +185,11 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::cmd::{Cli, Verb};
+    use crate::cmd::{Asking, Asks, Cli, Verb};
 
     fn parsed(line: &[&str]) -> anyhow::Result<StartRequest> {
         let line = ["jobctl", "start"].iter().chain(line);
-        let Verb::Start(args) = Cli::try_parse_from(line)?.verb else {
+        let Verb::Asks(Asks::Start(Asking { args, .. })) = Cli::try_parse_from(line)?.verb else {
             panic!("not a start");
         };
         request(args, |key| match key {

@@ -14,5 +14,7 @@ mod rooms;
 mod start;
 mod stop;
 mod support;
+mod typed;
+mod wait;
 mod worker;
 mod workers;
