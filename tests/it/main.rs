@@ -9,7 +9,10 @@
 mod cli;
 mod cluster;
 mod completions;
+mod dev;
+mod jobs;
 mod logs;
+mod query;
 mod rooms;
 mod start;
 mod stop;
