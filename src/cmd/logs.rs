@@ -112,11 +112,13 @@ pub(super) async fn attached(
 ) -> anyhow::Result<u8> {
     let label = label(&query);
     tokio::select! {
-        code = to_the_end(&caller.client, query, timestamps) => code,
+        // First of all, so that it is heard from before the first request on.
+        biased;
         interrupt = tokio::signal::ctrl_c() => {
             interrupt?;
             Ok(wait::detached(caller, &[label]))
         }
+        code = to_the_end(&caller.client, query, timestamps) => code,
     }
 }
 

@@ -52,7 +52,8 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let calls = jobs.into_iter().map(|job| stop(caller, &template, job));
     let answers = stream::iter(calls).buffered(AT_ONCE).collect::<Vec<_>>();
     let answers = tokio::select! {
-        answers = render::patiently("waiting for the end", answers) => answers,
+        // First of all, so that it is heard from before the first request on.
+        biased;
         interrupt = tokio::signal::ctrl_c() => {
             interrupt?;
             // Off the line on which the terminal shows ^C.
@@ -63,6 +64,7 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
             ));
             return Ok(INTERRUPTED);
         }
+        answers = render::patiently("waiting for the end", answers) => answers,
     };
     let mut highest = DONE;
     for (job, answer) in answers {

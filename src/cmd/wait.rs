@@ -39,11 +39,13 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     // Around all of it: a job may have ended with the code of a Ctrl-C, and a
     // Ctrl-C may come between two of them.
     tokio::select! {
-        highest = highest_of(caller, &mut left) => Ok(highest),
+        // First of all, so that it is heard from before the first request on.
+        biased;
         interrupt = tokio::signal::ctrl_c() => {
             interrupt?;
             Ok(detached(caller, left.make_contiguous()))
         }
+        highest = highest_of(caller, &mut left) => Ok(highest),
     }
 }
 
@@ -77,11 +79,13 @@ async fn code_of(caller: &Caller, job_id: String) -> Result<u8, client::Error> {
 /// Waits for the job's end, or for Ctrl-C; the number is the exit code.
 pub(super) async fn attached(caller: &Caller, job: JobId) -> anyhow::Result<u8> {
     tokio::select! {
-        code = code_of(caller, job.to_string()) => Ok(code?),
+        // First of all, so that it is heard from before the first request on.
+        biased;
         interrupt = tokio::signal::ctrl_c() => {
             interrupt?;
             Ok(detached(caller, &[job.short()]))
         }
+        code = code_of(caller, job.to_string()) => Ok(code?),
     }
 }
 

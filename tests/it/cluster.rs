@@ -29,7 +29,7 @@ use crate::support::{binary, within};
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
 /// As [`HEARTBEAT`], where a test is about a worker that is given up.
-const SHORT_HEARTBEAT: &str = "100ms";
+const SHORT_HEARTBEAT: &str = "300ms";
 
 /// TERM to KILL in a test.
 const GRACE: Duration = Duration::from_millis(300);
@@ -318,7 +318,7 @@ impl Process {
         Self::scheduler_with(place, &[])
     }
 
-    /// Gives a worker up after a third of a second.
+    /// Gives a worker up after a second.
     pub(crate) fn impatient_scheduler(place: Place) -> Self {
         Self::scheduler_with(place, &["--heartbeat-interval", SHORT_HEARTBEAT])
     }
