@@ -5,7 +5,10 @@ use jobctl::{
     ids::JobId,
 };
 
-use crate::{cluster::TestCluster, typed::Jobctl};
+use crate::{
+    cluster::TestCluster,
+    typed::{Jobctl, Typed},
+};
 
 /// Starts so many jobs that cannot run: recorded, and ended at once.
 async fn refused(cluster: &TestCluster, count: usize) {
@@ -77,6 +80,12 @@ async fn jobs_are_listed_in_every_form_and_by_state_and_name() {
         .ask(&["jobs", "--name", "nobody", "-o", "name"])
         .await;
     named.is(0, "nobody\n");
+    // Asked for by flag, colour wins over the variable that forbids it.
+    let mut coloured = jobctl.command(&["jobs", "--color", "always"]);
+    coloured.env("NO_COLOR", "1");
+    let coloured = Typed::new(coloured).end().await;
+    let word = "\u{1b}[31mfailed\u{1b}[0m  7 ";
+    assert!(coloured.stdout.contains(word), "{coloured:?}");
     let running = jobctl.ask(&["jobs", "--state", "running,pending"]).await;
     running.is(0, "");
     let workers = jobctl.ask(&["workers", "-o", "json"]).await;

@@ -24,7 +24,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
 const DOORS: [(&str, &[&str]); 11] = [
     ("clap", &["cmd/", "main.rs"]),
     ("anyhow", &["cmd/", "main.rs"]),
-    ("comfy_table", &["client/render.rs"]),
+    ("unicode_width", &["client/render.rs"]),
     ("indicatif", &["client/render.rs"]),
     ("reqwest", &["client/"]),
     (
