@@ -16,8 +16,7 @@ fn main() -> ExitCode {
     let cli = match cmd::Cli::read() {
         Ok(cli) => cli,
         Err(message) => {
-            // Fails only where nobody reads it.
-            message.print().unwrap_or_default();
+            cmd::show_usage(&message);
             return code(message.exit_code());
         }
     };

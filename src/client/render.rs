@@ -269,6 +269,41 @@ pub fn remark(text: &str) {
     }
 }
 
+/// How wide errors are at most, in columns.
+const WIDTH: usize = 80;
+
+/// `text` with its long lines broken between words; colour takes no room.
+fn wrapped(text: &str) -> String {
+    let width = |text: &str| anstream::adapter::strip_str(text).to_string().width();
+    let mut all = String::new();
+    for line in text.split_inclusive('\n') {
+        if width(line.trim_end()) <= WIDTH {
+            all.push_str(line);
+            continue;
+        }
+        let indent = line.len() - line.trim_start().len();
+        let mut used = 0;
+        for word in line.split_inclusive(' ') {
+            if used > indent && used + width(word.trim_end()) > WIDTH {
+                all.truncate(all.trim_end_matches(' ').len());
+                write!(all, "\n{:indent$}  ", "").unwrap_or_default();
+                used = indent + 2;
+            }
+            all.push_str(word);
+            used += width(word.trim_end_matches('\n'));
+        }
+    }
+    all
+}
+
+/// Writes what is wrong with a command line, styled already.
+pub fn usage(text: &str) {
+    let mut stderr = anstream::stderr().lock();
+    stderr
+        .write_all(wrapped(text).as_bytes())
+        .unwrap_or_default();
+}
+
 /// Writes `error: what`, a line for each cause, and what to do about it.
 pub fn failure(what: &str, causes: &[String], hint: Option<&str>) {
     let red = AnsiColor::Red.on_default().bold();
@@ -286,6 +321,8 @@ pub fn failure(what: &str, causes: &[String], hint: Option<&str>) {
     if let Some(hint) = hint {
         writeln!(text, "{cyan}hint:{cyan:#} {}", visible(hint)).unwrap_or_default();
     }
+    // What reads a pipe wants each of them in one line.
+    let text = if is_attended() { wrapped(&text) } else { text };
     anstream::stderr()
         .lock()
         .write_all(text.as_bytes())
@@ -855,6 +892,24 @@ mod tests {
         let rows = || vec![job_row(&job(), true, now())];
         let whole = laid_out(&shape(None), &JOBS_WIDE, true, rows());
         assert_eq!(laid_out(&shape(Some(30)), &JOBS_WIDE, true, rows()), whole);
+    }
+
+    #[test]
+    fn errors_are_broken_between_words() {
+        assert_eq!(wrapped("error: short\n"), "error: short\n");
+        let long = format!(
+            "\u{1b}[31merror:\u{1b}[0m {}\n\n  next\n",
+            "word ".repeat(30)
+        );
+        let text = wrapped(&long);
+        fits(&anstream::adapter::strip_str(&text).to_string(), WIDTH);
+        let words = |text: &str| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(words(&text), words(&long));
+        assert!(text.ends_with("\n\n  next\n"), "{text:?}");
     }
 
     #[test]

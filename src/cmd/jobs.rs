@@ -1,5 +1,7 @@
 //! `jobctl jobs`
 
+use clap::builder::NonEmptyStringValueParser;
+
 use super::{Caller, DONE, Shown, job_state};
 use crate::{
     api::{Job, JobsQuery, MAX_PAGE},
@@ -30,7 +32,11 @@ pub(super) struct Args {
     state: Vec<String>,
 
     /// Only jobs of this worker
-    #[arg(long, help_heading = "Which jobs")]
+    #[arg(
+        long,
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "Which jobs"
+    )]
     worker: Option<String>,
 
     /// Only jobs of this name
@@ -43,6 +49,7 @@ pub(super) struct Args {
         long,
         value_name = "N",
         default_value_t = 50,
+        allow_negative_numbers = true,
         value_parser = limit,
         help_heading = "Which jobs"
     )]

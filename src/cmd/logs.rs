@@ -35,7 +35,13 @@ pub(super) struct Args {
     follow: bool,
 
     /// Begin with the last N lines
-    #[arg(short = 'n', long, value_name = "N", help_heading = "Which part")]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Which part"
+    )]
     tail: Option<u64>,
 
     /// Begin with what was written since, as `2h ago` or RFC 3339
@@ -43,7 +49,12 @@ pub(super) struct Args {
     since: Option<Timestamp>,
 
     /// Begin with this byte
-    #[arg(long, value_name = "BYTE", help_heading = "Which part")]
+    #[arg(
+        long,
+        value_name = "BYTE",
+        allow_negative_numbers = true,
+        help_heading = "Which part"
+    )]
     offset: Option<u64>,
 
     /// Only one of them: stdout or stderr

@@ -14,7 +14,7 @@ use crate::{
     api::{JobState, QueryRequest, code},
     client::{self, Client, Server, render},
     config,
-    ids::JobId,
+    ids::{JobId, is_name},
     roles::worker as worker_role,
 };
 
@@ -401,7 +401,7 @@ pub fn report(error: &anyhow::Error, codes: Codes) -> u8 {
 fn report_with(error: &anyhow::Error, codes: Codes, hint: Option<String>) -> u8 {
     let code = code_of(error, codes);
     if let Some(usage) = error.downcast_ref::<clap::Error>() {
-        usage.print().unwrap_or_default();
+        show_usage(usage);
     } else if code != DONE {
         let causes: Vec<_> = error.chain().skip(1).map(ToString::to_string).collect();
         render::failure(&error.to_string(), &causes, hint.as_deref());
@@ -475,6 +475,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(config::Error::UnknownKey { nearest, .. }) = error.downcast_ref() {
         return Some(format!("did you mean `{nearest}`?"));
     }
+    if let Some(config::Error::NotASection { section, .. }) = error.downcast_ref() {
+        return Some(format!("begin it with a line `[{section}]`"));
+    }
     if let Some(config::Error::NoTls { section, .. }) = error.downcast_ref() {
         return Some(format!(
             "leave out `{section}.use_tls`; plain text is for loopback only"
@@ -490,6 +493,26 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         worker_role::Error::Path { .. }
         | worker_role::Error::Server(_)
         | worker_role::Error::Listener(_) => None,
+    }
+}
+
+/// Shows what clap has to say: help on stdout, and what is wrong on stderr.
+pub fn show_usage(message: &clap::Error) {
+    match message.use_stderr() {
+        true => render::usage(&message.render().ansi().to_string()),
+        // Fails only where nobody reads it.
+        false => message.print().unwrap_or_default(),
+    }
+}
+
+/// A name that a job or worker may bear.
+fn name(text: &str) -> Result<String, String> {
+    match text {
+        "last" => Err("`last` means the job started last".to_owned()),
+        name if is_name(name) => Ok(name.to_owned()),
+        _ => {
+            Err("use 1 to 64 letters, digits, `.`, `_` and `-`, a letter or digit first".to_owned())
+        }
     }
 }
 

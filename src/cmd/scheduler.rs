@@ -1,10 +1,10 @@
 //! `jobctl scheduler`
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::role::{Address, LogArgs, until_signalled};
+use super::role::{Address, ConfigArgs, LogArgs, until_signalled};
 use crate::{
     config,
     roles::scheduler::{self, Config, Listeners},
@@ -38,14 +38,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(before_long_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Its settings [default: ./config.toml, if there]
-    #[arg(
-        long,
-        env = "JOBCTL_CONFIG",
-        hide_env_values = true,
-        value_name = "FILE"
-    )]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
 
     /// Where to serve HTTP [default: 127.0.0.1:3000]
     #[arg(
@@ -91,6 +85,7 @@ pub(super) struct Args {
     #[arg(
         long,
         env = "JOBCTL_JOBS_KEEP_FINISHED",
+        allow_negative_numbers = true,
         hide_env_values = true,
         value_name = "N",
         help_heading = "Limits"
@@ -102,7 +97,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
-    let file: config::Scheduler = config::read(args.config.as_deref())?;
+    let file: config::Scheduler = args.config.read()?;
     args.log.start(file.log)?;
     let http = args.http_addr.or(file.http_server.addr);
     let grpc = args.grpc_addr.or(file.grpc_server.addr);

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
+use clap::builder::NonEmptyStringValueParser;
 
 use super::{Caller, Codes, DONE, EXIT_CODES, logs, usage, wait, whole_milliseconds};
 use crate::{
@@ -20,25 +21,44 @@ Examples:
   jobctl start --script count.sh --with bash 5
   jobctl start --env LANG=C --env TOKEN --cwd /srv ./report";
 
+const USAGE: &str = "\
+jobctl start [OPTIONS] [--] COMMAND [ARG]...
+       jobctl start [OPTIONS] --script PATH [--with PROGRAM] [--] [ARG]...";
+
 /// Start a program or script on a worker; prints the id of the job
 #[derive(Debug, clap::Args)]
-#[command(before_long_help = EXAMPLES, after_long_help = EXIT_CODES)]
+#[command(
+    before_long_help = EXAMPLES,
+    after_long_help = EXIT_CODES,
+    override_usage = USAGE,
+)]
 pub(super) struct Args {
     /// The program and its arguments, passed on without a shell; with
     /// `--script` the arguments alone
     #[arg(
         value_name = "COMMAND",
         required_unless_present = "script",
-        trailing_var_arg = true
+        trailing_var_arg = true,
+        num_args = 1..
     )]
     command: Vec<String>,
 
     /// Where to run it, by id, prefix or name [default: one that is ready]
-    #[arg(long, value_name = "WORKER", help_heading = "What and where")]
+    #[arg(
+        long,
+        value_name = "WORKER",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "What and where"
+    )]
     worker: Option<String>,
 
     /// A script of the worker's script folder
-    #[arg(long, value_name = "PATH", help_heading = "What and where")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "What and where"
+    )]
     script: Option<String>,
 
     /// What runs the script [default: its own #! line]
@@ -59,7 +79,7 @@ pub(super) struct Args {
     cwd: Option<PathBuf>,
 
     /// What to call the job; it need not be unique
-    #[arg(long, help_heading = "How")]
+    #[arg(long, value_parser = super::name, help_heading = "How")]
     name: Option<String>,
 
     /// End it after this time, as `90s` or `10m`
@@ -260,6 +280,13 @@ mod tests {
             &["--env", "=1", "x"],
             &["--timeout", "soon", "x"],
             &["--timeout", "0s", "x"],
+            &["--timeout", "0.1ms", "x"],
+            &["--timeout", "1y", "x"],
+            &["--timeout", "40000d", "x"],
+            &["--name", "last", "x"],
+            &["--name", "a b", "x"],
+            &["--script", ""],
+            &["--worker", "", "x"],
             &["--wait", "--follow", "x"],
         ] {
             let error = parsed(line).unwrap_err();

@@ -33,7 +33,12 @@ pub(super) struct Args {
     signal: Option<String>,
 
     /// From the first signal to KILL [default: the worker's own]
-    #[arg(long, value_name = "DURATION", value_parser = config::duration)]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        allow_hyphen_values = true,
+        value_parser = config::duration
+    )]
     grace: Option<Duration>,
 
     /// Return once the signal was sent

@@ -1,16 +1,17 @@
 //! `jobctl worker`
 
 use std::{
-    env,
+    env, fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use anyhow::anyhow;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     BadSetting,
-    role::{Address, LogArgs, until_signalled},
+    role::{Address, ConfigArgs, LogArgs, dialled, until_signalled},
 };
 use crate::{
     config,
@@ -44,14 +45,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(before_long_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Its settings [default: ./config.toml, if there]
-    #[arg(
-        long,
-        env = "JOBCTL_CONFIG",
-        hide_env_values = true,
-        value_name = "FILE"
-    )]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
 
     /// What to call it [default: the name of this machine]
     #[arg(long, env = "JOBCTL_WORKER_NAME", hide_env_values = true)]
@@ -122,6 +117,7 @@ pub(super) struct Args {
     #[arg(
         long,
         env = "JOBCTL_JOBS_KEEP_FINISHED",
+        allow_negative_numbers = true,
         hide_env_values = true,
         value_name = "N",
         help_heading = "Jobs"
@@ -133,7 +129,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
-    let file: config::Worker = config::read(args.config.as_deref())?;
+    let file: config::Worker = args.config.read()?;
     args.log.start(file.log)?;
     let name = match args.name.or(file.worker.name) {
         Some(name) if is_name(&name) => name,
@@ -151,17 +147,25 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         Some(folder) => folder,
         None => state_folder()?.join(format!("jobctl/worker-{name}")),
     };
+    let scheduler = args.scheduler.or(file.scheduler.addr);
+    let scheduler = scheduler.unwrap_or_else(|| super::scheduler::GRPC.default.to_owned());
+    dialled("scheduler.addr", &scheduler)?;
+    let advertise = args.advertise.or(file.grpc_server.advertise);
+    if let Some(address) = &advertise {
+        dialled("grpc_server.advertise", address)?;
+    }
+    let script_dir = args.script_dir.or(file.jobs.script_dir);
+    if let Some(folder) = &script_dir {
+        is_script_folder(folder)?;
+    }
     let grpc = args.grpc_addr.or(file.grpc_server.server.addr);
     let listener = GRPC.listen(grpc.as_deref()).await?;
     let config = Config {
         name,
-        scheduler: args
-            .scheduler
-            .or(file.scheduler.addr)
-            .unwrap_or_else(|| super::scheduler::GRPC.default.to_owned()),
-        advertise: args.advertise.or(file.grpc_server.advertise),
+        scheduler,
+        advertise,
         data_dir,
-        script_dir: args.script_dir.or(file.jobs.script_dir),
+        script_dir,
         shim: PathBuf::from(SHIM),
         grace: args.grace.or(file.jobs.grace).unwrap_or(GRACE),
         keep_finished: args
@@ -172,6 +176,25 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     let shutdown = CancellationToken::new();
     let role = worker::run(config, listener, shutdown.clone());
     until_signalled(role, shutdown).await
+}
+
+/// A folder somebody named is not made: it could be misspelt.
+fn is_script_folder(folder: &Path) -> anyhow::Result<()> {
+    let shown = folder.display();
+    let bad = |hint| BadSetting {
+        message: format!("cannot use `jobs.script_dir` {shown}"),
+        hint,
+    };
+    match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => {
+            Err(anyhow!("it is not a folder").context(bad("pass `--script-dir DIR`".to_owned())))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(anyhow!(error).context(bad(format!("make it with `mkdir -p {shown}`"))))
+        }
+        Err(error) => Err(anyhow!(error).context(bad("pass `--script-dir DIR`".to_owned()))),
+    }
 }
 
 /// The nearest thing to a host's name that a worker can be called.

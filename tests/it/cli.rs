@@ -56,12 +56,88 @@ fn wrong_usage_ends_with_2_and_says_so_on_stderr() {
         &["--server", "localhost:3000", "jobs"],
         &["--server", "ftp://localhost", "jobs"],
         &["--color", "sometimes", "jobs"],
+        &["jobs", "--server", "https://localhost"],
+        &["--server", "http://localhost", "scheduler"],
+        &["-v", "completions", "bash"],
+        &["version", "-q"],
+        &["logs", "x", "--tail", "-1"],
+        &["stop", "x", "--grace", "-5s"],
+        &["start", "--name", "last", "x"],
+        &["start", "--timeout", "0.1ms", "x"],
+        &["start", "--timeout", "1y", "x"],
+        &["start", "--script", ""],
+        &["worker", "--keep-finished", "-1"],
+        &["worker", "--scheduler", "nonsense"],
+        &["worker", "--advertise", "host"],
+        &["worker", "--script-dir", "./nope"],
+        &["scheduler", "--grpc-addr", "foo"],
+        &["scheduler", "--http-addr", "foo"],
+        &["scheduler", "--log-level", "bogus"],
+        &["dev", "--log-level", "bogus"],
     ] {
-        let run = jobctl.run(args);
+        let mut command = jobctl.command(args);
+        command.env("JOBCTL_SERVER", "http://127.0.0.1:1");
+        let run = outcome(&mut command);
         assert_eq!(run.code, Some(2), "{args:?}: {}", run.stderr);
         assert_eq!(run.stdout, "", "{args:?}");
         assert_ne!(run.stderr, "", "{args:?}");
+        // No word of a setting that was not typed, and none of `--` for a number.
+        let usage = run.stderr.lines().find(|line| line.starts_with("Usage:"));
+        assert!(!usage.unwrap_or_default().contains("--server"), "{run:?}");
+        assert!(!run.stderr.contains("-- -"), "{run:?}");
+        for line in run.stderr.lines() {
+            assert!(line.chars().count() <= 80, "{args:?}: {line}");
+        }
     }
+}
+
+#[test]
+fn a_folder_that_is_not_there_can_be_made() {
+    let jobctl = Jobctl::new();
+    let run = jobctl.run(&["worker", "--script-dir", "./nope"]);
+    let shown = "error: cannot use `jobs.script_dir` ./nope\n";
+    assert!(run.stderr.starts_with(shown), "{run:?}");
+    assert!(run.stderr.contains("`mkdir -p ./nope`"), "{run:?}");
+    fs::write(jobctl.folder().join("file"), "").unwrap();
+    let run = jobctl.run(&["worker", "--script-dir", "file"]);
+    assert!(run.stderr.contains("not a folder"), "{run:?}");
+}
+
+#[test]
+fn a_variable_set_to_nothing_is_not_set() {
+    let jobctl = Jobctl::new();
+    let mut command = jobctl.command(&["scheduler", "--http-addr", "foo"]);
+    command
+        .env("JOBCTL_LOG_FORMAT", "")
+        .env("JOBCTL_HTTP_SERVER_ADDR", "");
+    command
+        .env("JOBCTL_HEARTBEAT_INTERVAL", "")
+        .env("JOBCTL_CONFIG", "");
+    let run = outcome(&mut command);
+    assert!(run.stderr.contains("`http_server.addr`: `foo`"), "{run:?}");
+    let mut command = jobctl.command(&["version"]);
+    let run = outcome(command.env("JOBCTL_SERVER", ""));
+    run.is(0, &run.stdout);
+    assert!(run.stdout.contains("http://127.0.0.1:3000"), "{run:?}");
+    let mut command = jobctl.command(&["version"]);
+    let run = outcome(command.env("JOBCTL_SERVER", "nonsense"));
+    run.is(2, "");
+    assert!(
+        run.stderr
+            .starts_with("error: `JOBCTL_SERVER` is `nonsense`"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn a_scheduler_that_says_nothing_is_not_waited_for_long() {
+    // Takes connections in, by its backlog, and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let jobctl = Jobctl::at(format!("http://{}", silent.local_addr().unwrap()));
+    let begun = std::time::Instant::now();
+    let run = jobctl.run(&["version"]);
+    assert!(run.stdout.contains("does not answer in time"), "{run:?}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(40));
 }
 
 #[test]
