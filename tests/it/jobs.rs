@@ -30,8 +30,12 @@ async fn nothing_found_is_a_note_and_no_failure() {
     run.is(0, "");
     assert_eq!(run.stderr, "no jobs found\n");
     jobctl.ask(&["jobs", "-o", "json"]).await.is(0, "[]\n");
-    let run = jobctl.ask(&["jobs", "--worker", "W1"]).await;
-    run.is(3, "");
+    for (asked, told) in [("W1", ", did you mean w1?"), ("w9", "; there is w1")] {
+        let run = jobctl.ask(&["jobs", "--worker", asked]).await;
+        run.is(3, "");
+        let error = format!("error: worker {asked} not found{told}\n");
+        assert!(run.stderr.starts_with(&error), "{run:?}");
+    }
     cluster.end().await;
 }
 

@@ -53,5 +53,14 @@ async fn several_are_an_array_and_one_that_is_not_there_fails() {
     run.is(3, &ids);
     let error = "error: job nihgtly not found\nhint: list the jobs with `jobctl jobs`\n";
     assert_eq!(run.stderr, error);
+    let named = StartRequest {
+        name: Some("nightly".into()),
+        ..sh("true")
+    };
+    cluster.start_job(&named).await.unwrap();
+    let run = jobctl.ask(&["query", "nihgtly"]).await;
+    run.is(3, "");
+    let error = "error: job nihgtly not found, did you mean nightly?\n";
+    assert!(run.stderr.starts_with(error), "{run:?}");
     cluster.end().await;
 }

@@ -14,7 +14,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("roles/scheduler/", &["api", "ids", "proto"]),
     ("client/", &["api", "ids", "proto"]),
     ("cmd/", &["api", "client", "config", "ids", "roles"]),
-    ("config.rs", &["ids"]),
+    ("config.rs", &[]),
     ("api.rs", &["ids"]),
     ("proto.rs", &[]),
     ("ids.rs", &[]),

@@ -289,7 +289,7 @@ impl Jobs {
                     "a worker reports another worker's job");
             }
             (None, Some((spec, created_at))) => {
-                tracing::info!(job_id = %id, worker_id = %worker.id, "job adopted");
+                tracing::debug!(job_id = %id, worker_id = %worker.id, "job adopted");
                 table.insert(Record {
                     id,
                     name: spec.name,

@@ -14,11 +14,18 @@ use super::record::{Event, Record, State, Status};
 use crate::{
     api,
     ids::{self, JobId, WorkerId},
-    roles::scheduler::{error::Error, placement::Candidate, registry::Session},
+    roles::scheduler::{
+        error::Error,
+        placement::Candidate,
+        registry::{self, Session},
+    },
 };
 
 /// The most candidates that an ambiguous prefix is answered with.
 const MAX_CANDIDATES: usize = 5;
+
+/// So many of the newest jobs are looked at for a name like a misspelt one.
+const MAX_LIKENED: usize = 1000;
 
 /// Newest last.
 type Order = BTreeSet<(Timestamp, JobId)>;
@@ -242,7 +249,7 @@ impl Table {
             return self.get(*id).ok_or_else(not_found);
         }
         if !ids::is_prefix(asked) {
-            return Err(not_found());
+            return Err(self.meant(asked).unwrap_or_else(not_found));
         }
         let digits = asked.replace('-', "");
         let first: JobId = format!("{digits:0<32}").parse().map_err(|_| not_found())?;
@@ -260,6 +267,16 @@ impl Table {
         Err(Error::AmbiguousJob {
             asked: asked.to_owned(),
             candidates: candidates.map(|record| record.id.to_string()).collect(),
+        })
+    }
+
+    /// The error that names a job whose name is like `asked`, one of the newest.
+    fn meant(&self, asked: &str) -> Option<Error> {
+        let newest = self.by_time.iter().rev().take(MAX_LIKENED);
+        let names = newest.filter_map(|(_, id)| self.jobs.get(id)?.record.name.as_deref());
+        Some(Error::JobNameNotFound {
+            asked: asked.to_owned(),
+            meant: registry::meant(asked, names)?,
         })
     }
 
