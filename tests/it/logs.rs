@@ -11,6 +11,7 @@ use jobctl::{
 use crate::{
     cluster::{TestCluster, everything, read, rest, start_scheduler},
     support::{eventually, within},
+    typed::Jobctl,
 };
 
 #[tokio::test]
@@ -184,5 +185,66 @@ async fn a_hundred_mebibytes_arrive_whole() {
     let bytes = cluster.output(id).await;
     assert_eq!(bytes.len(), 104_857_600);
     assert!(bytes == fs::read(file).unwrap(), "not the same bytes");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn the_command_line_shows_the_part_that_was_asked_for() {
+    let cluster = TestCluster::start(1).await;
+    let id = cluster
+        .sh("echo one; echo two; echo three; echo bad >&2; exit 7")
+        .await;
+    cluster.end_of(id).await;
+    let jobctl = Jobctl::of(&cluster);
+    let whole = jobctl.ask(&["logs", "last"]).await;
+    whole.is(0, "one\ntwo\nthree\n");
+    assert_eq!(whole.stderr, "bad\n");
+    for (args, code, stdout) in [
+        (&["--follow"][..], 7, "one\ntwo\nthree\n"),
+        (&["--tail", "2"], 0, "three\n"),
+        (&["--stream", "stdout", "--offset", "4"], 0, "two\nthree\n"),
+        (&["--stream", "stderr"], 0, ""),
+        (&["--since", "1h ago"], 0, "one\ntwo\nthree\n"),
+        (&["--since", "2100-01-01T00:00:00Z"], 0, ""),
+    ] {
+        let args = [&["logs", "last"], args].concat();
+        jobctl.ask(&args).await.is(code, stdout);
+    }
+    let stamped = jobctl.ask(&["logs", "--timestamps", "last"]).await;
+    for (line, word) in stamped.stdout.lines().zip(["one", "two", "three"]) {
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(time.parse::<jiff::Timestamp>().is_ok(), "{line}");
+        assert_eq!(rest, word);
+    }
+    assert_eq!(stamped.stdout.lines().count(), 3);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn ctrl_c_while_following_detaches() {
+    let cluster = TestCluster::start(1).await;
+    let job = cluster.sh("echo begun; sleep 600").await;
+    let server = cluster.place.server();
+    let mut logs = Jobctl::new().begin(&["logs", "-f", "last", "--server", &server]);
+    assert_eq!(logs.line().await, "begun\n");
+    logs.signal(rustix::process::Signal::INT);
+    let run = logs.end().await;
+    run.is(130, "");
+    let id = job.short();
+    let note = format!("detached; job {id} not stopped: `jobctl --server {server} stop {id}`\n");
+    assert_eq!(run.stderr, note);
+    assert_eq!(cluster.job(job).await.state, JobState::Running);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_ends_a_follower_quietly() {
+    let cluster = TestCluster::start(1).await;
+    cluster.sh("while :; do echo line; done").await;
+    let mut logs = Jobctl::of(&cluster).begin(&["logs", "-f", "last"]);
+    assert_eq!(logs.line().await, "line\n");
+    let run = logs.closed().await;
+    run.is(0, "");
+    assert_eq!(run.stderr, "");
     cluster.end().await;
 }

@@ -161,6 +161,20 @@ impl Typed {
         kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
+    /// Stops reading its stdout, and waits for its end.
+    pub(crate) async fn closed(mut self) -> Outcome {
+        let mut stderr = String::new();
+        drop(self.stdout);
+        within(self.stderr.read_to_string(&mut stderr))
+            .await
+            .unwrap();
+        Outcome {
+            code: within(self.child.wait()).await.unwrap().code(),
+            stdout: String::new(),
+            stderr,
+        }
+    }
+
     /// Waits for its end; what was read before is left out.
     pub(crate) async fn end(mut self) -> Outcome {
         let (mut stdout, mut stderr) = (String::new(), String::new());
