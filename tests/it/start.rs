@@ -191,13 +191,14 @@ async fn the_command_line_ends_as_the_job_does() {
 #[tokio::test]
 async fn an_id_that_cannot_be_written_is_in_the_error() {
     let cluster = TestCluster::start(1).await;
+    let jobctl = Jobctl::of(&cluster);
     let full = std::fs::File::options().write(true).open("/dev/full");
-    let mut command =
-        tokio::process::Command::from(Jobctl::of(&cluster).command(&["start", "sleep", "600"]));
+    let mut command = tokio::process::Command::from(jobctl.command(&["start", "sleep", "600"]));
     command
         .stdout(full.unwrap())
         .stderr(std::process::Stdio::piped());
-    let output = within(command.kill_on_drop(true).output()).await.unwrap();
+    let child = command.kill_on_drop(true).spawn().unwrap();
+    let output = within(child.wait_with_output()).await.unwrap();
     let jobs = cluster.client.jobs(&Default::default()).await.unwrap().jobs;
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), jobs.len()), (Some(1), 1), "{stderr}");
