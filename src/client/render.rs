@@ -353,6 +353,8 @@ impl Spinner {
 
 impl Drop for Spinner {
     fn drop(&mut self) {
+        // A last turn may otherwise come behind the end.
+        self.0.disable_steady_tick();
         self.0.finish_and_clear();
     }
 }

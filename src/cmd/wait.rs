@@ -38,15 +38,13 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let mut left = VecDeque::from(jobs);
     // Around all of it: a job may have ended with the code of a Ctrl-C, and a
     // Ctrl-C may come between two of them.
-    tokio::select! {
+    let highest = tokio::select! {
         // First of all, so that it is heard from before the first request on.
         biased;
-        interrupt = tokio::signal::ctrl_c() => {
-            interrupt?;
-            Ok(detached(caller, left.make_contiguous()))
-        }
-        highest = highest_of(caller, &mut left) => Ok(highest),
-    }
+        interrupt = tokio::signal::ctrl_c() => interrupt.map(|()| None)?,
+        highest = highest_of(caller, &mut left) => Some(highest),
+    };
+    Ok(highest.unwrap_or_else(|| detached(caller, left.make_contiguous())))
 }
 
 /// Takes those off `jobs` that have ended.
@@ -78,15 +76,13 @@ async fn code_of(caller: &Caller, job_id: String) -> Result<u8, client::Error> {
 
 /// Waits for the job's end, or for Ctrl-C; the number is the exit code.
 pub(super) async fn attached(caller: &Caller, job: JobId) -> anyhow::Result<u8> {
-    tokio::select! {
+    let code = tokio::select! {
         // First of all, so that it is heard from before the first request on.
         biased;
-        interrupt = tokio::signal::ctrl_c() => {
-            interrupt?;
-            Ok(detached(caller, &[job.short()]))
-        }
-        code = code_of(caller, job.to_string()) => Ok(code?),
-    }
+        interrupt = tokio::signal::ctrl_c() => interrupt.map(|()| None)?,
+        code = code_of(caller, job.to_string()) => Some(code?),
+    };
+    Ok(code.unwrap_or_else(|| detached(caller, &[job.short()])))
 }
 
 /// Asks by id, so that `last` goes on meaning the same job.
