@@ -116,7 +116,7 @@ _jobctl() {
 
     case "${cmd}" in
         jobctl)
-            opts="-v -h -V --server --verbose --color --help --version start stop query jobs logs wait workers scheduler worker dev completions version help"
+            opts="-v -h -V --server --verbose --color --help --version start stop query jobs logs wait workers version scheduler worker dev completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -138,16 +138,12 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__completions)
-            opts="-v -h --server --verbose --color --help bash zsh fish"
+            opts="-h --color --help bash zsh fish"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
-                --server)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -160,7 +156,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__dev)
-            opts="-v -h --data-dir --log-level --server --verbose --color --help"
+            opts="-h --data-dir --log-level --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -171,10 +167,6 @@ _jobctl() {
                     return 0
                     ;;
                 --log-level)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --server)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -190,7 +182,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__help)
-            opts="start stop query jobs logs wait workers scheduler worker dev completions version help"
+            opts="start stop query jobs logs wait workers version scheduler worker dev completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -522,7 +514,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__scheduler)
-            opts="-v -h --config --data-dir --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-for --keep-finished --log-level --log-format --server --verbose --color --help"
+            opts="-h --config --data-dir --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-for --keep-finished --log-level --log-format --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -566,10 +558,6 @@ _jobctl() {
                     ;;
                 --log-format)
                     COMPREPLY=($(compgen -W "text json" -- "${cur}"))
-                    return 0
-                    ;;
-                --server)
-                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --color)
@@ -668,18 +656,18 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__version)
-            opts="-o -q -v -h --output --quiet --no-headers --server --verbose --color --help"
+            opts="-o -v -h --output --server --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --output)
-                    COMPREPLY=($(compgen -W "table wide json jsonl yaml name" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 -o)
-                    COMPREPLY=($(compgen -W "table wide json jsonl yaml name" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "json jsonl yaml" -- "${cur}"))
                     return 0
                     ;;
                 --server)
@@ -720,7 +708,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-v -h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --control-groups --keep-finished --log-level --log-format --server --verbose --color --help kill-all help"
+            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --control-groups --keep-finished --log-level --log-format --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -778,10 +766,6 @@ _jobctl() {
                     COMPREPLY=($(compgen -W "text json" -- "${cur}"))
                     return 0
                     ;;
-                --server)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -836,7 +820,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker__subcmd__kill__subcmd__all)
-            opts="-v -h --name --data-dir --grace --server --verbose --color --help"
+            opts="-h --name --data-dir --grace --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -851,10 +835,6 @@ _jobctl() {
                     return 0
                     ;;
                 --grace)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --server)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

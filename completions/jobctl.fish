@@ -24,7 +24,7 @@ function __fish_jobctl_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c jobctl -n "__fish_jobctl_needs_command" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_needs_command" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_needs_command" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -38,11 +38,11 @@ complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "jobs" -d 'List jobs, 
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "logs" -d 'Show what a job has written'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "workers" -d 'List the workers and how they stand'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "version" -d 'Show the versions of this program and of the scheduler'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "scheduler" -d 'Run the scheduler: the HTTP API, and the list of workers and jobs'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "worker" -d 'Run a worker: starts jobs on this machine, and keeps their output'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "completions" -d 'Print the completion script of a shell'
-complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "version" -d 'Show the versions of this program and of the scheduler'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l worker -d 'Where to run it, by id, prefix or name [default: one that is ready]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l script -d 'A script of the worker\'s script folder' -r
@@ -52,7 +52,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l cwd -d 'The fold
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -62,7 +62,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s v -l verbose -d 
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l signal -d 'The first signal [default: TERM]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l grace -d 'From the first signal to KILL [default: the worker\'s own]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -75,7 +75,7 @@ json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -100,7 +100,7 @@ json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -114,7 +114,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l since -d 'Begin w
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l offset -d 'Begin with this byte' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l stream -d 'Only one of them: stdout or stderr' -r -f -a "stdout\t''
 stderr\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -122,7 +122,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s f -l follow -d 'G
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s t -l timestamps -d 'Put the time before each line'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -134,7 +134,7 @@ json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -142,6 +142,15 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s q -l quiet -d 
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l no-headers -d 'Leave out the column names of tables'
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s o -l output -d 'How to show it: json, jsonl or yaml [default: two lines]' -r -f -a "json\t''
+jsonl\t''
+yaml\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l data-dir -d 'Where to keep the records of jobs and workers [default: ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l http-addr -d 'Where to serve HTTP [default: 127.0.0.1:3000]' -r
@@ -153,11 +162,9 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-finishe
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l server -d 'The scheduler\'s HTTP API' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l name -d 'What to call it [default: the name of this machine]' -r
@@ -174,65 +181,43 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_see
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l server -d 'The scheduler\'s HTTP API' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l drain-on-stop -d 'When asked to end, end the jobs first'
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -f -a "kill-all" -d 'End the jobs of a worker that is not running'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l name -d 'What the worker is called [default: the name of this machine]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l data-dir -d 'Its data folder [default: as for `jobctl worker`]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l grace -d 'From TERM to KILL' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l server -d 'The scheduler\'s HTTP API' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from kill-all" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from help" -f -a "kill-all" -d 'End the jobs of a worker that is not running'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l data-dir -d 'Where to keep everything [default: a folder removed at the end]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l log-level -d 'What the roles log on stderr' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l server -d 'The scheduler\'s HTTP API' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -l server -d 'The scheduler\'s HTTP API' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
-wide\t''
-json\t''
-jsonl\t''
-yaml\t''
-name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l server -d 'The scheduler\'s HTTP API' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
-always\t''
-never\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s q -l quiet -d 'Show whole ids only'
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l no-headers -d 'Leave out the column names of tables'
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s v -l verbose -d 'Show each request on stderr'
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "start" -d 'Start a program or script on a worker; prints the id of the job'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "stop" -d 'Stop jobs, each with everything it started'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "query" -d 'Show jobs in full'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "jobs" -d 'List jobs, the newest first'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "logs" -d 'Show what a job has written'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "workers" -d 'List the workers and how they stand'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "scheduler" -d 'Run the scheduler: the HTTP API, and the list of workers and jobs'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "worker" -d 'Run a worker: starts jobs on this machine, and keeps their output'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "completions" -d 'Print the completion script of a shell'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "version" -d 'Show the versions of this program and of the scheduler'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers scheduler worker dev completions version help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "start" -d 'Start a program or script on a worker; prints the id of the job'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "stop" -d 'Stop jobs, each with everything it started'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "query" -d 'Show jobs in full'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "jobs" -d 'List jobs, the newest first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "logs" -d 'Show what a job has written'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "workers" -d 'List the workers and how they stand'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "version" -d 'Show the versions of this program and of the scheduler'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "scheduler" -d 'Run the scheduler: the HTTP API, and the list of workers and jobs'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "worker" -d 'Run a worker: starts jobs on this machine, and keeps their output'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "completions" -d 'Print the completion script of a shell'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from worker" -f -a "kill-all" -d 'End the jobs of a worker that is not running'

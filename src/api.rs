@@ -22,6 +22,12 @@ pub const MAX_BODY: usize = 1024 * 1024;
 /// The longest a `/query` with `wait_ms` is held before it is answered anyway.
 pub const MAX_WAIT_MS: u64 = 60_000;
 
+/// The most jobs on one page of `GET /jobs`.
+pub const MAX_PAGE: usize = 1000;
+
+/// The longest duration taken: a hundred years.
+pub const MAX_DURATION_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
+
 /// The header that carries a request's id, in both directions.
 pub const REQUEST_ID: &str = "x-request-id";
 
@@ -328,7 +334,7 @@ pub struct JobsQuery {
     /// Only jobs of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// At most so many; 1 to 1000, by default 50.
+    /// At most so many; 1 to [`MAX_PAGE`], by default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// Go on behind this job: the `next` of the page before.
@@ -441,4 +447,8 @@ pub mod code {
     pub const SHUTTING_DOWN: &str = "shutting_down";
     /// The worker does not answer.
     pub const WORKER_UNREACHABLE: &str = "worker_unreachable";
+    /// There is no worker to take the job.
+    pub const NO_WORKER_READY: &str = "no_worker_ready";
+    /// No such path; an older scheduler, or none at all.
+    pub const ROUTE_NOT_FOUND: &str = "route_not_found";
 }

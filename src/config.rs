@@ -20,6 +20,12 @@ use serde::{
 /// The file that is read where no other is named, if it is there.
 pub const DEFAULT_FILE: &str = "config.toml";
 
+/// Clocks of jobs count milliseconds.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// A hundred years, which is as long as the scheduler takes.
+const LONGEST: Duration = Duration::from_secs(36_500 * 24 * 3600);
+
 /// The file of one role.
 pub trait File: DeserializeOwned + Default {
     /// Every key it may hold, as `section.key`.
@@ -248,6 +254,14 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A value where a section belongs.
+    #[error("`{section}` in {} is a section, not a value", file.display())]
+    NotASection {
+        /// The file.
+        file: PathBuf,
+        /// The section.
+        section: String,
+    },
     /// It is not TOML, or a value has the wrong type.
     #[error("{} is not a valid settings file", file.display())]
     Malformed {
@@ -308,6 +322,12 @@ fn parse<F: File>(text: &str, file: &Path) -> Result<F, Error> {
             nearest,
         });
     }
+    if let Some((section, _)) = table.iter().find(|(_, value)| !value.is_table()) {
+        return Err(Error::NotASection {
+            file: file.to_owned(),
+            section: section.clone(),
+        });
+    }
     // From the text again, not from the table: only so does an error know its line.
     let settings: F = toml::from_str(text).map_err(malformed)?;
     for (section, server) in settings.servers() {
@@ -364,10 +384,10 @@ fn some_interval<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>,
     interval(&text).map(Some).map_err(D::Error::custom)
 }
 
-/// As [`duration`], and longer than nothing.
+/// As [`duration`], and at least a millisecond.
 pub fn interval(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err(format!("`{text}` is no time at all")),
+        interval if interval < SHORTEST => Err(format!("`{text}` is less than 1ms")),
         interval => Ok(interval),
     }
 }
@@ -379,10 +399,18 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .trim()
         .parse()
         .map_err(|_| format!("`{text}` is not a duration; write it as `10s`, `5m` or `1h 30m`"))?;
-    span.to_duration(SpanRelativeTo::days_are_24_hours())
+    if span.get_years() != 0 || span.get_months() != 0 {
+        return Err(format!("`{text}` has no fixed length; write it in days"));
+    }
+    let duration = span
+        .to_duration(SpanRelativeTo::days_are_24_hours())
         .ok()
         .and_then(|duration| Duration::try_from(duration).ok())
-        .ok_or_else(|| format!("`{text}` is not a length of time"))
+        .ok_or_else(|| format!("`{text}` is not a length of time"))?;
+    match duration > LONGEST {
+        true => Err(format!("`{text}` is more than 36500d")),
+        false => Ok(duration),
+    }
 }
 
 #[cfg(test)]
@@ -477,6 +505,12 @@ mod tests {
     }
 
     #[test]
+    fn a_value_is_no_section() {
+        let error = scheduler("log = 1").unwrap_err().to_string();
+        assert_eq!(error, "`log` in etc/config.toml is a section, not a value");
+    }
+
+    #[test]
     fn tls_is_refused_until_there_is_some() {
         let error = scheduler("[grpc_server]\nuse_tls = true").unwrap_err();
         assert!(matches!(
@@ -509,10 +543,17 @@ mod tests {
             assert_eq!(duration(text).unwrap().as_secs_f64(), seconds, "{text}");
         }
         assert_eq!(duration("1.5s").unwrap(), Duration::from_millis(1500));
-        for bad in ["", "10", "soon", "-5s", "5s ago", "1month"] {
+        for bad in ["", "10", "soon", "-5s", "5s ago", "36501d", "1000000h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         assert_eq!(duration("0s").unwrap(), Duration::ZERO);
-        assert!(interval("0s").is_err());
+        assert!(interval("1ms").is_ok());
+        for bad in ["0s", "0.1ms", "999us"] {
+            assert!(interval(bad).is_err(), "{bad}");
+        }
+        for bad in ["1y", "1 month"] {
+            assert!(duration(bad).unwrap_err().contains("in days"), "{bad}");
+        }
+        assert!(duration("36500d").is_ok());
     }
 }

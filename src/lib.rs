@@ -3,8 +3,8 @@
 //!
 //! | room | what is in it | may import |
 //! |---|---|---|
-//! | [`cmd`] | the command line: one file a verb, flags to values, the exit codes | `config`, `client`, `roles` |
-//! | [`config`] | reads `config.toml` | `ids` |
+//! | [`cmd`] | the command line: one file a verb, flags to values, the exit codes | `api`, `client`, `config`, `ids`, `roles` |
+//! | [`config`] | reads `config.toml` | – |
 //! | [`client`] | one method per HTTP endpoint, and everything written to stdout | `api`, `ids`, `proto` |
 //! | [`roles::scheduler`] | the HTTP API, who is in the cluster, the record of every job | `api`, `ids`, `proto` |
 //! | [`roles::worker`] | the jobs of one machine and their output | `ids`, `proto`, `shim` |

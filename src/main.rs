@@ -3,7 +3,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use jobctl::{cmd, roles};
 
 fn main() -> ExitCode {
@@ -14,29 +13,25 @@ fn main() -> ExitCode {
     {
         return roles::shim::main();
     }
-    let cli = match cmd::Cli::try_parse() {
+    let cli = match cmd::Cli::read() {
         Ok(cli) => cli,
         Err(message) => {
-            // Fails only where nobody reads it.
-            message.print().unwrap_or_default();
+            cmd::show_usage(&message);
             return code(message.exit_code());
         }
     };
     cli.prepare();
-    match run(cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => ExitCode::from(cmd::report(&error, cmd::Codes::Jobctl)),
-    }
-}
-
-fn run(cli: cmd::Cli) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?;
-    let outcome = runtime.block_on(cmd::run(cli));
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return ExitCode::from(cmd::report(&error.into(), cmd::Codes::Jobctl)),
+    };
+    let code = runtime.block_on(cmd::run(cli));
     // A write to a pipe that nobody drains may never return.
     runtime.shutdown_background();
-    outcome
+    ExitCode::from(code)
 }
 
 fn code(code: i32) -> ExitCode {

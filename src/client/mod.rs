@@ -34,6 +34,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Longer than the scheduler's own deadline for a call to a worker, so that its
 /// better message is the one that is read.
 const ANSWER: Duration = Duration::from_secs(60);
+/// For what the scheduler knows by itself.
+const OWN_ANSWER: Duration = Duration::from_secs(10);
 /// A peer that vanished without a word is noticed after a minute, even where
 /// nothing is asked of it and a job is silent for days.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -160,24 +162,24 @@ impl Client {
     /// or that time is over.
     pub async fn query(&self, body: &QueryRequest) -> Result<QueryResponse, Error> {
         let held = Duration::from_millis(body.wait_ms.unwrap_or_default());
-        self.ask(self.post("/query", body).timeout(held + ANSWER))
+        self.ask(self.post("/query", body).timeout(held + OWN_ANSWER))
             .await
     }
 
     /// `GET /jobs`: one page.
     pub async fn jobs(&self, query: &JobsQuery) -> Result<JobsResponse, Error> {
-        self.ask(self.get("/jobs").query(query).timeout(ANSWER))
+        self.ask(self.get("/jobs").query(query).timeout(OWN_ANSWER))
             .await
     }
 
     /// `GET /workers`
     pub async fn workers(&self) -> Result<WorkersResponse, Error> {
-        self.ask(self.get("/workers").timeout(ANSWER)).await
+        self.ask(self.get("/workers").timeout(OWN_ANSWER)).await
     }
 
     /// `GET /version`
     pub async fn version(&self) -> Result<VersionResponse, Error> {
-        self.ask(self.get("/version").timeout(ANSWER)).await
+        self.ask(self.get("/version").timeout(OWN_ANSWER)).await
     }
 
     /// `GET /readyz`: returns once so many workers are ready; after `wait` it is

@@ -7,15 +7,16 @@ use std::{
     borrow::Cow,
     fmt::{self, Write as _},
     io::{self, IsTerminal as _, Write as _},
+    pin::pin,
     time::Duration,
 };
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
-use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 use indicatif::ProgressBar;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::{
     api::{Job, JobState, Worker, WorkerState},
@@ -24,6 +25,9 @@ use crate::{
 
 /// Output is written in pieces of at most about this size, in bytes.
 const PIECE: usize = 256 * 1024;
+
+/// What takes no longer than this needs no spinner.
+const AT_ONCE: Duration = Duration::from_millis(300);
 
 /// Stdout, or the stderr of a followed job, did not take what was written.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +105,7 @@ pub fn jobs(jobs: &[Job], format: Format, many: Many) -> Result<(), Error> {
             let now = Timestamp::now();
             let header: &[&str] = if wide { &JOBS_WIDE } else { &JOBS };
             let rows = jobs.iter().map(|job| job_row(job, wide, now)).collect();
-            table(&Shape::of_stdout(), headers.then_some(header), rows)
+            table(&Shape::of_stdout(), header, headers, rows)
         }
         (Format::Table { .. }, Many::Several | Many::Named) => {
             let now = Timestamp::now();
@@ -121,7 +125,7 @@ pub fn workers(workers: &[Worker], format: Format) -> Result<(), Error> {
             let header: &[&str] = if wide { &WORKERS_WIDE } else { &WORKERS };
             let row = |worker| worker_row(worker, wide, now);
             let rows = workers.iter().map(row).collect();
-            table(&Shape::of_stdout(), headers.then_some(header), rows)
+            table(&Shape::of_stdout(), header, headers, rows)
         }
         _ => documents(
             workers,
@@ -265,6 +269,41 @@ pub fn remark(text: &str) {
     }
 }
 
+/// How wide errors are at most, in columns.
+const WIDTH: usize = 80;
+
+/// `text` with its long lines broken between words; colour takes no room.
+fn wrapped(text: &str) -> String {
+    let width = |text: &str| anstream::adapter::strip_str(text).to_string().width();
+    let mut all = String::new();
+    for line in text.split_inclusive('\n') {
+        if width(line.trim_end()) <= WIDTH {
+            all.push_str(line);
+            continue;
+        }
+        let indent = line.len() - line.trim_start().len();
+        let mut used = 0;
+        for word in line.split_inclusive(' ') {
+            if used > indent && used + width(word.trim_end()) > WIDTH {
+                all.truncate(all.trim_end_matches(' ').len());
+                write!(all, "\n{:indent$}  ", "").unwrap_or_default();
+                used = indent + 2;
+            }
+            all.push_str(word);
+            used += width(word.trim_end_matches('\n'));
+        }
+    }
+    all
+}
+
+/// Writes what is wrong with a command line, styled already.
+pub fn usage(text: &str) {
+    let mut stderr = anstream::stderr().lock();
+    stderr
+        .write_all(wrapped(text).as_bytes())
+        .unwrap_or_default();
+}
+
 /// Writes `error: what`, a line for each cause, and what to do about it.
 pub fn failure(what: &str, causes: &[String], hint: Option<&str>) {
     let red = AnsiColor::Red.on_default().bold();
@@ -282,6 +321,8 @@ pub fn failure(what: &str, causes: &[String], hint: Option<&str>) {
     if let Some(hint) = hint {
         writeln!(text, "{cyan}hint:{cyan:#} {}", visible(hint)).unwrap_or_default();
     }
+    // What reads a pipe wants each of them in one line.
+    let text = if is_attended() { wrapped(&text) } else { text };
     anstream::stderr()
         .lock()
         .write_all(text.as_bytes())
@@ -312,21 +353,33 @@ impl Spinner {
 
 impl Drop for Spinner {
     fn drop(&mut self) {
+        // A last turn may otherwise come behind the end.
+        self.0.disable_steady_tick();
         self.0.finish_and_clear();
     }
+}
+
+/// Waits for `answer`, under a spinner if it is not there at once.
+pub async fn patiently<T>(text: &str, answer: impl Future<Output = T>) -> T {
+    let mut answer = pin!(answer);
+    if let Ok(answer) = tokio::time::timeout(AT_ONCE, &mut answer).await {
+        return answer;
+    }
+    let _spinner = Spinner::new(text);
+    answer.await
 }
 
 /// How stdout is to be written to.
 struct Shape {
     /// In columns, on a terminal.
-    width: Option<u16>,
+    width: Option<usize>,
     colour: bool,
 }
 
 impl Shape {
     fn of_stdout() -> Self {
         Self {
-            width: Table::new().width().filter(|width| *width > 0),
+            width: width_of_stdout(),
             colour: AutoStream::choice(&io::stdout()) != ColorChoice::Never,
         }
     }
@@ -341,72 +394,132 @@ const WORKERS_WIDE: [&str; 10] = [
     "ID", "NAME", "STATE", "SINCE", "JOBS", "LOAD", "HEARD", "AGE", "VERSION", "ADDRESS",
 ];
 
-/// A table without lines, which both people and `awk` can read. On a terminal
-/// only the last column is cut to fit.
-fn table(shape: &Shape, header: Option<&[&str]>, rows: Vec<Vec<Cell>>) -> Result<(), Error> {
-    Ok(data(&laid_out(shape, header, rows))?)
+/// Columns that are cut where the terminal is too narrow, along with the last.
+const SHRINKING: [&str; 3] = ["REASON", "NAME", "WORKER"];
+
+/// What shrinks keeps so much at first, in columns of the terminal.
+const SHRUNK: usize = 20;
+
+/// And so much in the end.
+const LEAST: usize = 8;
+
+/// Between two columns.
+const GAP: usize = 2;
+
+/// A cell of a table; its text is safe to show.
+struct Cell {
+    text: String,
+    style: Style,
 }
 
-fn laid_out(shape: &Shape, header: Option<&[&str]>, rows: Vec<Vec<Cell>>) -> String {
+/// The columns of the terminal on stdout, if it is one.
+fn width_of_stdout() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
+}
+
+fn table(shape: &Shape, header: &[&str], headers: bool, rows: Vec<Vec<Cell>>) -> Result<(), Error> {
+    Ok(data(&laid_out(shape, header, headers, rows))?)
+}
+
+/// A table without lines, which both people and `awk` can read. On a terminal
+/// the last column is cut to fit, then reasons and names; where that is not
+/// enough, nothing is.
+fn laid_out(shape: &Shape, header: &[&str], headers: bool, mut rows: Vec<Vec<Cell>>) -> String {
     if rows.is_empty() {
         return String::new();
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).force_no_tty();
-    if shape.colour {
-        table.enforce_styling();
+    if headers {
+        rows.insert(0, header.iter().map(cell).collect());
     }
-    if let Some(header) = header {
-        table.set_header(header.iter().copied());
-    }
-    for row in rows {
-        let mut row = comfy_table::Row::from(row);
-        row.max_height(1);
-        table.add_row(row);
-    }
-    let last = table.column_count().saturating_sub(1);
-    for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, if index == last { 0 } else { 2 }));
-        if index != last {
-            column.set_constraint(ColumnConstraint::ContentWidth);
+    let natural = (0..header.len()).map(|column| {
+        let widths = rows
+            .iter()
+            .filter_map(|row| Some(row.get(column)?.text.width()));
+        widths.max().unwrap_or_default()
+    });
+    let natural: Vec<usize> = natural.collect();
+    let fitted = shape
+        .width
+        .and_then(|width| fitted(header, &natural, width));
+    let widths = fitted.unwrap_or(natural);
+    lines(rows.iter().map(|row| {
+        let mut line = String::new();
+        let mut gap = 0;
+        for (cell, width) in row.iter().zip(&widths) {
+            let text = cut(&cell.text, *width);
+            let style = match shape.colour {
+                true => cell.style,
+                false => Style::new(),
+            };
+            write!(line, "{:gap$}{style}{text}{style:#}", "").unwrap_or_default();
+            gap = width + GAP - text.width();
         }
+        line
+    }))
+}
+
+/// The widths of the columns where the table is to fit into `width`; `None`
+/// where it cannot.
+fn fitted(header: &[&str], natural: &[usize], width: usize) -> Option<Vec<usize>> {
+    let mut widths = natural.to_vec();
+    let last = widths.len().checked_sub(1)?;
+    let room = width.checked_sub(GAP * last)?;
+    let named = |name| header.iter().position(|column| *column == name);
+    let shrinking: Vec<usize> = SHRINKING.into_iter().filter_map(named).collect();
+    let least = shrinking.iter().map(|column| (*column, LEAST));
+    let first = shrinking.iter().map(|column| (*column, SHRUNK));
+    for (column, least) in [(last, SHRUNK)]
+        .into_iter()
+        .chain(first)
+        .chain([(last, LEAST)])
+        .chain(least)
+    {
+        let surplus = widths.iter().sum::<usize>().saturating_sub(room);
+        widths[column] -= surplus.min(widths[column].saturating_sub(least));
     }
-    match shape.width {
-        None => table.set_content_arrangement(ContentArrangement::Disabled),
-        Some(width) => table
-            .set_content_arrangement(ContentArrangement::Dynamic)
-            .set_truncation_indicator("…")
-            .set_width(width),
-    };
-    lines(table.lines().map(|line| line.trim_end().to_owned()))
+    (widths.iter().sum::<usize>() <= room).then_some(widths)
+}
+
+/// `text`, with its end replaced by `…` where it is wider than `width`.
+fn cut(text: &str, width: usize) -> Cow<'_, str> {
+    if text.width() <= width {
+        return Cow::Borrowed(text);
+    }
+    let mut room = width.saturating_sub(1);
+    let kept = text.chars().take_while(|c| {
+        let width = c.width().unwrap_or_default();
+        let fits = width <= room;
+        room = room.saturating_sub(width);
+        fits
+    });
+    Cow::Owned(kept.chain(['…']).collect())
 }
 
 fn cell(text: impl fmt::Display) -> Cell {
+    styled(text, None)
+}
+
+fn styled(text: impl fmt::Display, colour: Option<AnsiColor>) -> Cell {
     let text = text.to_string();
-    Cell::new(if text.is_empty() {
-        "-".into()
-    } else {
-        visible(&text)
-    })
+    Cell {
+        text: match text.is_empty() {
+            true => "-".to_owned(),
+            false => visible(&text).into_owned(),
+        },
+        style: colour.map_or(Style::new(), AnsiColor::on_default),
+    }
 }
 
 fn cell_or(text: Option<impl fmt::Display>) -> Cell {
-    text.map_or_else(|| Cell::new("-"), cell)
+    text.map_or_else(|| cell("-"), cell)
 }
 
 fn job_row(job: &Job, wide: bool, now: Timestamp) -> Vec<Cell> {
-    let state = cell(job.state.as_str());
-    let state = match job_colour(job.state) {
-        Some(AnsiColor::Green) => state.fg(Color::DarkGreen),
-        Some(AnsiColor::Red) => state.fg(Color::DarkRed),
-        Some(AnsiColor::Yellow) => state.fg(Color::DarkYellow),
-        Some(_) => state.fg(Color::DarkCyan),
-        None => state,
-    };
     let mut row = vec![
         cell(job.id.short()),
         cell_or(job.name.as_ref()),
-        state,
+        styled(job.state.as_str(), job_colour(job.state)),
         cell_or(outcome(job)),
         cell_or(job.worker.as_ref()),
     ];
@@ -444,17 +557,17 @@ fn job_colour(state: JobState) -> Option<AnsiColor> {
 }
 
 fn worker_row(worker: &Worker, wide: bool, now: Timestamp) -> Vec<Cell> {
-    let state = cell(worker.state.as_str());
+    let colour = match worker.state {
+        WorkerState::Joining => Some(AnsiColor::Cyan),
+        WorkerState::Ready => Some(AnsiColor::Green),
+        WorkerState::Unreachable => Some(AnsiColor::Red),
+        WorkerState::Left => None,
+    };
     let since = |time: Timestamp| age(now, time);
     let mut row = vec![
         cell(worker.id.short()),
         cell(&worker.name),
-        match worker.state {
-            WorkerState::Joining => state.fg(Color::DarkCyan),
-            WorkerState::Ready => state.fg(Color::DarkGreen),
-            WorkerState::Unreachable => state.fg(Color::DarkRed),
-            WorkerState::Left => state,
-        },
+        styled(worker.state.as_str(), colour),
         cell(since(worker.since)),
         cell(worker.running),
         cell(format_args!("{:.2}", worker.load)),
@@ -718,7 +831,7 @@ mod tests {
         }
     }
 
-    fn shape(width: Option<u16>) -> Shape {
+    fn shape(width: Option<usize>) -> Shape {
         Shape {
             width,
             colour: false,
@@ -728,7 +841,7 @@ mod tests {
     #[test]
     fn a_piped_table_has_one_line_a_row_and_nothing_cut() {
         let rows = vec![job_row(&job(), false, now())];
-        let text = laid_out(&shape(None), Some(&JOBS), rows);
+        let text = laid_out(&shape(None), &JOBS, true, rows);
         assert_eq!(
             text,
             "ID            NAME     STATE   EXIT  WORKER  AGE  COMMAND\n\
@@ -743,26 +856,86 @@ mod tests {
         long.args = vec!["word".into(); 100];
         for width in [80, 100] {
             let rows = vec![job_row(&long, false, now()), job_row(&job(), false, now())];
-            let text = laid_out(&shape(Some(width)), Some(&JOBS), rows);
+            let text = laid_out(&shape(Some(width)), &JOBS, true, rows);
             assert_eq!(text.lines().count(), 3, "{text}");
             for line in text.lines() {
-                assert!(line.chars().count() <= usize::from(width), "{line}");
+                assert!(line.chars().count() <= width, "{line}");
             }
             assert!(text.contains("3f2a8b1c9d4e  nightly  failed  3     w1      3m   bash word"));
             assert!(text.contains('…'));
         }
     }
 
+    fn fits(text: &str, width: usize) {
+        for line in text.lines() {
+            assert!(line.width() <= width, "{} columns: {line}", line.width());
+        }
+    }
+
+    #[test]
+    fn a_wide_table_and_a_long_name_have_one_line_a_row_in_80_columns() {
+        let mut long = job();
+        long.name = Some("n".repeat(64));
+        for wide in [false, true] {
+            let header: &[&str] = if wide { &JOBS_WIDE } else { &JOBS };
+            for first in [job(), long.clone()] {
+                let rows = vec![job_row(&first, wide, now()), job_row(&job(), wide, now())];
+                let text = laid_out(&shape(Some(80)), header, true, rows);
+                assert_eq!(text.lines().count(), 3, "{text}");
+                for (line, begin) in text.lines().zip(["ID  ", "3f2a8b1c9d4e  n"]) {
+                    assert!(line.starts_with(begin), "{text}");
+                }
+                // Eleven columns fit no terminal of 80; they are one line all the same.
+                if !wide {
+                    fits(&text, 80);
+                    assert!(text.contains("bash"), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_that_cannot_fit_is_not_cut_at_all() {
+        let rows = || vec![job_row(&job(), true, now())];
+        let whole = laid_out(&shape(None), &JOBS_WIDE, true, rows());
+        assert_eq!(laid_out(&shape(Some(30)), &JOBS_WIDE, true, rows()), whole);
+    }
+
+    #[test]
+    fn errors_are_broken_between_words() {
+        assert_eq!(wrapped("error: short\n"), "error: short\n");
+        let long = format!(
+            "\u{1b}[31merror:\u{1b}[0m {}\n\n  next\n",
+            "word ".repeat(30)
+        );
+        let text = wrapped(&long);
+        fits(&anstream::adapter::strip_str(&text).to_string(), WIDTH);
+        let words = |text: &str| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(words(&text), words(&long));
+        assert!(text.ends_with("\n\n  next\n"), "{text:?}");
+    }
+
+    #[test]
+    fn wide_characters_are_cut_by_the_columns_they_take() {
+        assert_eq!(cut("日本語", 6), "日本語");
+        assert_eq!(cut("日本語", 5), "日本…");
+        assert_eq!(cut("日本語", 4), "日…");
+    }
+
     #[test]
     fn rows_without_headers_and_no_rows_at_all() {
         let rows = vec![job_row(&job(), true, now())];
-        let text = laid_out(&shape(None), None, rows);
+        let text = laid_out(&shape(None), &JOBS_WIDE, false, rows);
         assert!(
             text.starts_with("3f2a8b1c9d4e  nightly  failed  3  "),
             "{text}"
         );
         assert!(text.contains("  1.5KiB  exit status 3  bash"), "{text}");
-        assert_eq!(laid_out(&shape(None), Some(&JOBS), Vec::new()), "");
+        assert_eq!(laid_out(&shape(None), &JOBS, true, Vec::new()), "");
         assert_eq!(job_row(&job(), true, now()).len(), JOBS_WIDE.len());
         assert_eq!(job_row(&job(), false, now()).len(), JOBS.len());
     }
@@ -774,10 +947,10 @@ mod tests {
             colour: true,
         };
         let rows = || vec![job_row(&job(), false, now())];
-        let text = laid_out(&coloured, None, rows());
+        let text = laid_out(&coloured, &JOBS, false, rows());
         assert!(text.contains('\u{1b}'), "{text:?}");
         let plain = anstream::adapter::strip_str(&text).to_string();
-        assert_eq!(plain, laid_out(&shape(None), None, rows()));
+        assert_eq!(plain, laid_out(&shape(None), &JOBS, false, rows()));
     }
 
     #[test]

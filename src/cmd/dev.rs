@@ -83,7 +83,7 @@ async fn stay(data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
     let idle = async |client: Client| {
         let server = client.server().to_string();
         render::note(&format!(
-            "a scheduler and a worker run at {server} until Ctrl-C; in another terminal, type:"
+            "a cluster runs at {server} until Ctrl-C; elsewhere, type:"
         ));
         render::data(&examples(&server))?;
         std::future::pending().await
@@ -106,7 +106,7 @@ async fn run_job(command: Vec<String>, data_dir: Option<PathBuf>) -> anyhow::Res
     let follow = async |client: Client| {
         let job = client.start(&request).await?.job_id;
         let query = start::everything(job);
-        logs::to_the_end(&client, query, &job.short(), Timestamps::Hidden).await
+        logs::to_the_end(&client, query, Timestamps::Hidden).await
     };
     with_cluster(data_dir, follow).await
 }

@@ -1,16 +1,12 @@
 //! `jobctl jobs`
 
-use super::{DONE, Shown, job_state};
-use crate::{
-    api::{Job, JobsQuery},
-    client::{
-        Client,
-        render::{self, Many},
-    },
-};
+use clap::builder::NonEmptyStringValueParser;
 
-/// The scheduler gives no more in one answer.
-const LARGEST_PAGE: usize = 1000;
+use super::{Caller, DONE, Shown, job_state};
+use crate::{
+    api::{Job, JobsQuery, MAX_PAGE},
+    client::render::{self, Many},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,7 +32,11 @@ pub(super) struct Args {
     state: Vec<String>,
 
     /// Only jobs of this worker
-    #[arg(long, help_heading = "Which jobs")]
+    #[arg(
+        long,
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "Which jobs"
+    )]
     worker: Option<String>,
 
     /// Only jobs of this name
@@ -49,6 +49,7 @@ pub(super) struct Args {
         long,
         value_name = "N",
         default_value_t = 50,
+        allow_negative_numbers = true,
         value_parser = limit,
         help_heading = "Which jobs"
     )]
@@ -62,7 +63,7 @@ pub(super) struct Args {
     shown: Shown,
 }
 
-pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let wanted = match args.all {
         true => usize::MAX,
         false => args.limit,
@@ -76,8 +77,8 @@ pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
     };
     let mut jobs: Vec<Job> = Vec::new();
     loop {
-        query.limit = Some((wanted - jobs.len()).min(LARGEST_PAGE));
-        let page = client.jobs(&query).await?;
+        query.limit = Some((wanted - jobs.len()).min(MAX_PAGE));
+        let page = caller.patiently(caller.client.jobs(&query)).await?;
         let is_empty = page.jobs.is_empty();
         jobs.extend(page.jobs);
         query.after = page.next;
@@ -89,7 +90,7 @@ pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
     if jobs.is_empty() {
         render::note("no jobs found");
     } else if query.after.is_some() {
-        render::remark("there are more: `--limit N` or `--all` shows them");
+        render::note("there are more: `--limit N` or `--all` shows them");
     }
     Ok(DONE)
 }

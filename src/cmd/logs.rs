@@ -2,9 +2,9 @@
 
 use jiff::{Span, Timestamp, Zoned};
 
-use super::{Codes, DONE, EXIT_CODES, report, wait};
+use super::{Caller, Codes, DONE, EXIT_CODES, named, wait};
 use crate::{
-    api::{LogsQuery, QueryRequest, Stream},
+    api::{LogsQuery, Stream},
     client::{
         Client, Ending,
         logs::Event,
@@ -35,7 +35,13 @@ pub(super) struct Args {
     follow: bool,
 
     /// Begin with the last N lines
-    #[arg(short = 'n', long, value_name = "N", help_heading = "Which part")]
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = "Which part"
+    )]
     tail: Option<u64>,
 
     /// Begin with what was written since, as `2h ago` or RFC 3339
@@ -43,7 +49,12 @@ pub(super) struct Args {
     since: Option<Timestamp>,
 
     /// Begin with this byte
-    #[arg(long, value_name = "BYTE", help_heading = "Which part")]
+    #[arg(
+        long,
+        value_name = "BYTE",
+        allow_negative_numbers = true,
+        help_heading = "Which part"
+    )]
     offset: Option<u64>,
 
     /// Only one of them: stdout or stderr
@@ -66,40 +77,31 @@ enum OneStream {
     Stderr,
 }
 
-pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let timestamps = match args.timestamps {
         true => Timestamps::Shown,
         false => Timestamps::Hidden,
     };
     if args.follow {
-        return Ok(follow(args, client, timestamps)
+        return Ok(follow(args, caller, timestamps)
             .await
-            .unwrap_or_else(|error| report(&error, Codes::Job)));
+            .unwrap_or_else(|error| caller.report(&error, Codes::Job)));
     }
-    let (query, _) = query(args, client).await?;
-    show(client, query, timestamps).await?;
+    let query = caller.patiently(query(args, caller)).await?;
+    show(&caller.client, query, timestamps).await?;
     Ok(DONE)
 }
 
-async fn follow(args: Args, client: &Client, timestamps: Timestamps) -> anyhow::Result<u8> {
-    let (query, label) = query(args, client).await?;
-    attached(client, query, &label, timestamps).await
+async fn follow(args: Args, caller: &Caller, timestamps: Timestamps) -> anyhow::Result<u8> {
+    let query = caller.patiently(query(args, caller)).await?;
+    attached(caller, query, timestamps).await
 }
 
 /// The request, with the job's whole id: what `last` or a name means may change
-/// before a broken connection is taken up again. Also what to call the job.
-async fn query(args: Args, client: &Client) -> anyhow::Result<(LogsQuery, String)> {
-    let job = match args.job.parse::<JobId>() {
-        Ok(job) => job,
-        Err(_) => {
-            let request = QueryRequest {
-                job_id: args.job,
-                ..QueryRequest::default()
-            };
-            client.query(&request).await?.job.id
-        }
-    };
-    let query = LogsQuery {
+/// before a broken connection is taken up again.
+async fn query(args: Args, caller: &Caller) -> anyhow::Result<LogsQuery> {
+    let job = named(caller, args.job).await?.0;
+    Ok(LogsQuery {
         job_id: job.to_string(),
         worker_id: None,
         follow: args.follow,
@@ -110,35 +112,42 @@ async fn query(args: Args, client: &Client) -> anyhow::Result<(LogsQuery, String
             OneStream::Stdout => Stream::Stdout,
             OneStream::Stderr => Stream::Stderr,
         }),
-    };
-    Ok((query, job.short()))
+    })
 }
 
 /// Shows output until the job ends, or until Ctrl-C; the number is the exit code.
 pub(super) async fn attached(
-    client: &Client,
+    caller: &Caller,
     query: LogsQuery,
-    label: &str,
     timestamps: Timestamps,
 ) -> anyhow::Result<u8> {
+    let label = label(&query);
     tokio::select! {
-        code = to_the_end(client, query, label, timestamps) => code,
+        // First of all, so that it is heard from before the first request on.
+        biased;
         interrupt = tokio::signal::ctrl_c() => {
             interrupt?;
-            Ok(wait::detached(label))
+            Ok(wait::detached(caller, &[label]))
         }
+        code = to_the_end(&caller.client, query, timestamps) => code,
     }
+}
+
+/// What messages call the job.
+fn label(query: &LogsQuery) -> String {
+    let id = query.job_id.parse::<JobId>();
+    id.map_or_else(|_| query.job_id.clone(), |id| id.short())
 }
 
 /// As [`attached`], where Ctrl-C is somebody else's affair.
 pub(super) async fn to_the_end(
     client: &Client,
     query: LogsQuery,
-    label: &str,
     timestamps: Timestamps,
 ) -> anyhow::Result<u8> {
+    let label = label(&query);
     let end = show(client, query, timestamps).await?;
-    Ok(wait::told(&end, label))
+    Ok(wait::told(&end, &label))
 }
 
 async fn show(client: &Client, query: LogsQuery, timestamps: Timestamps) -> anyhow::Result<Ending> {

@@ -2,19 +2,20 @@
 //! code says. Each verb has a file of its own: its arguments, one call, and the
 //! call to [`render`] that shows what came of it.
 
-use std::{collections::BTreeSet, io::Read as _, time::Duration};
+use std::{collections::BTreeSet, env, ffi::OsStr, io::Read as _, time::Duration};
 
 use anyhow::Context as _;
 use clap::{
-    CommandFactory as _, Parser, Subcommand, ValueEnum, builder::PossibleValuesParser,
-    error::ErrorKind,
+    CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+    builder::PossibleValuesParser, error::ErrorKind,
 };
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
-    api::{JobState, code},
+    api::{JobState, QueryRequest, code},
     client::{self, Client, Server, render},
     config,
+    ids::{JobId, is_name},
+    roles::worker as worker_role,
 };
 
 mod completions;
@@ -51,7 +52,7 @@ Exit codes of start --wait, start --follow, logs --follow, wait and dev:
   126  the job's program may not be executed
   127  the job's program or script is not there
   128+N  the job was ended by signal N (137: KILL, 143: stopped by TERM)
-  130  interrupted with Ctrl-C; the job still runs";
+  130  interrupted with Ctrl-C: the job was not stopped (dev: it was)";
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
@@ -100,27 +101,7 @@ Examples:
 )]
 pub struct Cli {
     #[command(flatten)]
-    global: Global,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, clap::Args)]
-struct Global {
-    /// The scheduler's HTTP API
-    #[arg(
-        long,
-        global = true,
-        env = "JOBCTL_SERVER", hide_env_values = true,
-        value_name = "URL",
-        default_value = client::DEFAULT_SERVER,
-        help_heading = "Global options"
-    )]
-    server: Server,
-
-    /// Show each request on stderr
-    #[arg(short, long, global = true, help_heading = "Global options")]
-    verbose: bool,
+    reach: Reach,
 
     /// When to use colour
     #[arg(
@@ -133,6 +114,42 @@ struct Global {
         help = "When to use colour: auto, always or never"
     )]
     color: Colour,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+// What only the commands take that ask a scheduler; before or behind the verb.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+struct Reach {
+    /// The scheduler's HTTP API [env: JOBCTL_SERVER] [default:
+    /// http://127.0.0.1:3000]
+    #[arg(long, value_name = "URL")]
+    server: Option<Server>,
+
+    /// Show each request on stderr
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+impl Reach {
+    fn or(&self, before: &Self) -> Self {
+        let server = self.server.as_ref().or(before.server.as_ref());
+        Self {
+            server: server.cloned(),
+            verbose: self.verbose || before.verbose,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct Asking<A: clap::Args> {
+    #[command(flatten)]
+    args: A,
+
+    #[command(flatten)]
+    reach: Reach,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -144,71 +161,250 @@ enum Colour {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Start(start::Args),
-    Stop(stop::Args),
-    Query(query::Args),
-    Jobs(jobs::Args),
-    Logs(logs::Args),
-    Wait(wait::Args),
-    Workers(workers::Args),
+    #[command(flatten)]
+    Asks(Asks),
     Scheduler(scheduler::Args),
     Worker(worker::Args),
     Dev(dev::Args),
     Completions(completions::Args),
-    Version(version::Args),
 }
 
-impl Cli {
-    /// Sets up what holds for the whole process: colour, and with `-v` a line on
-    /// stderr for each request. The roles set up their own log.
-    pub fn prepare(&self) {
-        render::set_colour(match self.global.color {
-            Colour::Auto => None,
-            Colour::Always => Some(true),
-            Colour::Never => Some(false),
-        });
-        match self.verb {
-            Verb::Scheduler(_) | Verb::Worker(_) | Verb::Dev(_) => {}
-            _ if self.global.verbose => tracing_subscriber::fmt()
-                .with_writer(std::io::stderr)
-                .with_ansi(render::stderr_has_colour())
-                .with_max_level(LevelFilter::DEBUG)
-                .with_env_filter("off,jobctl=debug")
-                .with_target(false)
-                .without_time()
-                .init(),
-            _ => {}
+/// What is asked of a scheduler.
+#[derive(Debug, Subcommand)]
+enum Asks {
+    Start(Asking<start::Args>),
+    Stop(Asking<stop::Args>),
+    Query(Asking<query::Args>),
+    Jobs(Asking<jobs::Args>),
+    Logs(Asking<logs::Args>),
+    Wait(Asking<wait::Args>),
+    Workers(Asking<workers::Args>),
+    Version(Asking<version::Args>),
+}
+
+impl Asks {
+    fn reach(&self) -> &Reach {
+        match self {
+            Self::Start(Asking { reach, .. })
+            | Self::Stop(Asking { reach, .. })
+            | Self::Query(Asking { reach, .. })
+            | Self::Jobs(Asking { reach, .. })
+            | Self::Logs(Asking { reach, .. })
+            | Self::Wait(Asking { reach, .. })
+            | Self::Workers(Asking { reach, .. })
+            | Self::Version(Asking { reach, .. }) => reach,
+        }
+    }
+
+    fn effect(&self) -> Effect {
+        match self {
+            Self::Start(_) | Self::Stop(_) => Effect::Changes,
+            Self::Query(_)
+            | Self::Jobs(_)
+            | Self::Logs(_)
+            | Self::Wait(_)
+            | Self::Workers(_)
+            | Self::Version(_) => Effect::Reads,
         }
     }
 }
 
-/// Runs one command; the number is its exit code.
-pub async fn run(cli: Cli) -> anyhow::Result<u8> {
-    let client = || Client::new(cli.global.server.clone());
-    match cli.verb {
-        Verb::Start(args) => start::run(args, &client()?).await,
-        Verb::Stop(args) => stop::run(args, &client()?).await,
-        Verb::Query(args) => query::run(args, &client()?).await,
-        Verb::Jobs(args) => jobs::run(args, &client()?).await,
-        Verb::Logs(args) => logs::run(args, &client()?).await,
-        Verb::Wait(args) => wait::run(args, &client()?).await,
-        Verb::Workers(args) => workers::run(args, &client()?).await,
+impl Cli {
+    /// Reads the command line of this process.
+    ///
+    /// # Errors
+    ///
+    /// Wrong usage; or that help or the version was asked for.
+    pub fn read() -> Result<Self, clap::Error> {
+        let mut command = without_empty_variables(Self::command());
+        let matches = command.try_get_matches_from_mut(env::args_os())?;
+        let cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        let idle = match (&cli.verb, &cli.reach) {
+            (Verb::Asks(_), _) => None,
+            (_, reach) if reach.server.is_some() => Some("--server"),
+            (_, reach) => reach.verbose.then_some("--verbose"),
+        };
+        match idle {
+            None => Ok(cli),
+            Some(flag) => {
+                let verb = matches.subcommand_name().unwrap_or_default();
+                let message = format!("{flag} means nothing to `jobctl {verb}`");
+                Err(command.error(ErrorKind::ArgumentConflict, message))
+            }
+        }
+    }
+
+    /// Sets up what holds for the whole process: colour, and with `-v` a line on
+    /// stderr for each request. The roles set up their own log.
+    pub fn prepare(&self) {
+        render::set_colour(match self.color {
+            Colour::Auto => None,
+            Colour::Always => Some(true),
+            Colour::Never => Some(false),
+        });
+        let verbose = match &self.verb {
+            Verb::Asks(asks) => asks.reach().verbose || self.reach.verbose,
+            Verb::Scheduler(_) | Verb::Worker(_) | Verb::Dev(_) | Verb::Completions(_) => false,
+        };
+        if verbose {
+            tracing_subscriber::fmt()
+                .with_writer(std::io::stderr)
+                .with_ansi(render::stderr_has_colour())
+                .with_env_filter("off,jobctl=debug")
+                .with_target(false)
+                .without_time()
+                .init();
+        }
+    }
+}
+
+/// A variable that is set to nothing counts as one that is not set.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |key: &OsStr| env::var_os(key).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| match arg.get_env().is_some_and(is_empty) {
+            true => arg.env(None::<&'static str>),
+            false => arg,
+        })
+        .mut_subcommands(without_empty_variables)
+}
+
+/// Runs one command and says what went wrong; returns its exit code.
+pub async fn run(cli: Cli) -> u8 {
+    let outcome = match cli.verb {
+        Verb::Asks(asks) => ask(asks, &cli.reach).await,
         Verb::Scheduler(args) => scheduler::run(args).await,
         Verb::Worker(args) => worker::run(args).await,
         Verb::Dev(args) => dev::run(args).await,
         Verb::Completions(args) => completions::run(&args),
-        Verb::Version(args) => version::run(args, &client()?).await,
+    };
+    outcome.unwrap_or_else(|error| report(&error, Codes::Jobctl))
+}
+
+async fn ask(asks: Asks, before: &Reach) -> anyhow::Result<u8> {
+    let caller = Caller::new(asks.reach().or(before), asks.effect())?;
+    let outcome = match asks {
+        Asks::Start(Asking { args, .. }) => start::run(args, &caller).await,
+        Asks::Stop(Asking { args, .. }) => stop::run(args, &caller).await,
+        Asks::Query(Asking { args, .. }) => query::run(args, &caller).await,
+        Asks::Jobs(Asking { args, .. }) => jobs::run(args, &caller).await,
+        Asks::Logs(Asking { args, .. }) => logs::run(args, &caller).await,
+        Asks::Wait(Asking { args, .. }) => wait::run(args, &caller).await,
+        Asks::Workers(Asking { args, .. }) => workers::run(args, &caller).await,
+        Asks::Version(Asking { args, .. }) => version::run(args, &caller).await,
+    };
+    Ok(outcome.unwrap_or_else(|error| caller.report(&error, Codes::Jobctl)))
+}
+
+/// What an answer that never came may have left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    Reads,
+    Changes,
+}
+
+/// A client, and how the same scheduler is reached by whoever types a command.
+#[derive(Debug)]
+struct Caller {
+    client: Client,
+    /// `jobctl`, with `--server` where it was given as a flag.
+    jobctl: String,
+    effect: Effect,
+}
+
+impl Caller {
+    /// The flag wins over the variable, and that over the default.
+    fn new(reach: Reach, effect: Effect) -> anyhow::Result<Self> {
+        let (server, jobctl) = match reach.server {
+            Some(server) => {
+                let jobctl = format!("jobctl --server {server}");
+                (server, jobctl)
+            }
+            None => (server_of_variable()?, "jobctl".to_owned()),
+        };
+        Ok(Self {
+            client: Client::new(server)?,
+            jobctl,
+            effect,
+        })
     }
+
+    /// Waits for an answer, and says so on a terminal if it takes its time.
+    async fn patiently<T>(&self, answer: impl Future<Output = T>) -> T {
+        let text = format!("waiting for the scheduler at {}", self.client.server());
+        render::patiently(&text, answer).await
+    }
+
+    /// Shows `error` with its causes and a hint; returns the exit code it
+    /// stands for.
+    fn report(&self, error: &anyhow::Error, codes: Codes) -> u8 {
+        report_with(error, codes, self.hint(error))
+    }
+
+    /// What to type next.
+    fn hint(&self, error: &anyhow::Error) -> Option<String> {
+        let Some(error) = error.downcast_ref::<client::Error>() else {
+            return hint(error);
+        };
+        let jobctl = &self.jobctl;
+        match error {
+            client::Error::Unreachable { .. } => Some(
+                "start one with `jobctl scheduler`, or name another: `--server URL`".to_owned(),
+            ),
+            client::Error::Interrupted { .. } => Some(match self.effect {
+                Effect::Changes => format!("see what came of it with `{jobctl} jobs`"),
+                Effect::Reads => NOT_HTTP.to_owned(),
+            }),
+            client::Error::Unreadable { .. } => Some(NOT_HTTP.to_owned()),
+            client::Error::Refused { error, .. } => match (error.code.as_str(), error.job_id) {
+                (_, Some(job)) => Some(format!(
+                    "see its record with `{jobctl} query {}`",
+                    job.short()
+                )),
+                (code::JOB_NOT_FOUND, None) => Some(format!("list the jobs with `{jobctl} jobs`")),
+                (code::WORKER_NOT_FOUND | code::WORKER_UNREACHABLE, None) => {
+                    Some(format!("list the workers with `{jobctl} workers`"))
+                }
+                (code::NO_WORKER_READY, None) => {
+                    Some("start a worker with `jobctl worker`".to_owned())
+                }
+                (code::ROUTE_NOT_FOUND, None) => {
+                    Some(format!("compare the versions with `{jobctl} version`"))
+                }
+                _ => None,
+            },
+        }
+    }
+}
+
+const NOT_HTTP: &str = "if that is not the scheduler's HTTP address, pass it: `--server URL`";
+
+fn server_of_variable() -> anyhow::Result<Server> {
+    let set = env::var_os("JOBCTL_SERVER").filter(|text| !text.is_empty());
+    let text = set.map_or(client::DEFAULT_SERVER.into(), |text| {
+        text.to_string_lossy().into_owned()
+    });
+    text.parse().map_err(|why: String| {
+        BadSetting {
+            message: format!("`JOBCTL_SERVER` is `{text}`, which is {why}"),
+            hint: format!("write it as `{}`, or unset it", client::DEFAULT_SERVER),
+        }
+        .into()
+    })
 }
 
 /// Shows `error` with its causes and a hint; returns the exit code it stands for.
 pub fn report(error: &anyhow::Error, codes: Codes) -> u8 {
+    report_with(error, codes, hint(error))
+}
+
+fn report_with(error: &anyhow::Error, codes: Codes, hint: Option<String>) -> u8 {
     let code = code_of(error, codes);
     if let Some(usage) = error.downcast_ref::<clap::Error>() {
-        usage.print().unwrap_or_default();
+        show_usage(usage);
     } else if code != DONE {
         let causes: Vec<_> = error.chain().skip(1).map(ToString::to_string).collect();
-        render::failure(&error.to_string(), &causes, hint(error).as_deref());
+        render::failure(&error.to_string(), &causes, hint.as_deref());
     }
     code
 }
@@ -268,7 +464,7 @@ struct Hinted {
     source: std::io::Error,
 }
 
-/// What to type next.
+/// What to type next where no scheduler is asked.
 fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<BadSetting>() {
         return Some(error.hint.clone());
@@ -279,33 +475,49 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(config::Error::UnknownKey { nearest, .. }) = error.downcast_ref() {
         return Some(format!("did you mean `{nearest}`?"));
     }
+    if let Some(config::Error::NotASection { section, .. }) = error.downcast_ref() {
+        return Some(format!("begin it with a line `[{section}]`"));
+    }
     if let Some(config::Error::NoTls { section, .. }) = error.downcast_ref() {
         return Some(format!(
             "leave out `{section}.use_tls`; plain text is for loopback only"
         ));
     }
-    match error.downcast_ref::<client::Error>()? {
-        client::Error::Unreachable { .. } => {
-            Some("start one with `jobctl scheduler`, or name another: `--server URL`".to_owned())
+    match error.downcast_ref()? {
+        worker_role::Error::DataDirInUse(_) => {
+            Some("give each worker a folder of its own: `--data-dir DIR`".to_owned())
         }
-        client::Error::Interrupted { .. } => {
-            Some("see what came of it with `jobctl jobs`".to_owned())
+        worker_role::Error::Refused(_) => {
+            Some("see who is there with `jobctl workers`, or pass another `--name`".to_owned())
         }
-        client::Error::Unreadable { server, .. } => Some(format!(
-            "if {server} is not a scheduler, name it with `--server URL`"
-        )),
-        client::Error::Refused { error, .. } => match (error.code.as_str(), error.job_id) {
-            (_, Some(job)) => Some(format!(
-                "see its record with `jobctl query {}`",
-                job.short()
-            )),
-            (code::JOB_NOT_FOUND, None) => Some("list the jobs with `jobctl jobs`".to_owned()),
-            (code::WORKER_NOT_FOUND | code::WORKER_UNREACHABLE, None) => {
-                Some("list the workers with `jobctl workers`".to_owned())
-            }
-            ("no_worker_ready", None) => Some("start a worker with `jobctl worker`".to_owned()),
-            _ => None,
-        },
+        worker_role::Error::StillThere(_) => {
+            Some("start the worker again and stop them with `jobctl stop --grace 0s`".to_owned())
+        }
+        worker_role::Error::Path { .. }
+        | worker_role::Error::Journal(_)
+        | worker_role::Error::JournalBroken(_)
+        | worker_role::Error::Server(_)
+        | worker_role::Error::Listener(_) => None,
+    }
+}
+
+/// Shows what clap has to say: help on stdout, and what is wrong on stderr.
+pub fn show_usage(message: &clap::Error) {
+    match message.use_stderr() {
+        true => render::usage(&message.render().ansi().to_string()),
+        // Fails only where nobody reads it.
+        false => message.print().unwrap_or_default(),
+    }
+}
+
+/// A name that a job or worker may bear.
+fn name(text: &str) -> Result<String, String> {
+    match text {
+        "last" => Err("`last` means the job started last".to_owned()),
+        name if is_name(name) => Ok(name.to_owned()),
+        _ => {
+            Err("use 1 to 64 letters, digits, `.`, `_` and `-`, a letter or digit first".to_owned())
+        }
     }
 }
 
@@ -394,6 +606,24 @@ fn named_jobs(jobs: Vec<String>) -> anyhow::Result<Vec<String>> {
     Ok(named)
 }
 
+/// The job that `reference` means, and what to call it: by its name too, if
+/// that was how it was called. Asks the scheduler unless it is a whole id.
+async fn named(caller: &Caller, reference: String) -> Result<(JobId, String), client::Error> {
+    if let Ok(id) = reference.parse::<JobId>() {
+        return Ok((id, id.short()));
+    }
+    let request = QueryRequest {
+        job_id: reference.clone(),
+        ..QueryRequest::default()
+    };
+    let job = caller.client.query(&request).await?.job;
+    let label = match job.name {
+        Some(name) if name == reference => format!("{name} ({})", job.id.short()),
+        _ => job.id.short(),
+    };
+    Ok((job.id, label))
+}
+
 /// Jobs as arguments. Empty ones would only be refused by the scheduler.
 #[derive(Debug, clap::Args)]
 struct Jobs {
@@ -471,12 +701,57 @@ mod tests {
     fn hints_can_be_typed() {
         for (error, command) in [
             (refused(404, "job_not_found"), "jobctl jobs"),
+            (refused(404, "route_not_found"), "jobctl version"),
             (refused(504, "worker_unreachable"), "jobctl workers"),
             (refused(503, "no_worker_ready"), "jobctl worker"),
         ] {
-            assert!(hint(&error).unwrap().contains(&format!("`{command}`")));
+            let hint = caller(None, Effect::Reads).hint(&error).unwrap();
+            assert!(hint.contains(&format!("`{command}`")), "{hint}");
         }
-        assert_eq!(hint(&refused(409, "job_finished")), None);
+        let none = caller(None, Effect::Reads).hint(&refused(409, "job_finished"));
+        assert_eq!(none, None);
+    }
+
+    fn caller(server: Option<&str>, effect: Effect) -> Caller {
+        let server = server.map(|server| server.parse().unwrap());
+        let verbose = false;
+        Caller::new(Reach { server, verbose }, effect).unwrap()
+    }
+
+    #[test]
+    fn a_hint_reaches_the_same_scheduler_and_fits_what_was_done() {
+        let elsewhere = caller(Some("http://127.0.0.1:4000"), Effect::Changes);
+        let hint = |caller: &Caller, error| caller.hint(&error).unwrap();
+        assert_eq!(
+            hint(&elsewhere, refused(404, "job_not_found")),
+            "list the jobs with `jobctl --server http://127.0.0.1:4000 jobs`"
+        );
+        let interrupted = || -> anyhow::Error {
+            client::Error::Interrupted {
+                server: "s".into(),
+                reason: "r".into(),
+            }
+            .into()
+        };
+        assert!(hint(&elsewhere, interrupted()).contains(":4000 jobs`"));
+        let reads = caller(None, Effect::Reads);
+        assert_eq!(hint(&reads, interrupted()), NOT_HTTP);
+    }
+
+    #[test]
+    fn a_role_that_cannot_begin_says_what_to_change() {
+        for (error, word) in [
+            (
+                worker_role::Error::DataDirInUse("/x".into()),
+                "`--data-dir DIR`",
+            ),
+            (worker_role::Error::Refused("no".into()), "`--name`"),
+        ] {
+            let hint = hint(&error.into()).unwrap();
+            assert!(hint.contains(word), "{hint}");
+        }
+        // A cluster that has ended cannot be asked.
+        assert_eq!(hint(&refused(404, "job_not_found")), None);
     }
 
     #[test]

@@ -2,13 +2,10 @@
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{AT_ONCE, Codes, DONE, Jobs, Shown, named_jobs, report};
+use super::{AT_ONCE, Caller, Codes, DONE, Jobs, Shown, named_jobs};
 use crate::{
     api::QueryRequest,
-    client::{
-        Client,
-        render::{self, Many},
-    },
+    client::render::{self, Many},
 };
 
 const EXAMPLES: &str = "\
@@ -27,7 +24,7 @@ pub(super) struct Args {
     shown: Shown,
 }
 
-pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let named = named_jobs(args.jobs.jobs)?;
     let many = match named.len() {
         1 => Many::Named,
@@ -38,14 +35,15 @@ pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
             job_id,
             ..QueryRequest::default()
         };
-        client.query(&request).await
+        caller.client.query(&request).await
     });
-    let answers: Vec<_> = stream::iter(calls).buffered(AT_ONCE).collect().await;
+    let answers = stream::iter(calls).buffered(AT_ONCE).collect::<Vec<_>>();
+    let answers = caller.patiently(answers).await;
     let (mut jobs, mut highest) = (Vec::new(), DONE);
     for answer in answers {
         match answer {
             Ok(answer) => jobs.push(answer.job),
-            Err(error) => highest = highest.max(report(&error.into(), Codes::Jobctl)),
+            Err(error) => highest = highest.max(caller.report(&error.into(), Codes::Jobctl)),
         }
     }
     if highest == DONE || !jobs.is_empty() {

@@ -5,7 +5,7 @@ use std::{
     env,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     pin::pin,
 };
@@ -17,7 +17,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{BadSetting, DONE, Hinted, INTERRUPTED, TERMINATED};
 use crate::{
@@ -67,10 +67,7 @@ impl LogArgs {
 
 /// Starts the log of this process.
 pub(super) fn start_log(level: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(level).map_err(|error| BadSetting {
-        message: format!("`log.level` is not a level: {error}"),
-        hint: "write it as `info`, or as `warn,jobctl=debug`".to_owned(),
-    })?;
+    let filter = filter(level)?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr);
@@ -79,6 +76,65 @@ pub(super) fn start_log(level: &str, format: LogFormat) -> anyhow::Result<()> {
         LogFormat::Json => log.json().init(),
     }
     Ok(())
+}
+
+fn filter(text: &str) -> Result<EnvFilter, BadSetting> {
+    let bad = |why: String| BadSetting {
+        message: format!("`log.level` is `{text}`: {why}"),
+        hint: "write it as `info` (off, error, warn, debug, trace) or `warn,jobctl=debug`"
+            .to_owned(),
+    };
+    // A word alone could also be the name of a module, and then nothing at all
+    // would be logged.
+    let words = text.split(',').map(str::trim);
+    for word in words.filter(|word| !word.contains(['=', '['])) {
+        // Nothing at all is read as `error`.
+        if word.is_empty() || word.parse::<LevelFilter>().is_err() {
+            return Err(bad(format!("`{word}` is not a level")));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|error| bad(error.to_string()))
+}
+
+/// The file of settings of a role.
+#[derive(Debug, clap::Args)]
+pub(super) struct ConfigArgs {
+    /// Its settings [default: ./config.toml, if there]
+    #[arg(
+        long,
+        env = "JOBCTL_CONFIG",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    pub(super) fn read<F: config::File>(&self) -> Result<F, config::Error> {
+        config::read(self.config.as_deref())
+    }
+}
+
+/// Refuses what cannot be dialled, whoever answers there.
+pub(super) fn dialled(key: &str, address: &str) -> Result<(), BadSetting> {
+    let (host, port) = address.rsplit_once(':').unwrap_or_default();
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    let is_host = match bare {
+        Some(host) => host.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+            !host.is_empty() && host.chars().all(plain)
+        }
+    };
+    if is_host && port.parse().is_ok_and(|port: u16| port > 0) {
+        return Ok(());
+    }
+    Err(BadSetting {
+        message: format!("`{key}`: `{address}` is not host:port"),
+        hint: "write it as `127.0.0.1:50000`".to_owned(),
+    })
 }
 
 /// A setting that names a listening address.
@@ -97,10 +153,11 @@ impl Address {
         let Self { key, flag, default } = self;
         let text = asked.unwrap_or(default);
         let hint = || format!("use `{flag} {default}`, or port 0 for a free one");
-        let resolved = lookup_host(text).await.map_err(|source| Hinted {
-            message: format!("`{key}`: `{text}` is not an address"),
-            hint: hint(),
-            source,
+        let resolved = lookup_host(text).await.map_err(|source| {
+            anyhow!(source).context(BadSetting {
+                message: format!("`{key}`: `{text}` is not an address"),
+                hint: hint(),
+            })
         })?;
         let addresses: Vec<SocketAddr> = resolved.collect();
         if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback()) {
@@ -223,6 +280,43 @@ mod tests {
         flag: "--http-addr",
         default: "127.0.0.1:0",
     };
+
+    #[test]
+    fn a_level_is_a_level() {
+        for good in [
+            "info",
+            "OFF",
+            "warn,jobctl=debug",
+            "jobctl=trace",
+            "warn,jobctl[x]=debug",
+        ] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["bogus", "", "info,bogus", "a=b=c", "jobctl=loud"] {
+            assert!(filter(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_dialled_has_a_host_and_a_port() {
+        for good in ["127.0.0.1:50000", "host-1.example:1", "[::1]:50000"] {
+            assert!(dialled("k", good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            "nonsense",
+            "host:",
+            ":1",
+            "host:0",
+            "host:99999",
+            "a b:1",
+            "http://h:1",
+            "::1:5",
+        ] {
+            let error = dialled("k", bad).unwrap_err();
+            assert!(error.to_string().contains(bad), "{error}");
+        }
+    }
 
     #[tokio::test]
     async fn only_loopback_addresses_are_listened_on() {

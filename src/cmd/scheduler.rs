@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::role::{Address, LogArgs, state_folder, until_signalled};
+use super::role::{Address, ConfigArgs, LogArgs, state_folder, until_signalled};
 use crate::{
     config,
     roles::scheduler::{self, Config, Listeners},
@@ -39,14 +39,8 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(before_long_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Its settings [default: ./config.toml, if there]
-    #[arg(
-        long,
-        env = "JOBCTL_CONFIG",
-        hide_env_values = true,
-        value_name = "FILE"
-    )]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
 
     /// Where to keep the records of jobs and workers [default:
     /// ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]
@@ -112,6 +106,7 @@ pub(super) struct Args {
     #[arg(
         long,
         env = "JOBCTL_JOBS_KEEP_FINISHED",
+        allow_negative_numbers = true,
         hide_env_values = true,
         value_name = "N",
         help_heading = "Limits"
@@ -123,7 +118,7 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
-    let file: config::Scheduler = config::read(args.config.as_deref())?;
+    let file: config::Scheduler = args.config.read()?;
     args.log.start(file.log)?;
     let http = args.http_addr.or(file.http_server.addr);
     let grpc = args.grpc_addr.or(file.grpc_server.addr);

@@ -3,14 +3,12 @@
 use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
+use clap::builder::NonEmptyStringValueParser;
 
-use super::{Codes, DONE, EXIT_CODES, logs, report, usage, wait, whole_milliseconds};
+use super::{Caller, Codes, DONE, EXIT_CODES, logs, usage, wait, whole_milliseconds};
 use crate::{
     api::{LogsQuery, MAX_KEY, QueryRequest, StartRequest},
-    client::{
-        Client,
-        render::{self, Timestamps},
-    },
+    client::render::{self, Timestamps},
     config,
     ids::JobId,
 };
@@ -23,25 +21,44 @@ Examples:
   jobctl start --script count.sh --with bash 5
   jobctl start --env LANG=C --env TOKEN --cwd /srv ./report";
 
+const USAGE: &str = "\
+jobctl start [OPTIONS] [--] COMMAND [ARG]...
+       jobctl start [OPTIONS] --script PATH [--with PROGRAM] [--] [ARG]...";
+
 /// Start a program or script on a worker; prints the id of the job
 #[derive(Debug, clap::Args)]
-#[command(before_long_help = EXAMPLES, after_long_help = EXIT_CODES)]
+#[command(
+    before_long_help = EXAMPLES,
+    after_long_help = EXIT_CODES,
+    override_usage = USAGE,
+)]
 pub(super) struct Args {
     /// The program and its arguments, passed on without a shell; with
     /// `--script` the arguments alone
     #[arg(
         value_name = "COMMAND",
         required_unless_present = "script",
-        trailing_var_arg = true
+        trailing_var_arg = true,
+        num_args = 1..
     )]
     command: Vec<String>,
 
     /// Where to run it, by id, prefix or name [default: one that is ready]
-    #[arg(long, value_name = "WORKER", help_heading = "What and where")]
+    #[arg(
+        long,
+        value_name = "WORKER",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "What and where"
+    )]
     worker: Option<String>,
 
     /// A script of the worker's script folder
-    #[arg(long, value_name = "PATH", help_heading = "What and where")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "What and where"
+    )]
     script: Option<String>,
 
     /// What runs the script [default: its own #! line]
@@ -62,7 +79,7 @@ pub(super) struct Args {
     cwd: Option<PathBuf>,
 
     /// What to call the job; it need not be unique
-    #[arg(long, help_heading = "How")]
+    #[arg(long, value_parser = super::name, help_heading = "How")]
     name: Option<String>,
 
     /// End it after this time, as `90s` or `10m`
@@ -82,35 +99,34 @@ pub(super) struct Args {
     follow: bool,
 }
 
-/// How long the command stays.
+/// What a command that stays does meanwhile.
 #[derive(Clone, Copy)]
 enum Stay {
-    No,
     Wait,
     Follow,
 }
 
-pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let stay = match (args.wait, args.follow) {
-        (_, true) => Stay::Follow,
-        (true, false) => Stay::Wait,
-        (false, false) => Stay::No,
+        (_, true) => Some(Stay::Follow),
+        (true, false) => Some(Stay::Wait),
+        (false, false) => None,
     };
     let key = args
         .idempotency_key
         .clone()
         .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let request = request(args, |key| env::var(key))?;
-    match stay {
-        Stay::No => {
-            let started = client.start_with_key(&request, &key).await?;
-            render::data(&format!("{}\n", started.job_id))?;
-            Ok(DONE)
-        }
-        Stay::Wait | Stay::Follow => Ok(attached(&request, &key, client, stay)
-            .await
-            .unwrap_or_else(|error| report(&error, Codes::Job))),
-    }
+    let Some(stay) = stay else {
+        let start = caller.client.start_with_key(&request, &key);
+        let job = caller.patiently(start).await?.job_id;
+        // The job runs: whoever cannot be told on stdout is to know it still.
+        return render::data(&format!("{job}\n"))
+            .with_context(|| format!("job {job} was started, but its id could not be written"))
+            .map(|()| DONE);
+    };
+    let outcome = attached(&request, &key, caller, stay).await;
+    Ok(outcome.unwrap_or_else(|error| caller.report(&error, Codes::Job)))
 }
 
 /// As the scheduler takes it.
@@ -125,17 +141,15 @@ fn idempotency_key(text: &str) -> Result<String, String> {
 async fn attached(
     request: &StartRequest,
     key: &str,
-    client: &Client,
+    caller: &Caller,
     stay: Stay,
 ) -> anyhow::Result<u8> {
-    let job = client.start_with_key(request, key).await?.job_id;
-    announce(client, job).await;
+    let start = caller.client.start_with_key(request, key);
+    let job = caller.patiently(start).await?.job_id;
+    announce(caller, job).await;
     match stay {
-        Stay::Follow => {
-            let query = everything(job);
-            logs::attached(client, query, &job.short(), Timestamps::Hidden).await
-        }
-        Stay::No | Stay::Wait => wait::attached(client, &job.to_string()).await,
+        Stay::Follow => logs::attached(caller, everything(job), Timestamps::Hidden).await,
+        Stay::Wait => wait::attached(caller, job).await,
     }
 }
 
@@ -150,7 +164,7 @@ pub(super) fn everything(job: JobId) -> LogsQuery {
 }
 
 /// Only for a person's eyes, so that a script does not pay for the question.
-async fn announce(client: &Client, job: JobId) {
+async fn announce(caller: &Caller, job: JobId) {
     if !render::is_attended() {
         return;
     }
@@ -158,7 +172,7 @@ async fn announce(client: &Client, job: JobId) {
         job_id: job.to_string(),
         ..QueryRequest::default()
     };
-    let answer = client.query(&query).await.ok();
+    let answer = caller.client.query(&query).await.ok();
     match answer.and_then(|answer| answer.job.worker) {
         Some(worker) => render::note(&format!("job {} started on {worker}", job.short())),
         None => render::note(&format!("job {} started", job.short())),
@@ -213,11 +227,11 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::cmd::{Cli, Verb};
+    use crate::cmd::{Asking, Asks, Cli, Verb};
 
     fn parsed(line: &[&str]) -> anyhow::Result<StartRequest> {
         let line = ["jobctl", "start"].iter().chain(line);
-        let Verb::Start(args) = Cli::try_parse_from(line)?.verb else {
+        let Verb::Asks(Asks::Start(Asking { args, .. })) = Cli::try_parse_from(line)?.verb else {
             panic!("not a start");
         };
         request(args, |key| match key {
@@ -288,6 +302,13 @@ mod tests {
             &["--env", "=1", "x"],
             &["--timeout", "soon", "x"],
             &["--timeout", "0s", "x"],
+            &["--timeout", "0.1ms", "x"],
+            &["--timeout", "1y", "x"],
+            &["--timeout", "40000d", "x"],
+            &["--name", "last", "x"],
+            &["--name", "a b", "x"],
+            &["--script", ""],
+            &["--worker", "", "x"],
             &["--wait", "--follow", "x"],
         ] {
             let error = parsed(line).unwrap_err();

@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 
-use super::{AT_ONCE, Codes, DONE, Jobs, named_jobs, report, whole_milliseconds};
+use super::{
+    AT_ONCE, Caller, Codes, DONE, INTERRUPTED, Jobs, named, named_jobs, whole_milliseconds,
+};
 use crate::{
-    api::{StopRequest, code},
-    client::{
-        Client,
-        render::{self, Spinner},
-    },
+    api::{StopRequest, StopResponse, code},
+    client::{self, render},
     config,
 };
 
@@ -18,7 +17,7 @@ const EXAMPLES: &str = "\
 Examples:
   jobctl stop nightly
   jobctl stop --signal INT --grace 1m 3f2a8b1c
-  jobctl jobs -q --state running | jobctl stop -";
+  jobctl jobs --all -q --state running | jobctl stop -";
 
 /// Stop jobs, each with everything it started
 ///
@@ -34,7 +33,12 @@ pub(super) struct Args {
     signal: Option<String>,
 
     /// From the first signal to KILL [default: the worker's own]
-    #[arg(long, value_name = "DURATION", value_parser = config::duration)]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        allow_hyphen_values = true,
+        value_parser = config::duration
+    )]
     grace: Option<Duration>,
 
     /// Return once the signal was sent
@@ -42,33 +46,58 @@ pub(super) struct Args {
     no_wait: bool,
 }
 
-pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let jobs = named_jobs(args.jobs.jobs)?;
-    let spinner = Spinner::new("waiting for the end");
-    let requests = jobs.into_iter().map(|job_id| StopRequest {
-        worker_id: None,
-        job_id,
-        signal: args.signal.clone(),
+    let template = StopRequest {
+        signal: args.signal,
         grace_ms: args.grace.map(whole_milliseconds),
         no_wait: args.no_wait,
-    });
-    let calls = requests.map(|request| async move {
-        let answer = client.stop(&request).await;
-        (request, answer)
-    });
-    let answers: Vec<_> = stream::iter(calls).buffered(AT_ONCE).collect().await;
-    drop(spinner);
+        ..StopRequest::default()
+    };
+    let calls = jobs.into_iter().map(|job| stop(caller, &template, job));
+    let answers = stream::iter(calls).buffered(AT_ONCE).collect::<Vec<_>>();
+    let answers = tokio::select! {
+        // First of all, so that it is heard from before the first request on.
+        biased;
+        interrupt = tokio::signal::ctrl_c() => {
+            interrupt?;
+            // Off the line on which the terminal shows ^C.
+            render::remark("");
+            render::note(&format!(
+                "no longer waited for; what was asked to stop goes on stopping: `{} jobs`",
+                caller.jobctl
+            ));
+            return Ok(INTERRUPTED);
+        }
+        answers = render::patiently("waiting for the end", answers) => answers,
+    };
     let mut highest = DONE;
-    for (request, answer) in answers {
-        let job = &request.job_id;
+    for (job, answer) in answers {
         match answer {
-            Ok(_) if request.no_wait => render::remark(&format!("job {job} is being stopped")),
+            Ok(_) if args.no_wait => render::remark(&format!("job {job} is being stopped")),
             Ok(_) => render::remark(&format!("job {job} is stopped")),
             Err(error) if error.code() == Some(code::JOB_FINISHED) => {
                 render::note(&format!("job {job} has ended already"));
             }
-            Err(error) => highest = highest.max(report(&error.into(), Codes::Jobctl)),
+            Err(error) => highest = highest.max(caller.report(&error.into(), Codes::Jobctl)),
         }
     }
     Ok(highest)
+}
+
+/// Stops one job; also returns what to call it.
+async fn stop(
+    caller: &Caller,
+    template: &StopRequest,
+    job: String,
+) -> (String, Result<StopResponse, client::Error>) {
+    let (id, label) = match named(caller, job.clone()).await {
+        Ok(named) => named,
+        Err(error) => return (job, Err(error)),
+    };
+    let request = StopRequest {
+        job_id: id.to_string(),
+        ..template.clone()
+    };
+    (label, caller.client.stop(&request).await)
 }

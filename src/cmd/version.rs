@@ -2,11 +2,8 @@
 
 use serde::Serialize;
 
-use super::{DONE, Shown};
-use crate::client::{
-    Client,
-    render::{self, Format},
-};
+use super::{Caller, DONE};
+use crate::client::render::{self, Format};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,8 +16,23 @@ Examples:
 #[derive(Debug, clap::Args)]
 #[command(before_long_help = EXAMPLES)]
 pub(super) struct Args {
-    #[command(flatten)]
-    shown: Shown,
+    /// How to show it
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        hide_possible_values = true,
+        help = "How to show it: json, jsonl or yaml [default: two lines]",
+        help_heading = "Output"
+    )]
+    output: Option<Document>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Document {
+    Json,
+    Jsonl,
+    Yaml,
 }
 
 #[derive(Serialize)]
@@ -30,24 +42,26 @@ struct Versions {
     server: Option<String>,
 }
 
-pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
-    let answer = client.version().await;
-    let url = client.server();
-    let server = match &answer {
-        Ok(answer) => format!("{} at {url}", render::visible(&answer.version)),
-        Err(_) => format!("not reachable at {url}"),
-    };
+pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
+    let answer = caller.patiently(caller.client.version()).await;
     let versions = Versions {
         client: env!("CARGO_PKG_VERSION"),
-        server: answer.ok().map(|answer| answer.version),
+        server: answer.as_ref().ok().map(|answer| answer.version.clone()),
     };
-    match args.shown.format() {
-        Format::Table { .. } | Format::Name | Format::Id => {
+    let format = match args.output {
+        None => {
+            let server = match &answer {
+                Ok(answer) => format!("{} at {}", answer.version, caller.client.server()),
+                Err(error) => error.to_string(),
+            };
+            let server = render::visible(&server);
             render::data(&format!("client {}\nserver {server}\n", versions.client))?;
+            return Ok(DONE);
         }
-        format @ (Format::Json | Format::Jsonl | Format::Yaml) => {
-            render::value(&versions, format)?;
-        }
-    }
+        Some(Document::Json) => Format::Json,
+        Some(Document::Jsonl) => Format::Jsonl,
+        Some(Document::Yaml) => Format::Yaml,
+    };
+    render::value(&versions, format)?;
     Ok(DONE)
 }

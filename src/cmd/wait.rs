@@ -1,10 +1,10 @@
 //! `jobctl wait`, and what the end of a job means for whoever stayed for it.
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
 use super::{
-    BY_SIGNAL, CANNOT_TELL, Codes, DONE, EXIT_CODES, INTERRUPTED, Jobs, TERMINATED, TIMED_OUT,
-    named_jobs, report, start_error_code,
+    BY_SIGNAL, CANNOT_TELL, Caller, Codes, DONE, EXIT_CODES, INTERRUPTED, Jobs, TERMINATED,
+    TIMED_OUT, named_jobs, start_error_code,
 };
 use crate::{
     api::{Job, JobState, MAX_WAIT_MS, QueryRequest},
@@ -12,6 +12,7 @@ use crate::{
         self, Client, Ending, Retry,
         render::{self, Spinner},
     },
+    ids::JobId,
 };
 
 const EXAMPLES: &str = "\
@@ -29,35 +30,59 @@ pub(super) struct Args {
     jobs: Jobs,
 }
 
-pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
+pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
+    let jobs = match named_jobs(args.jobs.jobs) {
+        Ok(jobs) => jobs,
+        Err(error) => return Ok(caller.report(&error, Codes::Job)),
+    };
+    let mut left = VecDeque::from(jobs);
+    // Around all of it: a job may have ended with the code of a Ctrl-C, and a
+    // Ctrl-C may come between two of them.
+    let highest = tokio::select! {
+        // First of all, so that it is heard from before the first request on.
+        biased;
+        interrupt = tokio::signal::ctrl_c() => interrupt.map(|()| None)?,
+        highest = highest_of(caller, &mut left) => Some(highest),
+    };
+    Ok(highest.unwrap_or_else(|| detached(caller, left.make_contiguous())))
+}
+
+/// Takes those off `jobs` that have ended.
+async fn highest_of(caller: &Caller, jobs: &mut VecDeque<String>) -> u8 {
     let mut highest = DONE;
-    for job in named_jobs(args.jobs.jobs)? {
-        let code = match attached(client, &job).await {
-            Ok(INTERRUPTED) => return Ok(INTERRUPTED),
+    while let Some(job) = jobs.front() {
+        let code = match code_of(caller, job.clone()).await {
             Ok(code) => code,
-            Err(error) => report(&error, Codes::Job),
+            Err(error) => caller.report(&error.into(), Codes::Job),
         };
         highest = highest.max(code);
+        jobs.pop_front();
     }
-    Ok(highest)
+    highest
+}
+
+/// Waits for the job's end; the number is its exit code.
+async fn code_of(caller: &Caller, job_id: String) -> Result<u8, client::Error> {
+    let request = QueryRequest {
+        job_id,
+        ..QueryRequest::default()
+    };
+    let query = caller.client.query(&request);
+    let job = caller.patiently(query).await?.job;
+    let label = job.id.short();
+    let ended = until_ended(&caller.client, job).await?;
+    Ok(told(&Ending::from(&ended), &label))
 }
 
 /// Waits for the job's end, or for Ctrl-C; the number is the exit code.
-pub(super) async fn attached(client: &Client, reference: &str) -> anyhow::Result<u8> {
-    let request = QueryRequest {
-        job_id: reference.to_owned(),
-        ..QueryRequest::default()
+pub(super) async fn attached(caller: &Caller, job: JobId) -> anyhow::Result<u8> {
+    let code = tokio::select! {
+        // First of all, so that it is heard from before the first request on.
+        biased;
+        interrupt = tokio::signal::ctrl_c() => interrupt.map(|()| None)?,
+        code = code_of(caller, job.to_string()) => Some(code?),
     };
-    let job = client.query(&request).await?.job;
-    let label = job.id.short();
-    let ended = tokio::select! {
-        ended = until_ended(client, job) => ended?,
-        interrupt = tokio::signal::ctrl_c() => {
-            interrupt?;
-            return Ok(detached(&label));
-        }
-    };
-    Ok(told(&Ending::from(&ended), &label))
+    Ok(code.unwrap_or_else(|| detached(caller, &[job.short()])))
 }
 
 /// Asks by id, so that `last` goes on meaning the same job.
@@ -93,12 +118,17 @@ async fn until_ended(client: &Client, mut job: Job) -> Result<Job, client::Error
     Ok(job)
 }
 
-/// After Ctrl-C: what still runs, and how to end it.
-pub(super) fn detached(label: &str) -> u8 {
+/// After Ctrl-C: says what was not stopped, and how to do that.
+pub(super) fn detached(caller: &Caller, jobs: &[String]) -> u8 {
+    let thing = match jobs {
+        [_] => "job",
+        _ => "jobs",
+    };
+    let (jobs, jobctl) = (jobs.join(" "), &caller.jobctl);
     // Off the line on which the terminal shows ^C.
     render::remark("");
     render::note(&format!(
-        "job {label} still runs; stop it with `jobctl stop {label}`"
+        "detached; {thing} {jobs} not stopped: `{jobctl} stop {jobs}`"
     ));
     INTERRUPTED
 }
@@ -178,7 +208,6 @@ enum Remark {
 #[cfg(test)]
 mod tests {
     use std::{
-        collections::VecDeque,
         future::IntoFuture as _,
         sync::{Arc, Mutex},
     };
@@ -188,6 +217,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::cmd::{Effect, Reach};
 
     fn ending(state: JobState, exit_code: Option<i32>, signal: Option<i32>) -> Ending {
         Ending {
@@ -308,9 +338,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(axum::serve(listener, router).into_future());
-        let client = Client::new(server.parse().unwrap()).unwrap();
+        let reach = Reach {
+            server: Some(server.parse().unwrap()),
+            verbose: false,
+        };
+        let caller = Caller::new(reach, Effect::Reads).unwrap();
 
-        assert_eq!(attached(&client, "last").await.unwrap(), 7);
+        assert_eq!(code_of(&caller, "last".into()).await.unwrap(), 7);
         let asked = asked.lock().unwrap();
         let asked: Vec<_> = asked
             .iter()

@@ -1,13 +1,18 @@
 //! `jobctl worker`
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use anyhow::anyhow;
 use bytesize::ByteSize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     BadSetting, DONE,
-    role::{Address, LogArgs, state_folder, until_signalled},
+    role::{Address, ConfigArgs, LogArgs, dialled, state_folder, until_signalled},
 };
 use crate::{
     client::render,
@@ -50,14 +55,8 @@ pub(super) struct Args {
     #[command(subcommand)]
     action: Option<Action>,
 
-    /// Its settings [default: ./config.toml, if there]
-    #[arg(
-        long,
-        env = "JOBCTL_CONFIG",
-        hide_env_values = true,
-        value_name = "FILE"
-    )]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
 
     /// What to call it [default: the name of this machine]
     #[arg(long, env = "JOBCTL_WORKER_NAME", hide_env_values = true)]
@@ -158,6 +157,7 @@ pub(super) struct Args {
     #[arg(
         long,
         env = "JOBCTL_JOBS_KEEP_FINISHED",
+        allow_negative_numbers = true,
         hide_env_values = true,
         value_name = "N",
         help_heading = "Jobs"
@@ -212,21 +212,29 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(Action::KillAll(args)) = args.action {
         return kill_all(args).await;
     }
-    let file: config::Worker = config::read(args.config.as_deref())?;
+    let file: config::Worker = args.config.read()?;
     args.log.start(file.log)?;
     let name = name(args.name.or(file.worker.name))?;
     let data_dir = data_dir(args.data_dir.or(file.worker.data_dir), &name)?;
+    let scheduler = args.scheduler.or(file.scheduler.addr);
+    let scheduler = scheduler.unwrap_or_else(|| super::scheduler::GRPC.default.to_owned());
+    dialled("scheduler.addr", &scheduler)?;
+    let advertise = args.advertise.or(file.grpc_server.advertise);
+    if let Some(address) = &advertise {
+        dialled("grpc_server.advertise", address)?;
+    }
+    let script_dir = args.script_dir.or(file.jobs.script_dir);
+    if let Some(folder) = &script_dir {
+        is_script_folder(folder)?;
+    }
     let grpc = args.grpc_addr.or(file.grpc_server.server.addr);
     let listener = GRPC.listen(grpc.as_deref()).await?;
     let config = Config {
         name,
-        scheduler: args
-            .scheduler
-            .or(file.scheduler.addr)
-            .unwrap_or_else(|| super::scheduler::GRPC.default.to_owned()),
-        advertise: args.advertise.or(file.grpc_server.advertise),
+        scheduler,
+        advertise,
         data_dir,
-        script_dir: args.script_dir.or(file.jobs.script_dir),
+        script_dir,
         shim: PathBuf::from(SHIM),
         grace: args.grace.or(file.jobs.grace).unwrap_or(GRACE),
         output_limit: args
@@ -271,6 +279,25 @@ fn data_dir(asked: Option<PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
     match asked {
         Some(folder) => Ok(folder),
         None => Ok(state_folder("the worker's data")?.join(format!("jobctl/worker-{name}"))),
+    }
+}
+
+/// A folder somebody named is not made: it could be misspelt.
+fn is_script_folder(folder: &Path) -> anyhow::Result<()> {
+    let shown = folder.display();
+    let bad = |hint| BadSetting {
+        message: format!("cannot use `jobs.script_dir` {shown}"),
+        hint,
+    };
+    match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => {
+            Err(anyhow!("it is not a folder").context(bad("pass `--script-dir DIR`".to_owned())))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(anyhow!(error).context(bad(format!("make it with `mkdir -p {shown}`"))))
+        }
+        Err(error) => Err(anyhow!(error).context(bad("pass `--script-dir DIR`".to_owned()))),
     }
 }
 

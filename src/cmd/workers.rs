@@ -1,7 +1,7 @@
 //! `jobctl workers`
 
-use super::{DONE, Shown};
-use crate::client::{Client, render};
+use super::{Caller, DONE, Shown};
+use crate::client::render;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -16,8 +16,8 @@ pub(super) struct Args {
     shown: Shown,
 }
 
-pub(super) async fn run(args: Args, client: &Client) -> anyhow::Result<u8> {
-    let workers = client.workers().await?.workers;
+pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
+    let workers = caller.patiently(caller.client.workers()).await?.workers;
     render::workers(&workers, args.shown.format())?;
     if workers.is_empty() {
         render::note("no workers; start one with `jobctl worker`");

@@ -3,63 +3,13 @@
 use std::{
     fs,
     net::TcpListener,
-    path::Path,
-    process::{self, Stdio},
+    process::{Command, Stdio},
 };
 
-use assert_cmd::Command;
-use tempfile::TempDir;
-
-/// The binary in an empty folder, with nothing of this environment's settings.
-struct Jobctl {
-    folder: TempDir,
-}
-
-struct Outcome {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Jobctl {
-    fn new() -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jobctl"));
-        command
-            .args(args)
-            .current_dir(self.folder())
-            .env_clear()
-            .env("HOME", self.folder());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Outcome {
-        outcome(&mut self.command(args))
-    }
-}
+use crate::typed::{Jobctl, Outcome, nowhere};
 
 fn outcome(command: &mut Command) -> Outcome {
-    let output = command.output().unwrap();
-    Outcome {
-        code: output.status.code(),
-        stdout: String::from_utf8(output.stdout).unwrap(),
-        stderr: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-/// A server that nobody runs: its port was free a moment ago.
-fn nowhere() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
+    command.output().unwrap().into()
 }
 
 const VERBS: [&str; 12] = [
@@ -70,11 +20,11 @@ const VERBS: [&str; 12] = [
     "logs",
     "wait",
     "workers",
+    "version",
     "scheduler",
     "worker",
     "dev",
     "completions",
-    "version",
 ];
 
 #[test]
@@ -106,12 +56,88 @@ fn wrong_usage_ends_with_2_and_says_so_on_stderr() {
         &["--server", "localhost:3000", "jobs"],
         &["--server", "ftp://localhost", "jobs"],
         &["--color", "sometimes", "jobs"],
+        &["jobs", "--server", "https://localhost"],
+        &["--server", "http://localhost", "scheduler"],
+        &["-v", "completions", "bash"],
+        &["version", "-q"],
+        &["logs", "x", "--tail", "-1"],
+        &["stop", "x", "--grace", "-5s"],
+        &["start", "--name", "last", "x"],
+        &["start", "--timeout", "0.1ms", "x"],
+        &["start", "--timeout", "1y", "x"],
+        &["start", "--script", ""],
+        &["worker", "--keep-finished", "-1"],
+        &["worker", "--scheduler", "nonsense"],
+        &["worker", "--advertise", "host"],
+        &["worker", "--script-dir", "./nope"],
+        &["scheduler", "--grpc-addr", "foo"],
+        &["scheduler", "--http-addr", "foo"],
+        &["scheduler", "--log-level", "bogus"],
+        &["dev", "--log-level", "bogus"],
     ] {
-        let run = jobctl.run(args);
+        let mut command = jobctl.command(args);
+        command.env("JOBCTL_SERVER", "http://127.0.0.1:1");
+        let run = outcome(&mut command);
         assert_eq!(run.code, Some(2), "{args:?}: {}", run.stderr);
         assert_eq!(run.stdout, "", "{args:?}");
         assert_ne!(run.stderr, "", "{args:?}");
+        // No word of a setting that was not typed, and none of `--` for a number.
+        let usage = run.stderr.lines().find(|line| line.starts_with("Usage:"));
+        assert!(!usage.unwrap_or_default().contains("--server"), "{run:?}");
+        assert!(!run.stderr.contains("-- -"), "{run:?}");
+        for line in run.stderr.lines() {
+            assert!(line.chars().count() <= 80, "{args:?}: {line}");
+        }
     }
+}
+
+#[test]
+fn a_folder_that_is_not_there_can_be_made() {
+    let jobctl = Jobctl::new();
+    let run = jobctl.run(&["worker", "--script-dir", "./nope"]);
+    let shown = "error: cannot use `jobs.script_dir` ./nope\n";
+    assert!(run.stderr.starts_with(shown), "{run:?}");
+    assert!(run.stderr.contains("`mkdir -p ./nope`"), "{run:?}");
+    fs::write(jobctl.folder().join("file"), "").unwrap();
+    let run = jobctl.run(&["worker", "--script-dir", "file"]);
+    assert!(run.stderr.contains("not a folder"), "{run:?}");
+}
+
+#[test]
+fn a_variable_set_to_nothing_is_not_set() {
+    let jobctl = Jobctl::new();
+    let mut command = jobctl.command(&["scheduler", "--http-addr", "foo"]);
+    command
+        .env("JOBCTL_LOG_FORMAT", "")
+        .env("JOBCTL_HTTP_SERVER_ADDR", "");
+    command
+        .env("JOBCTL_HEARTBEAT_INTERVAL", "")
+        .env("JOBCTL_CONFIG", "");
+    let run = outcome(&mut command);
+    assert!(run.stderr.contains("`http_server.addr`: `foo`"), "{run:?}");
+    let mut command = jobctl.command(&["version"]);
+    let run = outcome(command.env("JOBCTL_SERVER", ""));
+    run.is(0, &run.stdout);
+    assert!(run.stdout.contains("http://127.0.0.1:3000"), "{run:?}");
+    let mut command = jobctl.command(&["version"]);
+    let run = outcome(command.env("JOBCTL_SERVER", "nonsense"));
+    run.is(2, "");
+    assert!(
+        run.stderr
+            .starts_with("error: `JOBCTL_SERVER` is `nonsense`"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn a_scheduler_that_says_nothing_is_not_waited_for_long() {
+    // Takes connections in, by its backlog, and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let jobctl = Jobctl::at(format!("http://{}", silent.local_addr().unwrap()));
+    let begun = std::time::Instant::now();
+    let run = jobctl.run(&["version"]);
+    assert!(run.stdout.contains("does not answer in time"), "{run:?}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(40));
 }
 
 #[test]
@@ -189,10 +215,8 @@ fn version_does_not_need_a_scheduler() {
     let version = env!("CARGO_PKG_VERSION");
     let run = jobctl.run(&["version", "--server", &server]);
     assert_eq!(run.code, Some(0));
-    assert_eq!(
-        run.stdout,
-        format!("client {version}\nserver not reachable at {server}\n")
-    );
+    let shown = format!("client {version}\nserver cannot reach the scheduler at {server}: ");
+    assert!(run.stdout.starts_with(&shown), "{}", run.stdout);
     let run = jobctl.run(&["version", "--server", &server, "-o", "json"]);
     let read: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(read, serde_json::json!({"client": version, "server": null}));
@@ -257,7 +281,7 @@ fn long_help_begins_with_examples_and_lists_the_exit_codes() {
 fn a_closed_pipe_is_quiet_and_no_failure() {
     let jobctl = Jobctl::new();
     for args in [&["completions", "bash"][..], &["version"]] {
-        let mut child = process::Command::new(env!("CARGO_BIN_EXE_jobctl"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_jobctl"))
             .args(args)
             .env_clear()
             .env("JOBCTL_SERVER", nowhere())
@@ -279,7 +303,7 @@ fn a_full_disk_is_a_failure() {
         .write(true)
         .open("/dev/full")
         .unwrap();
-    let output = process::Command::new(env!("CARGO_BIN_EXE_jobctl"))
+    let output = Command::new(env!("CARGO_BIN_EXE_jobctl"))
         .args(["completions", "bash"])
         .stdout(full)
         .output()

@@ -24,8 +24,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Folder, binary, within};
 
-/// How often the workers of a test send heartbeats.
-pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How often the workers of a test send heartbeats: seldom enough that one on a
+/// busy machine is never given up.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+
+/// As [`HEARTBEAT`], where a test is about a worker that is given up.
+const SHORT_HEARTBEAT: &str = "300ms";
 
 /// TERM to KILL in a test.
 const GRACE: Duration = Duration::from_millis(300);
@@ -189,14 +193,14 @@ impl TestCluster {
 
 pub(crate) async fn start_scheduler(place: Place, data: &Path) -> Running<scheduler::Error> {
     let listeners = Listeners {
-        http: listen(&place.http()).await,
-        grpc: listen(&place.grpc()).await,
+        http: bind(place.http()).await,
+        grpc: bind(place.grpc()).await,
     };
     let config = scheduler::Config {
         heartbeat_interval: HEARTBEAT,
         call_deadline: Duration::from_secs(10),
         data_dir: data.to_owned(),
-        keep_finished: 1000,
+        keep_finished: 2000,
         keep_for: Duration::from_secs(3600),
     };
     let shutdown = CancellationToken::new();
@@ -204,14 +208,15 @@ pub(crate) async fn start_scheduler(place: Place, data: &Path) -> Running<schedu
     Running { shutdown, task }
 }
 
-/// Where a role that was cut off may not have let go of the address yet.
-async fn listen(address: &str) -> TcpListener {
+/// Listens; waits for the last task of an aborted role to give the address up.
+async fn bind(address: String) -> TcpListener {
     within(async {
-        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        let mut pause = tokio::time::interval(Duration::from_millis(5));
         loop {
             pause.tick().await;
-            if let Ok(listener) = TcpListener::bind(address).await {
-                return listener;
+            match TcpListener::bind(&address).await {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+                bound => return bound.unwrap(),
             }
         }
     })
@@ -334,6 +339,13 @@ impl Process {
         Self::run(Self::scheduler_command(place, data))
     }
 
+    /// Gives a worker up after a second.
+    pub(crate) fn impatient_scheduler(place: Place, data: &Path) -> Self {
+        let mut command = Self::scheduler_command(place, data);
+        command.args(["--heartbeat-interval", SHORT_HEARTBEAT]);
+        Self::run(command)
+    }
+
     /// Runs a command with a file system of its own at `dir`, which holds only
     /// `size`. It is nobody else's, and gone with the last process that sees it.
     pub(crate) fn on_small_disk(command: &Command, dir: &Path, size: &str) -> Self {
@@ -361,13 +373,7 @@ impl Process {
 
     pub(crate) fn scheduler_command(place: Place, data: &Path) -> Command {
         let mut command = Command::new(binary());
-        command.args([
-            "scheduler",
-            "--log-level",
-            "warn",
-            "--heartbeat-interval",
-            "100ms",
-        ]);
+        command.args(["scheduler", "--log-level", "warn"]);
         command.args(["--http-addr", &place.http(), "--grpc-addr", &place.grpc()]);
         command.arg("--data-dir").arg(data.join("scheduler"));
         command

@@ -50,7 +50,7 @@ impl Victims {
     }
 
     fn restart_scheduler(&mut self) {
-        self.scheduler = Some(Process::scheduler(self.place, self.dir.path()));
+        self.scheduler = Some(Process::impatient_scheduler(self.place, self.dir.path()));
     }
 
     fn restart_worker(&mut self) {

@@ -9,11 +9,16 @@
 mod cli;
 mod cluster;
 mod completions;
+mod dev;
 mod faults;
+mod jobs;
 mod logs;
+mod query;
 mod rooms;
 mod start;
 mod stop;
 mod support;
+mod typed;
+mod wait;
 mod worker;
 mod workers;

@@ -14,7 +14,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("roles/scheduler/", &["api", "ids", "proto"]),
     ("client/", &["api", "ids", "proto"]),
     ("cmd/", &["api", "client", "config", "ids", "roles"]),
-    ("config.rs", &["ids"]),
+    ("config.rs", &[]),
     ("api.rs", &["ids"]),
     ("proto.rs", &[]),
     ("ids.rs", &[]),
@@ -24,7 +24,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
 const DOORS: [(&str, &[&str]); 12] = [
     ("clap", &["cmd/", "main.rs"]),
     ("anyhow", &["cmd/", "main.rs"]),
-    ("comfy_table", &["client/render.rs"]),
+    ("unicode_width", &["client/render.rs"]),
     ("indicatif", &["client/render.rs"]),
     ("reqwest", &["client/"]),
     (

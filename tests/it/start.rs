@@ -5,7 +5,11 @@ use jobctl::{
     client::Error,
 };
 
-use crate::cluster::{TestCluster, sh};
+use crate::{
+    cluster::{TestCluster, sh},
+    support::within,
+    typed::Jobctl,
+};
 
 fn refusal(error: &Error) -> (u16, &str, Option<jobctl::ids::JobId>) {
     match error {
@@ -153,5 +157,51 @@ async fn nonsense_is_refused_before_anything_is_recorded() {
     }
     let jobs = cluster.client.jobs(&Default::default()).await.unwrap().jobs;
     assert_eq!(jobs, []);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn the_command_line_ends_as_the_job_does() {
+    let cluster = TestCluster::start(1).await;
+    let jobctl = Jobctl::of(&cluster);
+    let plain = cluster.data_dir(1).join("plain");
+    std::fs::write(&plain, "not a program").unwrap();
+    let plain = plain.display().to_string();
+    for (args, code) in [
+        (&["sh", "-c", "exit 7"][..], 7),
+        (&["sh", "-c", "kill -9 $$"], 137),
+        (&["sh", "-c", "kill -15 $$"], 143),
+        (&["--timeout", "50ms", "sleep", "600"], 124),
+        (&[&plain], 126),
+        (&["no-such-program"], 127),
+        (&["--worker", "w9", "true"], 125),
+    ] {
+        for stay in ["--wait", "--follow"] {
+            let args = [&["start", stay], args].concat();
+            jobctl.ask(&args).await.is(code, "");
+        }
+    }
+    let run = jobctl.ask(&["start", "no-such-program"]).await;
+    run.is(1, "");
+    let hint = "\nhint: see its record with `jobctl query ";
+    assert!(run.stderr.contains(hint), "{run:?}");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn an_id_that_cannot_be_written_is_in_the_error() {
+    let cluster = TestCluster::start(1).await;
+    let jobctl = Jobctl::of(&cluster);
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let mut command = tokio::process::Command::from(jobctl.command(&["start", "sleep", "600"]));
+    command
+        .stdout(full.unwrap())
+        .stderr(std::process::Stdio::piped());
+    let child = command.kill_on_drop(true).spawn().unwrap();
+    let output = within(child.wait_with_output()).await.unwrap();
+    let jobs = cluster.client.jobs(&Default::default()).await.unwrap().jobs;
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), jobs.len()), (Some(1), 1), "{stderr}");
+    assert!(stderr.contains(&jobs[0].id.to_string()), "{stderr}");
     cluster.end().await;
 }

@@ -6,8 +6,9 @@ use jobctl::{
 };
 
 use crate::{
-    cluster::TestCluster,
+    cluster::{TestCluster, everything, sh},
     support::{processes_of, within},
+    typed::Jobctl,
 };
 
 #[tokio::test]
@@ -100,5 +101,65 @@ async fn what_cannot_be_stopped_is_said() {
         assert!(error.to_string().contains(names), "{error}");
     }
     assert_eq!(cluster.job(id).await.state, JobState::Running);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_job_that_has_ended_is_a_note_and_no_failure() {
+    let cluster = TestCluster::start(1).await;
+    let id = cluster
+        .start_job(&jobctl::api::StartRequest {
+            name: Some("nightly".into()),
+            ..sh("true")
+        })
+        .await
+        .unwrap();
+    cluster.end_of(id).await;
+    let jobctl = Jobctl::of(&cluster);
+    for (asked, called) in [
+        ("nightly", format!("nightly ({})", id.short())),
+        ("last", id.short()),
+    ] {
+        let run = jobctl.ask(&["stop", asked]).await;
+        run.is(0, "");
+        assert_eq!(run.stderr, format!("job {called} has ended already\n"));
+    }
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn every_running_job_is_stopped_from_standard_input() {
+    let cluster = TestCluster::start(1).await;
+    let jobctl = Jobctl::of(&cluster);
+    let first = cluster.sh("sleep 600").await;
+    let second = cluster.sh("sleep 600").await;
+    let listed = jobctl
+        .ask(&["jobs", "--all", "-q", "--state", "running"])
+        .await;
+    let run = jobctl
+        .ask_with(&["stop", "-"], listed.stdout.as_bytes())
+        .await;
+    run.is(0, "");
+    for id in [first, second] {
+        assert_eq!(cluster.job(id).await.state, JobState::Stopped);
+    }
+    jobctl.ask(&["stop", "no-such-job"]).await.is(3, "");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn ctrl_c_says_that_the_stop_goes_on() {
+    let cluster = TestCluster::start(1).await;
+    let id = cluster
+        .sh("trap '' TERM; echo ready; while :; do sleep 0.05; done")
+        .await;
+    let mut logs = within(cluster.client.logs(everything(id))).await.unwrap();
+    within(logs.next()).await.unwrap();
+    let mut stop = Jobctl::of(&cluster).begin(&["stop", "-v", "--grace", "1h", "last"]);
+    stop.says("POST /query 200", 1).await;
+    stop.signal(rustix::process::Signal::INT);
+    let run = stop.end().await;
+    run.is(130, "");
+    assert!(run.stderr.contains("goes on stopping"), "{run:?}");
     cluster.end().await;
 }

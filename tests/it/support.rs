@@ -133,12 +133,27 @@ impl Drop for Folder {
             {
                 let name = group.file_name().into_string().unwrap();
                 if name.starts_with("jobctl-") && name.ends_with(&mark) {
-                    for job in fs::read_dir(group.path()).unwrap().flatten() {
-                        let _ = fs::remove_dir(job.path());
-                    }
-                    let _ = fs::remove_dir(group.path());
+                    remove_group(&group.path());
                 }
             }
+        }
+    }
+}
+
+/// Removes a control group with those within, once the last of the killed has
+/// gone from it.
+fn remove_group(path: &Path) {
+    for within in fs::read_dir(path).into_iter().flatten().flatten() {
+        if within.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_group(&within.path());
+        }
+    }
+    for _ in 0..400 {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            _ => return,
         }
     }
 }

@@ -106,7 +106,7 @@ async fn a_second_worker_of_a_name_is_refused() {
 async fn a_frozen_worker_is_unreachable_and_then_the_same_again() {
     let place = Place::new();
     let dir = Folder::new();
-    let _scheduler = Process::scheduler(place, dir.path());
+    let _scheduler = Process::impatient_scheduler(place, dir.path());
     let worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
     let before = worker_named(&client, "w1").await;
@@ -176,7 +176,7 @@ async fn a_killed_scheduler_comes_back_to_the_same_workers_and_jobs() {
 async fn jobs_outlive_a_killed_worker_and_are_taken_over() {
     let place = Place::new();
     let dir = Folder::new();
-    let _scheduler = Process::scheduler(place, dir.path());
+    let _scheduler = Process::impatient_scheduler(place, dir.path());
     let worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
     let fifo = dir.path().join("fifo");

@@ -37,10 +37,12 @@ pub(super) enum Error {
     BadName(String),
     #[error("worker id '{0}' is not a UUID")]
     BadWorkerId(String),
-    #[error("worker {asked} not found{}", did_you_mean(.meant))]
+    #[error("worker {asked} not found{}", did_you_mean(.meant, .known))]
     WorkerNotFound {
         asked: String,
         meant: Option<String>,
+        /// All names, where they are few.
+        known: Vec<String>,
     },
     #[error("worker {asked} is ambiguous: {}", .candidates.join(", "))]
     AmbiguousWorker {
@@ -53,6 +55,8 @@ pub(super) enum Error {
     SessionOver(WorkerId),
     #[error("job {0} not found")]
     JobNotFound(String),
+    #[error("job {asked} not found, did you mean {meant}?")]
+    JobNameNotFound { asked: String, meant: String },
     #[error("job {asked} is ambiguous: {}", .candidates.join(", "))]
     AmbiguousJob {
         asked: String,
@@ -179,11 +183,12 @@ impl Refusal {
     }
 }
 
-fn did_you_mean(meant: &Option<String>) -> String {
-    meant
-        .as_ref()
-        .map(|name| format!(", did you mean {name}?"))
-        .unwrap_or_default()
+fn did_you_mean(meant: &Option<String>, known: &[String]) -> String {
+    match meant {
+        Some(name) => format!(", did you mean {name}?"),
+        None if known.is_empty() => String::new(),
+        None => format!("; there is {}", known.join(", ")),
+    }
 }
 
 impl Error {
@@ -280,6 +285,7 @@ impl Error {
             | Self::WorkerNameTaken { .. }
             | Self::SessionOver(_)
             | Self::JobNotFound(_)
+            | Self::JobNameNotFound { .. }
             | Self::AmbiguousJob { .. }
             | Self::NoWorkerReady
             | Self::WorkerNotReady(_)
@@ -312,7 +318,7 @@ impl Error {
             Self::RouteNotFound(_) => (
                 StatusCode::NOT_FOUND,
                 Code::Unimplemented,
-                "route_not_found",
+                api::code::ROUTE_NOT_FOUND,
             ),
             Self::MethodNotAllowed { .. } => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -350,7 +356,7 @@ impl Error {
                 Code::FailedPrecondition,
                 "session_over",
             ),
-            Self::JobNotFound(_) => (
+            Self::JobNotFound(_) | Self::JobNameNotFound { .. } => (
                 StatusCode::NOT_FOUND,
                 Code::NotFound,
                 api::code::JOB_NOT_FOUND,
@@ -373,7 +379,7 @@ impl Error {
             Self::NoWorkerReady => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::Unavailable,
-                "no_worker_ready",
+                api::code::NO_WORKER_READY,
             ),
             Self::WorkerNotReady(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -534,10 +540,17 @@ mod tests {
         let error = Error::WorkerNotFound {
             asked: "wbe1".to_owned(),
             meant: Some("web1".to_owned()),
+            known: Vec::new(),
         };
         assert_eq!(
             error.to_string(),
             "worker wbe1 not found, did you mean web1?"
         );
+        let error = Error::WorkerNotFound {
+            asked: "w9".to_owned(),
+            meant: None,
+            known: vec!["w1".to_owned(), "w2".to_owned()],
+        };
+        assert_eq!(error.to_string(), "worker w9 not found; there is w1, w2");
     }
 }

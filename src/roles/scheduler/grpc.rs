@@ -276,6 +276,7 @@ impl Conversation {
         if message.snapshot_complete
             && let Some(named) = self.snapshot.take()
         {
+            tracing::info!(worker_id = %link.worker.id, jobs = named.len(), "worker told of its jobs");
             jobs.settle(&link.worker, &named);
             registry.ready(link)?;
             jobs.catch_up(link.worker.id);

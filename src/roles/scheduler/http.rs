@@ -25,7 +25,7 @@ use tower_http::{
 use super::{
     Scheduler,
     error::Error,
-    jobs::{Filter, MAX_DURATION_MS, Record, Spec, Stop, Wait},
+    jobs::{Filter, Record, Spec, Stop, Wait},
     logs, signal,
     store::Key,
 };
@@ -33,9 +33,6 @@ use crate::api;
 
 /// Jobs on a page of `GET /jobs` that does not say how many.
 const DEFAULT_LIMIT: usize = 50;
-
-/// The most jobs on a page.
-const MAX_LIMIT: usize = 1000;
 
 /// Every route, at `/` and under `/v1/`.
 pub(super) fn router(scheduler: Scheduler) -> Router {
@@ -130,8 +127,8 @@ fn decode_stop(asked: &api::StopRequest) -> Result<Stop, Error> {
     let signal = asked.signal.as_deref().map(|text| {
         signal::parse(text).ok_or_else(|| Error::BadRequest(format!("no such signal: '{text}'")))
     });
-    if asked.grace_ms.is_some_and(|ms| ms > MAX_DURATION_MS) {
-        let message = format!("grace_ms is more than {MAX_DURATION_MS}");
+    if asked.grace_ms.is_some_and(|ms| ms > api::MAX_DURATION_MS) {
+        let message = format!("grace_ms is more than {}", api::MAX_DURATION_MS);
         return Err(Error::BadRequest(message));
     }
     Ok(Stop {
@@ -197,8 +194,8 @@ async fn jobs(
     Params(asked): Params<api::JobsQuery>,
 ) -> Result<Json<api::JobsResponse>, Error> {
     let limit = asked.limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_LIMIT).contains(&limit) {
-        let message = format!("limit {limit} is not between 1 and {MAX_LIMIT}");
+    if !(1..=api::MAX_PAGE).contains(&limit) {
+        let message = format!("limit {limit} is not between 1 and {}", api::MAX_PAGE);
         return Err(Error::BadRequest(message));
     }
     let filter = Filter {

@@ -38,6 +38,9 @@ const KEEP_LEFT: usize = 1000;
 /// From which likeness on a name is suggested for one that nobody bears.
 const ALIKE: f64 = 0.6;
 
+/// So many names are told where none is alike.
+const FEW: usize = 5;
+
 /// One registration of a worker: random, never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -495,6 +498,7 @@ impl Registry {
             [] => Err(Error::WorkerNotFound {
                 asked: asked.to_owned(),
                 meant: meant(asked, members.values().map(|member| &*member.name)),
+                known: few(members.values().map(|member| &*member.name)),
             }),
             [member] => Ok(member.handle()),
             several => Err(Error::AmbiguousWorker {
@@ -573,6 +577,7 @@ fn unknown(id: WorkerId) -> Error {
     Error::WorkerNotFound {
         asked: id.to_string(),
         meant: None,
+        known: Vec::new(),
     }
 }
 
@@ -605,10 +610,23 @@ fn named_after(address: &str) -> String {
     name.chars().take(64).collect()
 }
 
-/// The name most like the one asked for, if any is alike.
-fn meant<'a>(asked: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+/// All of `names` in order, if they are few.
+fn few<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut names: Vec<_> = names.take(FEW + 1).map(str::to_owned).collect();
+    names.sort();
+    match names.len() > FEW {
+        true => Vec::new(),
+        false => names,
+    }
+}
+
+/// The name most like the one asked for, if any is alike; case aside.
+pub(super) fn meant<'a>(asked: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let asked = asked.to_lowercase();
+    let likeness =
+        |name: &str| strsim::normalized_damerau_levenshtein(&asked, &name.to_lowercase());
     names
-        .map(|name| (strsim::normalized_damerau_levenshtein(asked, name), name))
+        .map(|name| (likeness(name), name))
         .filter(|(likeness, _)| *likeness >= ALIKE)
         .max_by(|(a, _), (b, _)| a.total_cmp(b))
         .map(|(_, name)| name.to_owned())
@@ -755,10 +773,17 @@ mod tests {
             panic!("nobody is called wbe1");
         };
         assert_eq!(meant.as_deref(), Some("web1"));
-        let Err(Error::WorkerNotFound { meant, .. }) = registry.find("nonsense") else {
+        let Err(Error::WorkerNotFound { meant, .. }) = registry.find("WEB1") else {
+            panic!("found");
+        };
+        assert_eq!(meant.as_deref(), Some("web1"));
+        let Err(Error::WorkerNotFound { meant, known, .. }) = registry.find("nonsense") else {
             panic!("nobody is called nonsense");
         };
         assert_eq!(meant, None);
+        assert!(known.contains(&"web1".to_owned()), "{known:?}");
+        assert_eq!(few(["b", "a"].into_iter()), ["a", "b"]);
+        assert!(few(["x"; FEW + 1].into_iter()).is_empty());
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 pub(super) use self::{
-    record::{Doubt, End, Exit, Gone, MAX_DURATION_MS, Process, Record, Spec, State, Status, now},
+    record::{Doubt, End, Exit, Gone, Process, Record, Spec, State, Status, now},
     table::Filter,
 };
 use self::{
@@ -32,7 +32,7 @@ use self::{
 use super::{
     error::{Error, Refusal},
     placement,
-    registry::{Registry, Session, WorkerHandle},
+    registry::{self, Registry, Session, WorkerHandle},
     store::{self, Env, Key, Store},
 };
 use crate::{
@@ -42,6 +42,9 @@ use crate::{
 
 /// The most candidates that an ambiguous prefix is answered with.
 const MAX_CANDIDATES: usize = 5;
+
+/// So many of the newest jobs are looked at for a name like a misspelt one.
+const MAX_LIKENED: usize = 1000;
 
 /// Before a start that its worker refused.
 const COULD_NOT_START: &str = "could not start: ";
@@ -521,7 +524,7 @@ impl Jobs {
         }
         let not_found = || Error::JobNotFound(asked.to_owned());
         if !ids::is_prefix(asked) {
-            return Err(not_found());
+            return Err(self.meant(asked).await?.unwrap_or_else(not_found));
         }
         let digits = asked.replace('-', "");
         let first: JobId = format!("{digits:0<32}").parse().map_err(|_| not_found())?;
@@ -539,6 +542,18 @@ impl Jobs {
                 candidates: several.iter().map(|record| record.id.to_string()).collect(),
             }),
         }
+    }
+
+    /// The error that names a job whose name is like `asked`, one of the newest.
+    async fn meant(&self, asked: &str) -> Result<Option<Error>, Error> {
+        let (newest, _) = self.page(Filter::default(), MAX_LIKENED, None).await?;
+        let names = newest.iter().filter_map(|record| record.name.as_deref());
+        Ok(
+            registry::meant(asked, names).map(|meant| Error::JobNameNotFound {
+                asked: asked.to_owned(),
+                meant,
+            }),
+        )
     }
 
     async fn newest(&self, name: Option<String>) -> Result<Option<Arc<Record>>, Error> {
@@ -618,7 +633,7 @@ impl Jobs {
                     "a worker reports another worker's job");
             }
             (None, Some((spec, created_at))) if strangers.contains(&id) => {
-                tracing::info!(job_id = %id, worker_id = %worker.id, "job adopted");
+                tracing::debug!(job_id = %id, worker_id = %worker.id, "job adopted");
                 table.adopt(Record {
                     id,
                     name: spec.name,

@@ -21,10 +21,6 @@ const MAX_ARGS_BYTES: usize = 256 * 1024;
 /// The longest path that Linux takes (PATH_MAX).
 const MAX_PATH: usize = 4096;
 
-/// The longest duration taken, a hundred years: more is a mistake, and would
-/// overflow clocks.
-pub(crate) const MAX_DURATION_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
-
 /// What is to be run, checked.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Spec {
@@ -109,11 +105,12 @@ impl Spec {
                 "name '{name}' is not 1 to 64 letters, digits, '.', '_' or '-'"
             ));
         }
-        let longest = Duration::from_millis(MAX_DURATION_MS);
+        let longest = Duration::from_millis(api::MAX_DURATION_MS);
         if let Some(timeout) = self.timeout
             && (timeout.is_zero() || timeout > longest)
         {
-            return Err(format!("timeout_ms is not between 1 and {MAX_DURATION_MS}"));
+            let most = api::MAX_DURATION_MS;
+            return Err(format!("timeout_ms is not between 1 and {most}"));
         }
         Ok(())
     }

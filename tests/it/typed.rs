@@ -1,0 +1,201 @@
+//! The real binary as a person types it: in an empty folder, with nothing of
+//! this environment's settings, and killed if a test fails before it has ended.
+
+use std::{
+    fmt,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    process::{Child, ChildStderr, ChildStdout},
+};
+
+use crate::{
+    cluster::{Place, TestCluster},
+    support::{binary, within},
+};
+
+/// Where commands are typed.
+pub(crate) struct Jobctl {
+    folder: TempDir,
+    server: Option<String>,
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl From<Output> for Outcome {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Outcome {
+    /// Fails unless it is this one, whatever stood on stderr.
+    #[track_caller]
+    pub(crate) fn is(&self, code: i32, stdout: &str) {
+        let seen = (self.code, self.stdout.as_str());
+        assert_eq!(seen, (Some(code), stdout), "stderr: {}", self.stderr);
+    }
+}
+
+impl Jobctl {
+    pub(crate) fn new() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            server: None,
+        }
+    }
+
+    /// With `JOBCTL_SERVER` set.
+    pub(crate) fn at(server: impl fmt::Display) -> Self {
+        Self {
+            server: Some(server.to_string()),
+            ..Self::new()
+        }
+    }
+
+    pub(crate) fn of(cluster: &TestCluster) -> Self {
+        Self::at(cluster.place.server())
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .args(args)
+            .current_dir(self.folder())
+            .stdin(Stdio::null())
+            .env_clear()
+            .env("HOME", self.folder())
+            .env("TMPDIR", self.folder())
+            .env("PATH", "/usr/bin:/bin");
+        if let Some(server) = &self.server {
+            command.env("JOBCTL_SERVER", server);
+        }
+        command
+    }
+
+    /// Where nothing is needed of a role inside this process.
+    pub(crate) fn run(&self, args: &[&str]) -> Outcome {
+        self.command(args).output().unwrap().into()
+    }
+
+    /// Runs to its end while this process goes on.
+    pub(crate) async fn ask(&self, args: &[&str]) -> Outcome {
+        Typed::new(self.command(args)).end().await
+    }
+
+    /// As [`Jobctl::ask`], with this on standard input.
+    pub(crate) async fn ask_with(&self, args: &[&str], stdin: &[u8]) -> Outcome {
+        let mut command = self.command(args);
+        command.stdin(Stdio::piped());
+        let mut typed = Typed::new(command);
+        let mut to = typed.child.stdin.take().unwrap();
+        to.write_all(stdin).await.unwrap();
+        drop(to);
+        typed.end().await
+    }
+
+    pub(crate) fn begin(&self, args: &[&str]) -> Typed {
+        Typed::new(self.command(args))
+    }
+}
+
+/// A command that goes on.
+pub(crate) struct Typed {
+    pub(crate) child: Child,
+    stdout: BufReader<ChildStdout>,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Typed {
+    pub(crate) fn new(mut command: Command) -> Self {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = tokio::process::Command::from(command);
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
+        Self {
+            stdout: BufReader::new(child.stdout.take().unwrap()),
+            stderr: BufReader::new(child.stderr.take().unwrap()),
+            child,
+        }
+    }
+
+    /// The next line of its stdout.
+    pub(crate) async fn line(&mut self) -> String {
+        let mut line = String::new();
+        within(self.stdout.read_line(&mut line)).await.unwrap();
+        line
+    }
+
+    /// Waits for so many lines of stderr with `text` in them; returns the last.
+    pub(crate) async fn says(&mut self, text: &str, times: usize) -> String {
+        let (mut line, mut seen) = (String::new(), 0);
+        while seen < times {
+            line.clear();
+            let read = within(self.stderr.read_line(&mut line)).await.unwrap();
+            assert_ne!(read, 0, "ended without saying {text}");
+            seen += usize::from(line.contains(text));
+        }
+        line
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    }
+
+    /// Stops reading its stdout, and waits for its end.
+    pub(crate) async fn closed(mut self) -> Outcome {
+        let mut stderr = String::new();
+        drop(self.stdout);
+        within(self.stderr.read_to_string(&mut stderr))
+            .await
+            .unwrap();
+        Outcome {
+            code: within(self.child.wait()).await.unwrap().code(),
+            stdout: String::new(),
+            stderr,
+        }
+    }
+
+    /// Waits for its end; what was read before is left out.
+    pub(crate) async fn end(mut self) -> Outcome {
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        let (out, err, status) = within(async {
+            tokio::join!(
+                self.stdout.read_to_string(&mut stdout),
+                self.stderr.read_to_string(&mut stderr),
+                self.child.wait()
+            )
+        })
+        .await;
+        out.and(err).unwrap();
+        Outcome {
+            code: status.unwrap().code(),
+            stdout,
+            stderr,
+        }
+    }
+}
+
+/// A server that nobody runs, on an address of its own, so that nobody will.
+pub(crate) fn nowhere() -> String {
+    Place::new().server()
+}
