@@ -332,7 +332,8 @@ async fn a_full_disk_of_a_worker_is_a_gap_and_no_end() {
     let (place, dir) = (Place::new(), Folder::new());
     let _scheduler = Process::scheduler(place, dir.path());
     let data = dir.path().join("w1");
-    let command = Process::worker_command(place, 1, &data);
+    let mut command = Process::worker_command(place, 1, &data);
+    command.args(["--control-groups", "false"]);
     let worker = Process::on_small_disk(&command, &data, "2m");
     let client = connected(place).await;
     let fifo = dir.path().join("fifo");

@@ -19,7 +19,7 @@ async fn a_job_is_shown_in_the_form_that_was_asked_for() {
     let jobctl = Jobctl::of(&cluster);
     let shown = jobctl.ask(&["query", "nightly"]).await;
     assert_eq!(shown.code, Some(0));
-    let first = format!("Job:       {id}\nName:       nightly\nState:     failed");
+    let first = format!("Job:        {id}\nName:       nightly\nState:      failed");
     assert!(shown.stdout.starts_with(&first), "{shown:?}");
     let json = jobctl.ask(&["query", "-o", "json", &id.short()]).await;
     assert_eq!(serde_json::from_str::<Job>(&json.stdout).unwrap(), job);

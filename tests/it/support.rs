@@ -125,7 +125,7 @@ impl Drop for Folder {
             let Ok(folder) = fs::metadata(folder) else {
                 continue;
             };
-            let mark = format!("-{}", folder.ino());
+            let mark = format!("-{}-{}", folder.dev(), folder.ino());
             for group in fs::read_dir("/sys/fs/cgroup/unified")
                 .into_iter()
                 .flatten()

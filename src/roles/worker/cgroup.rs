@@ -24,8 +24,9 @@ impl Cgroups {
         let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
         let mount = mounts.lines().find_map(mount_of_version_2)?;
         // The data folder is this worker's alone, the name perhaps not.
-        let folder = fs::metadata(data).ok()?.ino();
-        let root = mount.join(own).join(format!("jobctl-{worker}-{folder}"));
+        let folder = fs::metadata(data).ok()?;
+        let name = format!("jobctl-{worker}-{}-{}", folder.dev(), folder.ino());
+        let root = mount.join(own).join(name);
         fs::create_dir_all(&root).ok()?;
         let probe = root.join(WorkerId::random().to_string());
         fs::create_dir(&probe).ok()?;
