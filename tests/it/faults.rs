@@ -90,6 +90,10 @@ async fn start(client: &Client, request: &StartRequest, key: &str) -> JobId {
             Err(Error::Refused { error, .. }) if error.error.contains("lost: ") => {
                 return error.job_id.unwrap();
             }
+            // Recorded as one that the worker did not take.
+            Err(Error::Refused { error, .. }) if error.code == "worker_draining" => {
+                return error.job_id.unwrap();
+            }
             Err(Error::Refused { status, error }) if status < 500 => panic!("{error:?}"),
             Err(_) => sleep(Duration::from_millis(20)).await,
         }
@@ -489,4 +493,54 @@ async fn a_long_history_does_not_hold_up_a_restart() {
     println!("and knows its jobs {:?} after it", killed.elapsed());
     assert_eq!(count("succeeded").await, 10_000);
     assert_eq!(count("unknown,lost,failed").await, 0);
+}
+
+#[tokio::test]
+async fn a_start_in_the_moment_of_a_shutdown_has_a_truthful_end() {
+    let (mut victims, client) = Victims::start().await;
+    let marks = victims.dir.path().join("marks");
+    fs::create_dir(&marks).unwrap();
+    let mut chance = Chance(3);
+    for number in 0..8 {
+        let (other, request) = (victims.place.client(), marked(&marks, number, 5, 3));
+        let key = format!("shutdown-{number}");
+        let starting = tokio::spawn(async move { start(&other, &request, &key).await });
+        sleep(Duration::from_millis(chance.below(15))).await;
+        let worker = victims.worker.take().unwrap();
+        worker.signal(Signal::TERM);
+        assert_eq!(worker.code().await, Some(0));
+        victims.restart_worker();
+        let id = within(starting).await.unwrap();
+        let job = within(end(&client, id)).await;
+        let mark = fs::read_to_string(marks.join(number.to_string())).unwrap_or_default();
+        let began_once = mark == format!("{id}\n") && job.exit_code == Some(3);
+        let never_began = mark.is_empty() && job.exit_code.is_none() && job.state.is_final();
+        assert!(began_once || never_began, "mark {mark:?}: {job:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_shim_that_does_not_answer_keeps_nobody_waiting() {
+    let (mut victims, client) = Victims::start().await;
+    let frozen = client.start(&sh("sleep 600")).await.unwrap().job_id;
+    let other = client.start(&sh("sleep 600")).await.unwrap().job_id;
+    let shims = victims.dir.shims();
+    let (shim, _) = shims.iter().find(|(_, job)| *job == frozen).unwrap();
+    let shim = rustix::process::Pid::from_raw(*shim).unwrap();
+    rustix::process::kill_process(shim, Signal::STOP).unwrap();
+    victims.kill_worker();
+    victims.restart_worker();
+    job_is(&client, other, JobState::Running).await;
+    rustix::process::kill_process(shim, Signal::CONT).unwrap();
+    job_is(&client, frozen, JobState::Running).await;
+    for id in [frozen, other] {
+        let request = StopRequest {
+            job_id: id.to_string(),
+            ..Default::default()
+        };
+        // Where the worker is not back yet, it is delivered when it is.
+        let _ = within(client.stop(&request)).await;
+        assert_eq!(within(end(&client, id)).await.state, JobState::Stopped);
+        assert!(processes_of(id).is_empty());
+    }
 }

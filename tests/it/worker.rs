@@ -607,7 +607,7 @@ async fn kill_of_a_shim_ends_the_whole_job_which_is_lost() {
         let worker = TestWorker::with(|config| config.control_groups = control_groups).await;
         let neighbour = worker.sh("sleep 600").await;
         let id = worker
-            .sh("setsid sleep 600 & sh -c 'trap \"\" TERM; sleep 600; :' & echo $PPID; wait")
+            .sh("env -i sleep 600 & sh -c 'trap \"\" TERM; sleep 600; :' & echo $PPID; wait")
             .await;
         let mut stream = within(worker.client.clone().stream_job(from(id, 0)))
             .await

@@ -85,37 +85,40 @@ impl Control {
     }
 
     /// Takes the next call, if it is one of this user's. It takes the place of
-    /// an earlier worker.
-    pub(super) fn accept(&mut self) -> io::Result<()> {
+    /// an earlier worker. True if one was taken.
+    pub(super) fn accept(&mut self) -> io::Result<bool> {
         let Some(listener) = &self.listener else {
-            return Ok(());
+            return Ok(false);
         };
         let connection = match listener.accept() {
             Ok((connection, _)) => connection,
-            Err(error) if is_passing(&error) => return Ok(()),
+            Err(error) if is_passing(&error) => return Ok(false),
             Err(error) => return Err(error),
         };
         let caller = socket_peercred(&connection)?.uid;
         if caller != geteuid() && !caller.is_root() {
-            return Ok(());
+            return Ok(false);
         }
         connection.set_nonblocking(true)?;
         self.connection = Some(connection);
         self.inbox.clear();
         self.outbox.clear();
-        self.output.1 = false;
+        // The output first: whoever hears that the job runs knows how much there is.
+        let end = self.output.0;
+        self.outbox.extend(protocol::encode(&Event::Output { end }));
+        self.output.1 = true;
         if let Some(started) = &self.started {
             self.outbox.extend(protocol::encode(started));
         }
         self.flush();
-        Ok(())
+        Ok(true)
     }
 
     /// The next command that is there in full; `None` if there is none yet, or
     /// none to come. Also sends what could not be sent before.
     pub(super) fn receive(&mut self) -> io::Result<Option<Command>> {
         self.flush();
-        if let Some(command) = protocol::decode(&mut self.inbox)? {
+        if let Some(command) = self.decode() {
             return Ok(Some(command));
         }
         let Some(connection) = &mut self.connection else {
@@ -129,7 +132,16 @@ impl Control {
             // Reset: the worker is as gone as if it had closed.
             Err(_) => self.connection = None,
         }
-        protocol::decode(&mut self.inbox)
+        Ok(self.decode())
+    }
+
+    /// Who sends what is no command is no worker, and no reason to end a job.
+    fn decode(&mut self) -> Option<Command> {
+        protocol::decode(&mut self.inbox).unwrap_or_else(|_| {
+            self.connection = None;
+            self.inbox.clear();
+            None
+        })
     }
 
     /// Tells this worker, and every later one, that the job has started.
@@ -193,9 +205,7 @@ impl Control {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let was_alone = self.connection.is_none();
-            self.accept()?;
-            if was_alone && self.connection.is_some() {
+            if self.accept()? {
                 self.send(last);
             }
             while let Some(command) = self.receive()? {

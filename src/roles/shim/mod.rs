@@ -121,9 +121,12 @@ impl Shim {
         let (children, signalled) = UnixStream::pair()?;
         pipe::register(SIGCHLD, signalled)?;
         let (signals, signalled) = UnixStream::pair()?;
-        for signal in [SIGHUP, SIGINT, SIGTERM] {
+        for signal in [SIGINT, SIGTERM] {
             pipe::register(signal, signalled.try_clone()?)?;
         }
+        // The end of the worker's session is not the end of the job.
+        let (_, unheard) = UnixStream::pair()?;
+        pipe::register(SIGHUP, unheard)?;
         children.set_nonblocking(true)?;
         signals.set_nonblocking(true)?;
 
@@ -284,7 +287,10 @@ impl Shim {
         if self.status.is_none() && self.cause == Cause::Itself {
             self.cause = cause;
         }
-        tree::signal(signal, self.cgroup.as_deref())?;
+        // Whoever is not reached this time is killed when the grace is over.
+        if tree::signal(signal, self.cgroup.as_deref()).is_err() {
+            let _ = tree::signal(signal, None);
+        }
         let kill_at = Instant::now().checked_add(grace);
         self.kill_at = [self.kill_at, kill_at].into_iter().flatten().min();
         Ok(())
@@ -297,15 +303,17 @@ impl Shim {
             self.end(Signal::TERM, self.grace, Cause::TimedOut)?;
         }
         if self.kill_at.is_some_and(|at| at <= now) {
-            match self
+            let killed = match self
                 .cgroup
                 .as_deref()
                 .filter(|_| self.kill_pause == KILL_AGAIN.0)
             {
                 // Enough, unless the job has left the group.
-                Some(cgroup) => tree::kill_cgroup(cgroup)?,
-                None => tree::kill()?,
-            }
+                Some(cgroup) => tree::kill_cgroup(cgroup),
+                None => tree::kill(),
+            };
+            // It is tried again and again anyway.
+            let _ = killed;
             self.kill_at = Some(now + self.kill_pause);
             self.kill_pause = (self.kill_pause * 2).min(KILL_AGAIN.1);
         }

@@ -15,7 +15,10 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::{
+    fs::{FallocateFlags, SeekFrom, fallocate, seek},
+    io::Errno,
+};
 
 use super::protocol::OutputLost;
 
@@ -271,16 +274,23 @@ pub fn repair(base: &Path) -> io::Result<u64> {
     index.set_len(entries * size)?;
     let mut end = last.map_or(0, |entry| entry.end());
     while end < length {
+        // Holes were given back, or never written: they are no output.
+        let offset = match seek(&data, SeekFrom::Data(end)) {
+            Ok(offset) => offset,
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let stop = seek(&data, SeekFrom::Hole(offset))?;
         let entry = Entry {
-            offset: end,
+            offset,
             time_us: last.map_or_else(|| Timestamp::now().as_microsecond(), |last| last.time_us),
-            length: u32::try_from(length - end).unwrap_or(u32::MAX),
+            length: u32::try_from(stop - offset).unwrap_or(u32::MAX),
             stream: Stream::Stdout,
         };
         index.write_all_at(&entry.encode(), entries * size)?;
         (end, entries) = (entry.end(), entries + 1);
     }
-    Ok(end)
+    Ok(end.max(length))
 }
 
 #[cfg(test)]
@@ -381,6 +391,22 @@ mod tests {
             assert_eq!(repair(&base).unwrap(), cut);
             data.set_len(14).unwrap();
         }
+    }
+
+    #[test]
+    fn a_repaired_record_does_not_take_holes_for_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("job");
+        let mut recorder = Recorder::new(base.clone(), 1024 * 1024);
+        for _ in 0..100 {
+            recorder.append(Stream::Stdout, &[7; 64 * 1024]);
+        }
+        std::fs::remove_file(index_path(&base)).unwrap();
+        assert_eq!(repair(&base).unwrap(), 6_553_600);
+        let entries = entries(&base);
+        let first = entries[0].unwrap();
+        assert!(first.offset > 4_000_000, "{first:?}");
+        assert_eq!(entries.last().unwrap().unwrap().end(), 6_553_600);
     }
 
     proptest! {

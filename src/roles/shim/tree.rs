@@ -6,6 +6,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs, io,
     path::Path,
+    time::Duration,
 };
 
 use rustix::{
@@ -81,13 +82,14 @@ pub(super) fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
 }
 
 /// Kills what is left of a job whose shim is gone, so that nobody is its
-/// subreaper: the processes of its control group, and those that bear its id in
-/// their environment. Returns when there are none.
+/// subreaper: the processes of its control group, those that bear its id in their
+/// environment, and those of the `session` that its main process led, where the
+/// shim has only just gone. Returns when there are none.
 ///
 /// # Errors
 ///
 /// When `/proc` cannot be read, or when some are still there after many passes.
-pub fn kill_orphans(job_id: JobId, cgroup: Option<&Path>) -> io::Result<()> {
+pub fn kill_orphans(job_id: JobId, session: Option<u32>, cgroup: Option<&Path>) -> io::Result<()> {
     if let Some(cgroup) = cgroup {
         kill_cgroup(cgroup)?;
     }
@@ -95,7 +97,9 @@ pub fn kill_orphans(job_id: JobId, cgroup: Option<&Path>) -> io::Result<()> {
     let is_marked = |pid: i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let mut variables = environment.split(|byte| *byte == 0);
-        variables.any(|variable| variable == mark.as_bytes()) && parent_of(pid).is_some()
+        let bears_it = variables.any(|variable| variable == mark.as_bytes());
+        let is_of_session = session.is_some() && session_of(pid) == session;
+        (bears_it || is_of_session) && parent_of(pid).is_some()
     };
     for _ in 0..PASSES {
         let marked: Vec<_> = processes()?
@@ -109,15 +113,19 @@ pub fn kill_orphans(job_id: JobId, cgroup: Option<&Path>) -> io::Result<()> {
             }
             return Ok(());
         }
-        for pid in marked {
-            if let Some(named) = Pid::from_raw(pid)
-                && let Ok(pidfd) = pidfd_open(named, PidfdFlags::empty())
-                && is_marked(pid)
-            {
+        let pidfds = marked.into_iter().filter_map(|pid| {
+            let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+            is_marked(pid).then_some(pidfd)
+        });
+        let pidfds: Vec<_> = pidfds.collect();
+        for signal in [Signal::STOP, Signal::KILL] {
+            for pidfd in &pidfds {
                 // Gone meanwhile is as good.
-                let _ = pidfd_send_signal(pidfd, Signal::KILL);
+                let _ = pidfd_send_signal(pidfd, signal);
             }
         }
+        // No event says when somebody else's children are gone.
+        std::thread::sleep(Duration::from_millis(5));
     }
     Err(io::Error::other("some of its processes cannot be killed"))
 }
@@ -231,6 +239,14 @@ fn processes() -> io::Result<Vec<i32>> {
     let entries = fs::read_dir("/proc")?.flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     Ok(pids.collect())
+}
+
+/// The session of a process.
+fn session_of(pid: i32) -> Option<u32> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let fields = str::from_utf8(&stat[behind_name..]).ok()?;
+    fields.split_whitespace().nth(3)?.parse().ok()
 }
 
 /// The parent of a process that has not ended, from `/proc/PID/stat`

@@ -18,6 +18,7 @@ use std::{
 
 use futures_util::StreamExt as _;
 use jiff::Timestamp;
+use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::AsyncWriteExt as _,
@@ -33,7 +34,7 @@ use tokio_util::{
 use super::{
     cgroup::Cgroups,
     error::Refusal,
-    jobs::Changes,
+    jobs::{Change, Changes},
     journal::{AppendError, Journal, Record},
     output::{Extent, Output},
     scripts::{Runnable, Scripts},
@@ -362,8 +363,7 @@ impl Task {
     /// that `boot_id` names: from its shim, or from the result it left behind.
     /// Without either the job is lost.
     pub(super) async fn take_over(mut self, boot_id: &str) {
-        let id = self.job.spec.id;
-        if let Ok(shim) = Shim::call(id) {
+        if let Some(shim) = self.call().await {
             return self.follow(shim).await;
         }
         let why = match boot_id == self.launch.boot_id {
@@ -374,11 +374,33 @@ impl Task {
         self.record_end().await;
     }
 
+    /// Calls the shim; `None` only if it is certain that there is none.
+    async fn call(&self) -> Option<Shim> {
+        let job_id = self.job.spec.id;
+        loop {
+            match Shim::call(job_id) {
+                Ok(shim) => return Some(shim),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
+                // Of this machine, not of the shim: too many open files, say.
+                Err(error) => tracing::error!(%job_id, %error, "cannot call a shim, trying again"),
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
     /// The shim is gone. Only then is it certain that it has left a result behind,
     /// or never will.
     async fn without_shim(&mut self, started: Option<(u32, Timestamp)>, why: &str) {
         let result = self.launch.place.result(self.job.spec.id);
-        let result = tokio::fs::read(result).await;
+        let result = loop {
+            match tokio::fs::read(&result).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::error!(path = %result.display(), %error, "cannot read a result");
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                read => break read,
+            }
+        };
         match result.map(|text| serde_json::from_slice(&text)) {
             Ok(Ok(Event::Ended(ended))) => self.finish(started, &ended),
             Ok(Ok(Event::NotStarted { why, message })) => {
@@ -395,26 +417,34 @@ impl Task {
         let closing = self.launch.closing.clone();
         loop {
             tokio::select! {
-                event = shim.events.next() => match event.and_then(read_event) {
-                    Some(Event::Started { pid, at_us, .. }) => {
+                event = shim.events.next() => match event.map(read_event) {
+                    Some(Ok(Event::Started { pid, at_us, .. })) => {
                         let since = timestamp(at_us);
                         started = Some((pid, since));
                         self.set(State::Running { pid, since });
                     }
-                    Some(Event::Output { end }) => {
+                    Some(Ok(Event::Output { end })) => {
                         self.extent.send_replace(Extent { bytes: end, complete: false });
                     }
-                    Some(Event::Stopping) => stopping.clear(),
-                    Some(Event::NotStarted { why, message }) => {
+                    Some(Ok(Event::Stopping)) => stopping.clear(),
+                    Some(Ok(Event::NotStarted { why, message })) => {
                         let refusal = self.refusal(why, message);
                         self.end(None, How::Refused(refusal));
                         break;
                     }
-                    Some(Event::Ended(ended)) => {
+                    Some(Ok(Event::Ended(ended))) => {
                         self.finish(started, &ended);
                         break;
                     }
-                    None => {
+                    Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                        tracing::warn!(job_id = %self.job.spec.id, %error, "a shim cannot be understood");
+                    }
+                    Some(Err(_)) | None => {
+                        // The connection has ended, which a shim may survive.
+                        if let Some(again) = self.call().await {
+                            shim = Shim { process: shim.process, ..again };
+                            continue;
+                        }
                         self.without_shim(started, "its shim was killed").await;
                         break;
                     }
@@ -463,25 +493,32 @@ impl Task {
     /// what it recorded made whole.
     async fn lost(&mut self, started: Option<(u32, Timestamp)>, why: &str) {
         let id = self.job.spec.id;
-        let cgroup = self.launch.cgroups.as_ref().map(|cgroups| cgroups.of(id));
-        let output = self.launch.place.output(id);
-        let cleared = tokio::task::spawn_blocking(move || {
-            let killed = kill_orphans(id, cgroup.as_deref());
-            (killed, repair(&output))
-        });
-        match cleared.await {
-            Ok((killed, repaired)) => {
-                if let Err(error) = killed {
-                    tracing::error!(job_id = %id, %error, "a lost job may have left processes");
-                }
-                match repaired {
-                    Ok(bytes) => self.extent.send_modify(|extent| {
-                        extent.bytes = bytes;
-                    }),
-                    Err(error) => tracing::error!(job_id = %id, %error, "cannot repair output"),
-                }
+        let session = started.map(|(pid, _)| pid);
+        loop {
+            let cgroup = self.launch.cgroups.as_ref().map(|cgroups| cgroups.of(id));
+            let killed =
+                tokio::task::spawn_blocking(move || kill_orphans(id, session, cgroup.as_deref()));
+            match killed
+                .await
+                .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+            {
+                Ok(()) => break,
+                // Lost means that nothing is left, and that is not yet so.
+                Err(error) => tracing::error!(job_id = %id, %error, "cannot end a lost job"),
             }
-            Err(error) => tracing::error!(job_id = %id, %error, "cannot clear up a lost job"),
+            tokio::select! {
+                () = tokio::time::sleep(TRY_AGAIN) => {}
+                () = self.launch.closing.cancelled() => return,
+            }
+        }
+        let output = self.launch.place.output(id);
+        match tokio::task::spawn_blocking(move || repair(&output)).await {
+            // What was told before is not taken back: the rest of it is a gap.
+            Ok(Ok(bytes)) => self
+                .extent
+                .send_modify(|extent| extent.bytes = extent.bytes.max(bytes)),
+            Ok(Err(error)) => tracing::error!(job_id = %id, %error, "cannot repair output"),
+            Err(error) => tracing::error!(job_id = %id, %error, "cannot repair output"),
         }
         self.end(started, How::Lost(why.to_owned()));
     }
@@ -545,16 +582,20 @@ impl Task {
 
     fn set(&mut self, state: State) {
         let job_id = self.job.spec.id;
-        match &state {
-            State::Starting => {}
-            State::Running { pid, .. } => tracing::info!(%job_id, pid, "job started"),
+        let change = match &state {
+            State::Starting => Change::Start,
+            State::Running { pid, .. } => {
+                tracing::info!(%job_id, pid, "job runs");
+                Change::Start
+            }
             State::Ended(end) => {
                 let reason = end.reason(self.job.spec.timeout);
                 tracing::info!(%job_id, reason, "job ended");
+                Change::End
             }
-        }
+        };
         self.state.send_replace(state);
-        self.changes.record(job_id);
+        self.changes.record(job_id, change);
     }
 }
 
@@ -562,8 +603,10 @@ fn timestamp(us: i64) -> Timestamp {
     Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-fn read_event(frame: io::Result<bytes::BytesMut>) -> Option<Event> {
-    serde_json::from_slice(&frame.ok()?).ok()
+/// What is no event is `InvalidData`.
+fn read_event(frame: io::Result<bytes::BytesMut>) -> io::Result<Event> {
+    let event = serde_json::from_slice(&frame?);
+    event.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// The worker's end of one shim.
@@ -615,15 +658,22 @@ impl Shim {
             // A Ctrl-C at the worker's terminal is the worker's alone.
             .process_group(0)
             .spawn()?;
-        // Blocking, as it may be more than a socket holds at once.
-        io::Write::write_all(&mut &ours, &protocol::encode(&message))?;
-        Self::new(ours, Some(process))
+        // With the last thing that can fail here behind it, the job may begin.
+        let mut shim = Self::new(ours, Some(process))?;
+        let message = protocol::encode(&message);
+        tokio::runtime::Handle::current().block_on(shim.commands.write_all(&message))?;
+        Ok(shim)
     }
 
     /// Calls the shim of a job that an earlier worker started.
     fn call(id: JobId) -> io::Result<Self> {
         let name = SocketAddr::from_abstract_name(socket_name(id))?;
-        Self::new(StdUnixStream::connect_addr(&name)?, None)
+        let socket = StdUnixStream::connect_addr(&name)?;
+        // Anybody on this machine can take a name that nobody has.
+        if socket_peercred(&socket)?.uid != geteuid() {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        Self::new(socket, None)
     }
 
     fn new(socket: StdUnixStream, process: Option<Child>) -> io::Result<Self> {
@@ -671,8 +721,8 @@ pub(super) async fn end_unfollowed(id: JobId, grace: Duration) -> io::Result<()>
         sent,
     };
     shim.stop(&stop).await?;
-    while let Some(event) = shim.events.next().await.and_then(read_event) {
-        match event {
+    while let Some(event) = shim.events.next().await {
+        match read_event(event)? {
             Event::Ended(_) | Event::NotStarted { .. } => return Ok(()),
             Event::Started { .. } | Event::Output { .. } | Event::Stopping => {}
         }

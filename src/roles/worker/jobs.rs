@@ -79,7 +79,7 @@ impl Jobs {
             );
             self.table().jobs.insert(id, job.clone());
             if has_ended {
-                self.changes.record(id);
+                self.changes.record(id, Change::End);
                 self.forget_oldest(id);
             } else {
                 let all = self.clone();
@@ -91,10 +91,20 @@ impl Jobs {
             jobs.push(job);
         }
         let count = jobs.len();
-        join_all(jobs.iter().map(Job::begun)).await;
+        // A shim that is stopped or stuck must not keep all the others waiting.
+        self.begun(SILENT).await;
         if count > 0 {
             let running = self.running();
             tracing::info!(count, running, "took over the jobs of an earlier worker");
+        }
+    }
+
+    /// Waits until of each job it is known whether it runs, but no longer than this.
+    pub(super) async fn begun(&self, limit: Duration) {
+        let jobs: Vec<Job> = self.table().jobs.values().cloned().collect();
+        let all = join_all(jobs.iter().map(Job::begun));
+        if tokio::time::timeout(limit, all).await.is_err() {
+            tracing::warn!("of some jobs nothing is heard yet");
         }
     }
 
@@ -120,7 +130,9 @@ impl Jobs {
                 How::Refused(refusal) => Err(refusal.into()),
                 How::Exited { .. } | How::Signaled { .. } | How::Lost(_) => Ok(job),
             },
-            State::Starting | State::Running { .. } => Ok(job),
+            State::Running { .. } => Ok(job),
+            // The worker is ending; the next one will tell.
+            State::Starting => Err(Error::SessionOver(self.launch.worker.clone())),
         }
     }
 
@@ -194,6 +206,13 @@ impl Jobs {
         table.jobs.values().filter(running).count()
     }
 
+    /// How many have not ended.
+    pub(super) fn unfinished(&self) -> usize {
+        let table = self.table();
+        let unfinished = |job: &&Job| !matches!(*job.state.borrow(), State::Ended(_));
+        table.jobs.values().filter(unfinished).count()
+    }
+
     /// What the scheduler has not acknowledged.
     pub(super) fn changes(&self) -> &Changes {
         &self.changes
@@ -225,15 +244,7 @@ impl Jobs {
     /// The scheduler has recorded everything up to `sequence`: ends among it need
     /// not be kept any more.
     pub(super) async fn acknowledge(&self, sequence: u64) {
-        let changed = self.changes.acknowledge(sequence);
-        let ended: Vec<JobId> = {
-            let table = self.table();
-            let has_ended = |id: &JobId| match table.jobs.get(id) {
-                Some(job) => matches!(*job.state.borrow(), State::Ended(_)),
-                None => false,
-            };
-            changed.into_iter().filter(has_ended).collect()
-        };
+        let ended = self.changes.acknowledge(sequence);
         if !ended.is_empty() {
             // Where there is no room for it they are told again one day, no more.
             let _ = self
@@ -311,6 +322,19 @@ impl Jobs {
     }
 }
 
+/// How long a new worker waits for the shims of an earlier one.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// What has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// The job runs.
+    Start,
+    /// The job has ended: with the acknowledgement of this, and of nothing before
+    /// it, the scheduler has the end.
+    End,
+}
+
 /// Numbers the changes of all jobs, and keeps which jobs changed until the
 /// scheduler has acknowledged it.
 #[derive(Clone, Default)]
@@ -321,20 +345,20 @@ pub(super) struct Changes {
 
 #[derive(Default)]
 struct Log {
-    by_sequence: BTreeMap<u64, JobId>,
+    by_sequence: BTreeMap<u64, (JobId, Change)>,
     by_job: HashMap<JobId, u64>,
 }
 
 impl Changes {
     /// Notes that a job has changed. Call it after the change.
-    pub(super) fn record(&self, id: JobId) {
+    pub(super) fn record(&self, id: JobId, change: Change) {
         {
             let mut log = self.log();
             let sequence = self.latest() + 1;
             if let Some(older) = log.by_job.insert(id, sequence) {
                 log.by_sequence.remove(&older);
             }
-            log.by_sequence.insert(sequence, id);
+            log.by_sequence.insert(sequence, (id, change));
             self.latest.send_replace(sequence);
         }
     }
@@ -354,18 +378,21 @@ impl Changes {
     pub(super) fn since(&self, sequence: u64, limit: usize) -> Vec<(u64, JobId)> {
         let log = self.log();
         let changes = log.by_sequence.range(sequence + 1..);
-        changes.take(limit).map(|(s, id)| (*s, *id)).collect()
+        changes.take(limit).map(|(s, (id, _))| (*s, *id)).collect()
     }
 
-    /// Forgets everything up to `sequence`, and returns the jobs it was about.
+    /// Forgets everything up to `sequence`, and returns the jobs whose end that was.
     fn acknowledge(&self, sequence: u64) -> Vec<JobId> {
         let mut log = self.log();
         let later = log.by_sequence.split_off(&(sequence + 1));
         let acknowledged = std::mem::replace(&mut log.by_sequence, later);
-        for id in acknowledged.values() {
+        for (id, _) in acknowledged.values() {
             log.by_job.remove(id);
         }
-        acknowledged.into_values().collect()
+        let ends = acknowledged
+            .into_values()
+            .filter(|(_, change)| *change == Change::End);
+        ends.map(|(id, _)| id).collect()
     }
 
     /// Whether everything was acknowledged.
@@ -390,9 +417,9 @@ mod tests {
     fn a_job_that_changed_twice_is_told_once() {
         let changes = Changes::default();
         let (a, b) = (JobId::random(), JobId::random());
-        changes.record(a);
-        changes.record(b);
-        changes.record(a);
+        changes.record(a, Change::Start);
+        changes.record(b, Change::End);
+        changes.record(a, Change::Start);
         assert_eq!(changes.since(0, 10), [(2, b), (3, a)]);
         assert_eq!(changes.since(0, 1), [(2, b)]);
         assert_eq!(changes.since(3, 10), []);
@@ -402,17 +429,17 @@ mod tests {
     fn what_is_acknowledged_is_forgotten_and_nothing_else() {
         let changes = Changes::default();
         let (a, b) = (JobId::random(), JobId::random());
-        changes.record(a);
-        changes.record(b);
-        changes.acknowledge(1);
+        changes.record(a, Change::Start);
+        changes.record(b, Change::End);
+        assert_eq!(changes.acknowledge(1), [], "that it runs is no end");
         assert!(!changes.contains(a) && changes.contains(b) && !changes.is_empty());
-        changes.record(a);
-        changes.acknowledge(2);
+        changes.record(a, Change::Start);
+        assert_eq!(changes.acknowledge(2), [b]);
         assert!(
             changes.contains(a),
             "a change behind the acknowledged one stays"
         );
-        changes.acknowledge(3);
+        assert_eq!(changes.acknowledge(3), []);
         assert!(changes.is_empty());
         assert_eq!(changes.latest(), 3);
     }

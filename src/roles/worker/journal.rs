@@ -201,6 +201,7 @@ impl Journal {
             length: length as u64,
             contents: contents.clone(),
             live: 0,
+            renamed: false,
         };
         // What is left of a torn record goes, and so does what is of no more use.
         writer.rewrite().map_err(io)?;
@@ -230,6 +231,8 @@ struct Writer {
     contents: Contents,
     /// How long the file was when it was last rewritten.
     live: u64,
+    /// A new file has taken the place of the old, and that is not yet on the disk.
+    renamed: bool,
 }
 
 type Waiting = (Record, oneshot::Sender<Result<(), AppendError>>);
@@ -266,6 +269,10 @@ impl Writer {
             if self.length > REWRITE_FROM.max(self.live * 2)
                 && let Err(error) = self.rewrite()
             {
+                if self.renamed {
+                    broken(error);
+                    return;
+                }
                 // The old file is whole; it is only longer than it need be.
                 tracing::warn!(%error, "cannot rewrite the journal");
                 self.live = self.length;
@@ -298,10 +305,13 @@ impl Writer {
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
         file.write_all(&bytes)?;
         file.as_file().sync_all()?;
-        self.file = file.persist(&self.path)?;
-        File::open(dir)?.sync_all()?;
+        self.file = file.persist(&self.path).map_err(|error| error.error)?;
         self.length = bytes.len() as u64;
         self.live = self.length;
+        // From here on what follows is in the new file, and must be found there.
+        self.renamed = true;
+        File::open(dir)?.sync_all()?;
+        self.renamed = false;
         Ok(())
     }
 }
@@ -516,6 +526,7 @@ mod tests {
             length: 0,
             contents: Contents::default(),
             live: 0,
+            renamed: false,
         };
         assert!(matches!(
             writer.commit(b"x"),

@@ -187,6 +187,8 @@ pub async fn run(
         }
         OnStop::EndJobs | OnStop::LeaveJobs => {
             jobs.close();
+            // What was accepted is to have its answer.
+            jobs.begun(DRAIN).await;
             let running = jobs.running();
             tracing::info!(running, "no more jobs are taken, those that run go on");
         }

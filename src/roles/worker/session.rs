@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -79,6 +79,7 @@ pub(super) async fn run(
         .tcp_nodelay(true);
     let mut client = SchedulerClient::new(endpoint.connect_lazy());
     let mut registered_before = false;
+    let mut pauses = pauses();
     loop {
         let registered = tokio::select! {
             biased;
@@ -86,10 +87,10 @@ pub(super) async fn run(
             registered = register(&mut client, &scheduler, &identity, !registered_before) => registered?,
         };
         registered_before = true;
-        let worker_id = registered.worker_id.clone();
+        let (worker_id, began) = (registered.worker_id.clone(), Instant::now());
         tracing::info!(%worker_id, scheduler, "registered");
         match heartbeats(&mut client, &jobs, registered, &leave).await {
-            Ok(()) if jobs.running() > 0 => return Ok(()),
+            Ok(()) if jobs.unfinished() > 0 => return Ok(()),
             Ok(()) => {
                 let request = proto::DeregisterWorkerRequest {
                     worker_id: worker_id.clone(),
@@ -105,9 +106,27 @@ pub(super) async fn run(
             }
             Err(status) => {
                 tracing::warn!(%worker_id, error = status.message(), "lost the scheduler");
+                if began.elapsed() > PAUSES.1 {
+                    pauses = self::pauses();
+                } else {
+                    // Registering works and staying does not: not again at once.
+                    tokio::select! {
+                        () = tokio::time::sleep(pauses.next().unwrap_or(PAUSES.1)) => {}
+                        () = leave.cancelled() => {}
+                    }
+                }
             }
         }
     }
+}
+
+fn pauses() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(PAUSES.0)
+        .with_max_delay(PAUSES.1)
+        .with_jitter()
+        .without_max_times()
+        .build()
 }
 
 /// Tries until it succeeds.
@@ -117,12 +136,7 @@ async fn register(
     identity: &Identity,
     first: bool,
 ) -> Result<proto::RegisterWorkerResponse, RunError> {
-    let mut pauses = ExponentialBuilder::default()
-        .with_min_delay(PAUSES.0)
-        .with_max_delay(PAUSES.1)
-        .with_jitter()
-        .without_max_times()
-        .build();
+    let mut pauses = pauses();
     let mut last_error = String::new();
     loop {
         let request = proto::RegisterWorkerRequest {
