@@ -302,6 +302,7 @@ impl Jobs {
                     output_bytes: 0,
                 });
                 self.change(|table| table.report(id, status, None));
+                self.stop_if_owed(id, worker.id);
                 Ok(id)
             }
             Err(Error::Refused {
@@ -656,6 +657,15 @@ impl Jobs {
                 tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a finished job");
             }
         });
+        self.stop_if_owed(id, worker.id);
+    }
+
+    /// A stop may have been recorded while it was not known whether the job runs.
+    fn stop_if_owed(&self, id: JobId, worker: WorkerId) {
+        let record = self.table().get(id);
+        if record.is_some_and(|record| record.stop.is_some()) {
+            self.catch_up(worker);
+        }
     }
 
     /// Takes in a job's end from the end of its output, which may be here

@@ -279,6 +279,30 @@ async fn a_stop_for_a_worker_that_is_away_is_delivered() {
 }
 
 #[tokio::test]
+async fn a_stop_of_a_job_that_is_being_started_waits_for_its_start() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let id = scheduler.start("true").await;
+    let scheduler = scheduler.restart().await;
+    let stop = json!({ "job_id": id });
+    let (answer, _) = scheduler.post("/stop", stop).await;
+    assert_eq!(answer, StatusCode::GATEWAY_TIMEOUT);
+    worker.register(&scheduler).await;
+    worker.beat(&scheduler).await;
+    let begins = report(&id, status(proto::JobState::Pending));
+    worker.beats.send(vec![begins], true).await.unwrap();
+    assert!(
+        worker.stopped.try_recv().is_err(),
+        "there is nothing to stop yet"
+    );
+    let runs = report(&id, status(proto::JobState::Running));
+    worker.beats.send(vec![runs], false).await.unwrap();
+    let sent = soon(worker.stopped.recv()).await.unwrap();
+    assert_eq!(sent.job_id, id);
+    scheduler.end().await;
+}
+
+#[tokio::test]
 async fn a_stop_ends_a_job_that_never_arrived() {
     let scheduler = TestScheduler::new().await;
     let mut worker = Joined::new(&scheduler, "w1").await;
