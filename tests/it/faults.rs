@@ -508,7 +508,9 @@ async fn a_start_in_the_moment_of_a_shutdown_has_a_truthful_end() {
         sleep(Duration::from_millis(chance.below(15))).await;
         let worker = victims.worker.take().unwrap();
         worker.signal(Signal::TERM);
-        assert_eq!(worker.code().await, Some(0));
+        // One that was restarted a moment ago may not listen for signals yet.
+        let code = worker.code().await;
+        assert!(matches!(code, Some(0) | None), "{code:?}");
         victims.restart_worker();
         let id = within(starting).await.unwrap();
         let job = within(end(&client, id)).await;
