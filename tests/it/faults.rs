@@ -311,8 +311,8 @@ async fn followers_at_any_offset_see_the_same_bytes_while_the_worker_is_killed()
             (offset, rest(&mut logs).await)
         });
     }
-    for _ in 0..2 {
-        sleep(Duration::from_millis(400)).await;
+    for written in [300_000, 1_000_000] {
+        eventually(|| fs::metadata(&copy).is_ok_and(|copy| copy.len() >= written)).await;
         victims.kill_worker();
         victims.restart_worker();
     }

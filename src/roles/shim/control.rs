@@ -51,12 +51,12 @@ impl Control {
     }
 
     /// Waits for the specification. `None`: the worker has gone.
-    pub(super) fn spec(&mut self) -> io::Result<Option<Spec>> {
+    pub(super) fn spec(&mut self) -> Option<Spec> {
         loop {
-            match self.receive()? {
-                Some(Command::Start(spec)) => return Ok(Some(*spec)),
+            match self.receive() {
+                Some(Command::Start(spec)) => return Some(*spec),
                 Some(Command::Stop { .. } | Command::Receipt) => {}
-                None if self.connection.is_none() => return Ok(None),
+                None if self.connection.is_none() => return None,
                 None => {}
             }
         }
@@ -116,13 +116,13 @@ impl Control {
 
     /// The next command that is there in full; `None` if there is none yet, or
     /// none to come. Also sends what could not be sent before.
-    pub(super) fn receive(&mut self) -> io::Result<Option<Command>> {
+    pub(super) fn receive(&mut self) -> Option<Command> {
         self.flush();
         if let Some(command) = self.decode() {
-            return Ok(Some(command));
+            return Some(command);
         }
         let Some(connection) = &mut self.connection else {
-            return Ok(None);
+            return None;
         };
         let mut buffer = [0; 16 * 1024];
         match connection.read(&mut buffer) {
@@ -132,7 +132,7 @@ impl Control {
             // Reset: the worker is as gone as if it had closed.
             Err(_) => self.connection = None,
         }
-        Ok(self.decode())
+        self.decode()
     }
 
     /// Who sends what is no command is no worker, and no reason to end a job.
@@ -208,7 +208,7 @@ impl Control {
             if self.accept()? {
                 self.send(last);
             }
-            while let Some(command) = self.receive()? {
+            while let Some(command) = self.receive() {
                 match command {
                     Command::Receipt => return Ok(()),
                     Command::Stop { .. } | Command::Start(_) => {}

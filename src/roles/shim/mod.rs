@@ -3,10 +3,11 @@
 //!
 //! The worker starts it with a socket as standard input, over which
 //! [`protocol`] is spoken, with the opened script, where there is one, as standard
-//! output, and with the socket on which later workers call as standard error. The shim is the child subreaper of everything the job
-//! starts, so a job has ended only when nothing of it is left: what the main
-//! process leaves behind is ended too. It outlives the worker, waits for the next
-//! one to call, and keeps the job's end until a worker has recorded it.
+//! output, and with the socket on which later workers call as standard error. The
+//! shim is the child subreaper of everything the job starts, so a job has ended
+//! only when nothing of it is left: what the main process leaves behind is ended
+//! too. It outlives the worker, waits for the next one to call, and keeps the job's
+//! end until a worker has recorded it.
 //!
 //! What may be run is the worker's business; what the bytes of the output mean
 //! is its readers'.
@@ -81,7 +82,7 @@ fn run() -> io::Result<()> {
     dup2_stderr(&null)?;
     set_child_subreaper(Some(getpid()))?;
     let mut control = Control::new(control);
-    let Some(spec) = control.spec()? else {
+    let Some(spec) = control.spec() else {
         return Ok(());
     };
     control.listen(UnixListener::from(calls))?;
@@ -196,15 +197,15 @@ impl Shim {
             if ready.signals {
                 drain(&self.signals)?;
                 // Somebody else than the worker wants the job gone.
-                self.end(Signal::TERM, self.grace, Cause::Itself)?;
+                self.end(Signal::TERM, self.grace, Cause::Itself);
             }
             if ready.calls {
                 self.control.accept()?;
             }
             if ready.control || ready.calls {
-                self.obey()?;
+                self.obey();
             }
-            self.meet_deadlines()?;
+            self.meet_deadlines();
         }
     }
 
@@ -268,22 +269,21 @@ impl Shim {
         }
     }
 
-    fn obey(&mut self) -> io::Result<()> {
-        while let Some(command) = self.control.receive()? {
+    fn obey(&mut self) {
+        while let Some(command) = self.control.receive() {
             match command {
                 Command::Stop { signal, grace_ms } => {
                     let signal = Signal::from_named_raw(signal).unwrap_or(Signal::TERM);
-                    self.end(signal, Duration::from_millis(grace_ms), Cause::Stopped)?;
+                    self.end(signal, Duration::from_millis(grace_ms), Cause::Stopped);
                     self.control.send(&Event::Stopping);
                 }
                 Command::Start(_) | Command::Receipt => {}
             }
         }
-        Ok(())
     }
 
     /// Begins the end of everything the job started; [`Shim::reap`] sees it done.
-    fn end(&mut self, signal: Signal, grace: Duration, cause: Cause) -> io::Result<()> {
+    fn end(&mut self, signal: Signal, grace: Duration, cause: Cause) {
         if self.status.is_none() && self.cause == Cause::Itself {
             self.cause = cause;
         }
@@ -293,14 +293,13 @@ impl Shim {
         }
         let kill_at = Instant::now().checked_add(grace);
         self.kill_at = [self.kill_at, kill_at].into_iter().flatten().min();
-        Ok(())
     }
 
-    fn meet_deadlines(&mut self) -> io::Result<()> {
+    fn meet_deadlines(&mut self) {
         let now = Instant::now();
         if self.timeout_at.is_some_and(|at| at <= now) {
             self.timeout_at = None;
-            self.end(Signal::TERM, self.grace, Cause::TimedOut)?;
+            self.end(Signal::TERM, self.grace, Cause::TimedOut);
         }
         if self.kill_at.is_some_and(|at| at <= now) {
             let killed = match self
@@ -317,7 +316,6 @@ impl Shim {
             self.kill_at = Some(now + self.kill_pause);
             self.kill_pause = (self.kill_pause * 2).min(KILL_AGAIN.1);
         }
-        Ok(())
     }
 
     /// Collects what has ended. True when nothing is left.
@@ -334,7 +332,7 @@ impl Shim {
             }
         }
         if self.status.is_some() && self.kill_at.is_none() {
-            self.end(Signal::TERM, self.grace, Cause::Itself)?;
+            self.end(Signal::TERM, self.grace, Cause::Itself);
         }
         Ok(false)
     }

@@ -98,8 +98,7 @@ pub fn kill_orphans(job_id: JobId, session: Option<u32>, cgroup: Option<&Path>) 
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let mut variables = environment.split(|byte| *byte == 0);
         let bears_it = variables.any(|variable| variable == mark.as_bytes());
-        let is_of_session = session.is_some() && session_of(pid) == session;
-        (bears_it || is_of_session) && parent_of(pid).is_some()
+        stat_of(pid).is_some_and(|stat| bears_it || session == Some(stat.session))
     };
     for _ in 0..PASSES {
         let marked: Vec<_> = processes()?
@@ -177,7 +176,7 @@ impl Process {
         let is_still_there = match &self.found {
             Found::Under(found) => {
                 let own = getpid().as_raw_nonzero().get();
-                parent_of(pid.get()).is_some_and(|parent| parent == *found || parent == own)
+                stat_of(pid.get()).is_some_and(|stat| stat.parent == *found || stat.parent == own)
             }
             Found::In(group) => fs::read_to_string(format!("/proc/{pid}/cgroup"))
                 .is_ok_and(|groups| groups.contains(group.as_str())),
@@ -193,8 +192,8 @@ impl Process {
 fn descendants() -> io::Result<Vec<Process>> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for pid in processes()? {
-        if let Some(parent) = parent_of(pid) {
-            children.entry(parent).or_default().push(pid);
+        if let Some(stat) = stat_of(pid) {
+            children.entry(stat.parent).or_default().push(pid);
         }
     }
     let mut found = Vec::new();
@@ -241,30 +240,32 @@ fn processes() -> io::Result<Vec<i32>> {
     Ok(pids.collect())
 }
 
-/// The session of a process.
-fn session_of(pid: i32) -> Option<u32> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let fields = str::from_utf8(&stat[behind_name..]).ok()?;
-    fields.split_whitespace().nth(3)?.parse().ok()
+/// What there is to know of a process that has not ended.
+#[derive(Debug, PartialEq)]
+struct Stat {
+    parent: i32,
+    session: u32,
 }
 
-/// The parent of a process that has not ended, from `/proc/PID/stat`
-/// (proc_pid_stat(5)): `pid (name) state ppid …`, where the name may hold
-/// anything, parentheses too.
-fn parent_of(pid: i32) -> Option<i32> {
+/// Reads `/proc/PID/stat`; `None` for a process that has ended.
+fn stat_of(pid: i32) -> Option<Stat> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
-fn parse_stat(stat: &[u8]) -> Option<i32> {
+/// `pid (name) state ppid pgrp session …`, where the name may hold anything,
+/// parentheses too (proc_pid_stat(5)).
+fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
     let fields = str::from_utf8(&stat[behind_name..]).ok()?;
     let fields: Vec<_> = fields.split_whitespace().collect();
-    let parent = fields.get(1)?.parse().ok()?;
+    let stat = Stat {
+        parent: fields.get(1)?.parse().ok()?,
+        session: fields.get(3)?.parse().ok()?,
+    };
     // The first thread of a process may have ended before the others, which live.
     let threads: u32 = fields.get(17)?.parse().ok()?;
     let has_ended = matches!(*fields.first()?, "Z" | "X") && threads <= 1;
-    (!has_ended).then_some(parent)
+    (!has_ended).then_some(stat)
 }
 
 #[cfg(test)]
@@ -277,13 +278,18 @@ mod tests {
     fn stat_is_read_behind_the_last_parenthesis() {
         let stat = |start: &str, threads: u32| {
             parse_stat(
-                format!("{start} 12 12 0 -1 4 1 0 0 0 0 0 0 0 20 0 {threads} 0 9").as_bytes(),
+                format!("{start} 12 13 0 -1 4 1 0 0 0 0 0 0 0 20 0 {threads} 0 9").as_bytes(),
             )
+            .map(|stat| (stat.parent, stat.session))
         };
-        assert_eq!(stat("12 (sh) S 7", 1), Some(7));
-        assert_eq!(stat("12 (a) Z 1 (b)) R 9", 1), Some(9));
+        assert_eq!(stat("12 (sh) S 7", 1), Some((7, 13)));
+        assert_eq!(stat("12 (a) Z 1 (b)) R 9", 1), Some((9, 13)));
         assert_eq!(stat("12 (sh) Z 7", 1), None);
-        assert_eq!(stat("12 (sh) Z 7", 2), Some(7), "its other threads live");
+        assert_eq!(
+            stat("12 (sh) Z 7", 2),
+            Some((7, 13)),
+            "its other threads live"
+        );
         assert_eq!(parse_stat(b""), None);
         assert_eq!(parse_stat(b"12 (sh)"), None);
     }
@@ -315,6 +321,6 @@ mod tests {
             .rev()
             .for_each(|process| process.send(Signal::KILL));
         assert!(!child.wait().unwrap().success());
-        assert!(parent_of(pid).is_none());
+        assert_eq!(stat_of(pid), None);
     }
 }

@@ -298,6 +298,9 @@ pub(super) struct Launch {
     pub(super) closing: CancellationToken,
 }
 
+/// The worker ends before a job does: the next one goes on from here.
+struct Closing;
+
 /// Follows a job to its end.
 pub(super) struct Task {
     job: Job,
@@ -363,7 +366,10 @@ impl Task {
     /// that `boot_id` names: from its shim, or from the result it left behind.
     /// Without either the job is lost.
     pub(super) async fn take_over(mut self, boot_id: &str) {
-        if let Some(shim) = self.call().await {
+        let Ok(shim) = self.call().await else {
+            return;
+        };
+        if let Some(shim) = shim {
             return self.follow(shim).await;
         }
         let why = match boot_id == self.launch.boot_id {
@@ -375,17 +381,24 @@ impl Task {
     }
 
     /// Calls the shim; `None` only if it is certain that there is none.
-    async fn call(&self) -> Option<Shim> {
+    async fn call(&self) -> Result<Option<Shim>, Closing> {
         let job_id = self.job.spec.id;
         loop {
             match Shim::call(job_id) {
-                Ok(shim) => return Some(shim),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return None,
+                Ok(shim) => return Ok(Some(shim)),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
                 // Of this machine, not of the shim: too many open files, say.
                 Err(error) => tracing::error!(%job_id, %error, "cannot call a shim, trying again"),
             }
-            tokio::time::sleep(TRY_AGAIN).await;
+            self.pause().await?;
         }
+    }
+
+    /// Before another attempt at what no event announces.
+    async fn pause(&self) -> Result<(), Closing> {
+        let pause = tokio::time::sleep(TRY_AGAIN);
+        let passed = self.launch.closing.run_until_cancelled(pause).await;
+        passed.ok_or(Closing)
     }
 
     /// The shim is gone. Only then is it certain that it has left a result behind,
@@ -396,7 +409,9 @@ impl Task {
             match tokio::fs::read(&result).await {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::error!(path = %result.display(), %error, "cannot read a result");
-                    tokio::time::sleep(TRY_AGAIN).await;
+                    if self.pause().await.is_err() {
+                        return;
+                    }
                 }
                 read => break read,
             }
@@ -441,7 +456,10 @@ impl Task {
                     }
                     Some(Err(_)) | None => {
                         // The connection has ended, which a shim may survive.
-                        if let Some(again) = self.call().await {
+                        let Ok(again) = self.call().await else {
+                            return;
+                        };
+                        if let Some(again) = again {
                             shim = Shim { process: shim.process, ..again };
                             continue;
                         }
@@ -477,11 +495,8 @@ impl Task {
             match self.launch.journal.append(record.clone()).await {
                 Ok(()) => break,
                 Err(AppendError::Broken) => return false,
-                // No event says when there is room again.
-                Err(AppendError::Full) => tokio::select! {
-                    () = tokio::time::sleep(TRY_AGAIN) => {}
-                    () = self.launch.closing.cancelled() => return false,
-                },
+                Err(AppendError::Full) if self.pause().await.is_err() => return false,
+                Err(AppendError::Full) => {}
             }
         }
         // There is one only if a shim had to leave it behind.
@@ -506,9 +521,8 @@ impl Task {
                 // Lost means that nothing is left, and that is not yet so.
                 Err(error) => tracing::error!(job_id = %id, %error, "cannot end a lost job"),
             }
-            tokio::select! {
-                () = tokio::time::sleep(TRY_AGAIN) => {}
-                () = self.launch.closing.cancelled() => return,
+            if self.pause().await.is_err() {
+                return;
             }
         }
         let output = self.launch.place.output(id);
