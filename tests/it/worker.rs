@@ -755,6 +755,37 @@ async fn a_script_folder_that_is_not_there_is_named() {
 }
 
 #[tokio::test]
+async fn a_job_without_a_shim_is_refused_and_stays_so() {
+    let worker = TestWorker::with(|config| config.shim = "/no/such/jobctl".into()).await;
+    let mut request = sh("true");
+    let id = JobId::random();
+    request.job_id = id.to_string();
+    let error = worker.start_job(request).await.unwrap_err();
+    assert_eq!(code(&error), "not_started");
+    worker.shutdown.cancel();
+    within(worker.role).await.unwrap().unwrap();
+    // The next worker knows the same of it, and does not take it for lost.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let config = config(worker.dir.path());
+    let role = tokio::spawn(worker::run(config, listener, shutdown.clone()));
+    let client = within(WorkerClient::connect(format!("http://{address}"))).await;
+    let request = QueryJobRequest {
+        job_id: id.to_string(),
+        epoch: 0,
+    };
+    let answer = within(client.unwrap().query_job(request)).await.unwrap();
+    let status = answer.into_inner().status.unwrap();
+    assert_eq!(
+        (status.state(), status.start_error.as_str()),
+        (JobState::Failed, "not_started")
+    );
+    shutdown.cancel();
+    within(role).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn nothing_that_was_not_told_is_forgotten() {
     let worker = TestWorker::with(|config| config.keep_finished = 1).await;
     let mut ids = Vec::new();

@@ -316,7 +316,14 @@ impl Task {
     pub(super) async fn start(mut self) {
         match self.launch().await {
             Ok(shim) => self.follow(shim).await,
-            Err(refusal) => self.end(None, How::Refused(refusal)),
+            Err(refusal) => {
+                // The intent may have been recorded by then, and then so must be this.
+                let may_be_known = matches!(refusal, Refusal::NotStarted { .. });
+                self.end(None, How::Refused(refusal));
+                if may_be_known {
+                    self.record_end().await;
+                }
+            }
         }
     }
 
