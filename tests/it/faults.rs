@@ -11,7 +11,10 @@ use rustix::process::Signal;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    cluster::{Place, Process, connected, end_of, everything, job_is, output, rest, sh, worker_is},
+    cluster::{
+        Place, Process, connected, end_of, everything, job_is, output, rest, sh, worker_is,
+        worker_named,
+    },
     support::{Folder, eventually, processes_of, sha256, within},
 };
 
@@ -405,15 +408,23 @@ async fn a_full_disk_of_a_worker_is_a_gap_and_no_end() {
 async fn a_full_disk_of_the_scheduler_refuses_starts_until_there_is_room() {
     let (place, dir) = (Place::new(), Folder::new());
     let data = dir.path().join("scheduler");
-    let command = Process::scheduler_command(place, dir.path());
+    let mut command = Process::scheduler_command(place, dir.path());
+    command.args(["--heartbeat-interval", "1s"]);
     let scheduler = Process::on_small_disk(&command, &data, "1m");
-    let _worker = Process::worker(place, 1, &dir.path().join("w1"));
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
     let client = connected(place).await;
-    let mut started = Vec::new();
+    let before = worker_named(&client, "w1").await;
+    let fifo = dir.path().join("fifo");
+    let mut request = sh(&format!("mkfifo {0}; read x < {0}; exit 4", fifo.display()));
+    // Its end takes more room than whatever is left behind a start that is refused.
+    request.args.push("x".repeat(100_000));
+    let ends_meanwhile = client.start(&request).await.unwrap().job_id;
+    eventually(|| fifo.exists()).await;
+    let mut started = vec![ends_meanwhile];
+    let mut large = sh("exit 4");
+    large.args.push("x".repeat(20_000));
     let error = loop {
-        let mut request = sh("exit 4");
-        request.args.push("x".repeat(20_000));
-        match client.start(&request).await {
+        match client.start(&large).await {
             Ok(answer) => started.push(answer.job_id),
             Err(error) => break error,
         }
@@ -423,12 +434,43 @@ async fn a_full_disk_of_the_scheduler_refuses_starts_until_there_is_room() {
         matches!(error, Error::Refused { status: 507, .. }),
         "{error}"
     );
-    assert!(client.workers().await.is_ok(), "it lives");
+    let full_since = jiff::Timestamp::now();
+    let held = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&fifo)
+        .unwrap();
+    std::io::Write::write_all(&mut &held, b"\n").unwrap();
+    let job = within(end(&client, ends_meanwhile)).await;
+    assert_eq!(job.exit_code, Some(4));
+    // As many heartbeats as make one side give the other up, and more.
+    let long_enough = Some(full_since + Duration::from_secs(4));
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            pause.tick().await;
+            let worker = worker_named(&client, "w1").await;
+            assert_eq!(
+                (worker.state, worker.registered_at),
+                (WorkerState::Ready, before.registered_at)
+            );
+            if worker.last_heartbeat_at >= long_enough {
+                break;
+            }
+        }
+    })
+    .await;
+    let error = client.start(&large).await.unwrap_err();
+    assert_eq!(error.code(), Some("disk_full"), "{error}");
     scheduler.resize_disk(&data, "64m");
     started.push(start(&client, &sh("exit 4"), "after").await);
     for id in started {
         assert_eq!(within(end(&client, id)).await.exit_code, Some(4));
     }
+    // It says goodbye only when every end is acknowledged.
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.code().await, Some(0));
+    worker_is(&client, "w1", WorkerState::Left).await;
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
 //! The gRPC API for workers: register, heartbeat, deregister. Decodes what
 //! workers say; what follows from it is decided in `registry.rs` and `jobs.rs`.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    time::Duration,
+};
 
 use futures_util::{
-    FutureExt as _, StreamExt as _, TryFutureExt as _,
+    FutureExt as _, StreamExt as _,
     future::{self, BoxFuture},
     stream,
-    stream::{BoxStream, FuturesOrdered},
+    stream::BoxStream,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -15,7 +18,7 @@ use super::{
     Scheduler,
     error::Error,
     registry::{Link, Registration},
-    store::{self, Store},
+    store::{Store, Ticket},
     wire,
 };
 use crate::{
@@ -23,8 +26,8 @@ use crate::{
     proto::{self, scheduler_server::Scheduler as SchedulerService},
 };
 
-/// Messages of one stream that wait for the disk. Signs of life are among them,
-/// so that this is many heartbeats.
+/// The most acknowledgements of one stream that wait for the disk one by one;
+/// beyond, the last of them stands for all that come.
 const MAX_UNRECORDED: usize = 4096;
 
 /// The most jobs one message tells a worker to forget.
@@ -100,7 +103,8 @@ impl SchedulerService for Service {
             messages: request.into_inner(),
             link: None,
             snapshot: Some(HashSet::new()),
-            recorded: FuturesOrdered::new(),
+            taken_in: 0,
+            unrecorded: VecDeque::new(),
             acknowledged: 0,
             forget: future::pending().boxed(),
         };
@@ -121,8 +125,10 @@ struct Conversation {
     link: Option<Link>,
     /// The jobs named so far, until the list of all jobs is complete.
     snapshot: Option<HashSet<JobId>>,
-    /// The sequences of messages whose changes are on their way to the disk.
-    recorded: FuturesOrdered<BoxFuture<'static, Result<u64, store::Error>>>,
+    /// The highest sequence so far.
+    taken_in: u64,
+    /// The sequences whose changes are on their way to the disk, in order.
+    unrecorded: VecDeque<(u64, Ticket)>,
     acknowledged: u64,
     /// The next jobs the worker is to forget, once it has told of all it has.
     forget: BoxFuture<'static, Result<Forget, Error>>,
@@ -175,51 +181,75 @@ impl Drop for Conversation {
 }
 
 impl Conversation {
-    /// Waits until a message that was taken in is on the disk, and acknowledges
-    /// it. Others are taken in meanwhile: a slow disk is no silence.
+    /// Answers a message at once, with what was acknowledged before: however
+    /// long a disk stays full, its scheduler is not silent. Once the changes it
+    /// told of are on the disk, acknowledges them.
     async fn answer(&mut self) -> Result<Option<proto::HeartbeatResponse>, Status> {
-        loop {
-            let over = async {
-                match &self.link {
-                    Some(link) => {
-                        link.over.cancelled().await;
-                        Error::SessionOver(link.worker.id)
-                    }
-                    None => std::future::pending().await,
+        let over = async {
+            match &self.link {
+                Some(link) => {
+                    link.over.cancelled().await;
+                    Error::SessionOver(link.worker.id)
                 }
-            };
-            let message = tokio::select! {
-                biased;
-                () = self.scheduler.closing.cancelled() => return Err(Error::ShuttingDown.into()),
-                error = over => return Err(error.into()),
-                Some(recorded) = self.recorded.next() => {
-                    let acknowledged = recorded.map_err(Error::from)?;
-                    self.acknowledged = acknowledged;
-                    return Ok(Some(proto::HeartbeatResponse {
-                        acknowledged,
-                        forget: Vec::new(),
-                    }));
-                }
-                found = &mut self.forget => return Ok(Some(self.forget(found?))),
-                message = self.messages.message(), if self.recorded.len() < MAX_UNRECORDED => message,
-            };
-            let message = message.inspect_err(|status| {
-                let worker_id = self.link.as_ref().map(|link| link.worker.id.to_string());
-                tracing::warn!(
-                    worker_id,
-                    error = status.message(),
-                    "a heartbeat stream broke"
-                );
-            })?;
-            let Some(message) = message else {
-                return Ok(None);
-            };
-            let sequence = message.sequence;
-            self.take_in(message).await?;
-            let store = &self.scheduler.store;
-            let recorded = store.committed(store.now());
-            let recorded = recorded.map_ok(move |()| sequence).boxed();
-            self.recorded.push_back(recorded);
+                None => future::pending().await,
+            }
+        };
+        let recorded = async {
+            match self.unrecorded.front() {
+                Some((_, ticket)) => self.scheduler.store.committed(*ticket).await,
+                None => future::pending().await,
+            }
+        };
+        let message = tokio::select! {
+            biased;
+            () = self.scheduler.closing.cancelled() => return Err(Error::ShuttingDown.into()),
+            error = over => return Err(error.into()),
+            recorded = recorded => {
+                recorded.map_err(Error::from)?;
+                return Ok(Some(self.acknowledge()));
+            }
+            found = &mut self.forget => return Ok(Some(self.forget(found?))),
+            message = self.messages.message() => message,
+        };
+        let message = message.inspect_err(|status| {
+            let worker_id = self.link.as_ref().map(|link| link.worker.id.to_string());
+            tracing::warn!(
+                worker_id,
+                error = status.message(),
+                "a heartbeat stream broke"
+            );
+        })?;
+        let Some(message) = message else {
+            return Ok(None);
+        };
+        let sequence = message.sequence;
+        self.take_in(message).await?;
+        if sequence > self.taken_in {
+            self.taken_in = sequence;
+            if self.unrecorded.len() == MAX_UNRECORDED {
+                self.unrecorded.pop_back();
+            }
+            let ticket = self.scheduler.store.now();
+            self.unrecorded.push_back((sequence, ticket));
+        }
+        Ok(Some(self.sign_of_life()))
+    }
+
+    /// Of everything that is on the disk by now.
+    fn acknowledge(&mut self) -> proto::HeartbeatResponse {
+        while let Some((sequence, ticket)) = self.unrecorded.front()
+            && self.scheduler.store.is_committed(*ticket)
+        {
+            self.acknowledged = *sequence;
+            self.unrecorded.pop_front();
+        }
+        self.sign_of_life()
+    }
+
+    fn sign_of_life(&self) -> proto::HeartbeatResponse {
+        proto::HeartbeatResponse {
+            acknowledged: self.acknowledged,
+            forget: Vec::new(),
         }
     }
 

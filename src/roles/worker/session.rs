@@ -39,7 +39,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// How long a single call to the scheduler may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Missed acknowledgements after which the connection counts as broken.
+/// Missed answers after which the connection counts as broken.
 const MISSED: u32 = 3;
 
 /// The most jobs in one message; one alone may have 256 KiB of arguments, and a
