@@ -276,42 +276,43 @@ impl Conversation {
                 self.link.insert(link)
             }
         };
-        registry.heard(
-            link,
-            message.running,
-            f64::from(message.load_milli) / 1000.0,
-        )?;
-        if !message.forgotten.is_empty() {
-            let forgotten = message.forgotten.iter().filter_map(|id| id.parse().ok());
-            let store = &self.scheduler.store;
-            store.forgotten(link.worker.id, forgotten.collect());
-        }
         let named = message.jobs.iter();
-        let named = named
-            .filter_map(|report| report.job_id.parse().ok())
-            .collect();
-        let strangers = jobs.strangers(named).await?;
-        for report in message.jobs {
-            let id = report.job_id.clone();
-            // Named is named, whatever is said of it: only silence means lost.
-            if let (Some(named), Ok(id)) = (&mut self.snapshot, id.parse()) {
-                named.insert(id);
+        let named = named.filter_map(|report| report.job_id.parse().ok());
+        let named: Vec<JobId> = named.collect();
+        let strangers = jobs.strangers(named.clone()).await?;
+        // Nothing waits from here on: what is taken in came over a link that counts.
+        let load = f64::from(message.load_milli) / 1000.0;
+        let mut owed = false;
+        registry.heard(link, message.running, load, || {
+            if !message.forgotten.is_empty() {
+                let forgotten = message.forgotten.iter().filter_map(|id| id.parse().ok());
+                let store = &self.scheduler.store;
+                store.forgotten(link.worker.id, forgotten.collect());
             }
-            let Some(report) = wire::report(report) else {
-                tracing::warn!(worker_id = %link.worker.id, job_id = id, "a report makes no sense");
-                continue;
-            };
-            jobs.report(&link.worker, report, &strangers);
+            for report in message.jobs {
+                let id = report.job_id.clone();
+                let Some(report) = wire::report(report) else {
+                    tracing::warn!(worker_id = %link.worker.id, job_id = id, "a report makes no sense");
+                    continue;
+                };
+                owed |= jobs.report(&link.worker, report, &strangers);
+            }
+        })?;
+        // Named is named, whatever is said of it: only silence means lost.
+        if let Some(snapshot) = &mut self.snapshot {
+            snapshot.extend(named);
         }
         if message.snapshot_complete
             && let Some(named) = self.snapshot.take()
         {
             tracing::info!(worker_id = %link.worker.id, jobs = named.len(), "worker told of its jobs");
-            jobs.settle(&link.worker, &named);
-            registry.ready(link)?;
-            jobs.catch_up(link.worker.id);
+            registry.ready(link, || jobs.settle(&link.worker, &named))?;
+            owed = true;
             let store = self.scheduler.store.clone();
             self.forget = to_forget(store, link.worker.id, 0, None).boxed();
+        }
+        if owed {
+            jobs.catch_up(link.worker.id);
         }
         Ok(())
     }

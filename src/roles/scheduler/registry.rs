@@ -388,19 +388,32 @@ impl Registry {
         })
     }
 
-    /// A message came over `link`.
-    pub(super) fn heard(&self, link: &Link, running: u32, load: f64) -> Result<(), Error> {
+    /// A message came over `link`: has it taken in, unless the link is over.
+    pub(super) fn heard(
+        &self,
+        link: &Link,
+        running: u32,
+        load: f64,
+        take_in: impl FnOnce(),
+    ) -> Result<(), Error> {
         self.with(link, |member| {
             member.heard = Instant::now();
             member.last_heartbeat_at = Some(Timestamp::now());
             member.running = running;
             member.load = load;
+            // Under the lock: after the next registration of this worker nothing
+            // that was said before it may change anything.
+            take_in();
         })
     }
 
-    /// The worker has told of all its jobs: it takes new ones.
-    pub(super) fn ready(&self, link: &Link) -> Result<(), Error> {
-        self.with(link, |member| member.become_state(api::WorkerState::Ready))?;
+    /// The worker has told of all its jobs, which `settle` draws conclusions
+    /// from unless the link is over: it takes new ones.
+    pub(super) fn ready(&self, link: &Link, settle: impl FnOnce()) -> Result<(), Error> {
+        self.with(link, |member| {
+            settle();
+            member.become_state(api::WorkerState::Ready);
+        })?;
         self.0.deadlines.notify_one();
         Ok(())
     }
@@ -654,8 +667,8 @@ mod tests {
     fn join(registry: &Registry, name: &str) -> Link {
         let (id, session) = registry.register(asked(name)).unwrap();
         let link = registry.open(id, &session.to_string()).unwrap();
-        registry.heard(&link, 0, 0.0).unwrap();
-        registry.ready(&link).unwrap();
+        registry.heard(&link, 0, 0.0, || ()).unwrap();
+        registry.ready(&link, || ()).unwrap();
         link
     }
 
@@ -681,10 +694,13 @@ mod tests {
             registry.open(id, &old),
             Err(Error::SessionOver(_))
         ));
-        assert!(matches!(
-            registry.heard(&link, 0, 0.0),
-            Err(Error::SessionOver(_))
-        ));
+        let untimely = || panic!("what an old link says is not taken in");
+        for refused in [
+            registry.heard(&link, 0, 0.0, untimely),
+            registry.ready(&link, untimely),
+        ] {
+            assert!(matches!(refused, Err(Error::SessionOver(_))));
+        }
         assert!(registry.open(id, &session.to_string()).is_ok());
     }
 
@@ -754,9 +770,9 @@ mod tests {
         assert_eq!(*registry.ready_count().borrow(), 0);
         assert!(link.over.is_cancelled());
         let link = registry.open(id, &link.worker.session.to_string()).unwrap();
-        registry.heard(&link, 1, 0.5).unwrap();
+        registry.heard(&link, 1, 0.5, || ()).unwrap();
         assert_eq!(state(&registry, id), api::WorkerState::Unreachable);
-        registry.ready(&link).unwrap();
+        registry.ready(&link, || ()).unwrap();
         assert_eq!(state(&registry, id), api::WorkerState::Ready);
     }
 

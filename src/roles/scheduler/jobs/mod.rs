@@ -302,7 +302,9 @@ impl Jobs {
                     output_bytes: 0,
                 });
                 self.change(|table| table.report(id, status, None));
-                self.stop_if_owed(id, worker.id);
+                if self.owes_stop(id) {
+                    self.catch_up(worker.id);
+                }
                 Ok(id)
             }
             Err(Error::Refused {
@@ -622,8 +624,14 @@ impl Jobs {
 
     /// Takes in what `worker` says of a job, and adopts the job if it is among
     /// the `strangers` and the report says what it is. A worker speaks of its own
-    /// jobs only.
-    pub(super) fn report(&self, worker: &WorkerHandle, report: Report, strangers: &HashSet<JobId>) {
+    /// jobs only. Returns whether a stop is owed to the job, which
+    /// [`Jobs::catch_up`] delivers.
+    pub(super) fn report(
+        &self,
+        worker: &WorkerHandle,
+        report: Report,
+        strangers: &HashSet<JobId>,
+    ) -> bool {
         let id = report.job;
         self.change(|table| match (table.get(id), report.spec) {
             (Some(record), _) if record.worker == worker.id => {
@@ -657,15 +665,13 @@ impl Jobs {
                 tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a finished job");
             }
         });
-        self.stop_if_owed(id, worker.id);
+        self.owes_stop(id)
     }
 
     /// A stop may have been recorded while it was not known whether the job runs.
-    fn stop_if_owed(&self, id: JobId, worker: WorkerId) {
+    fn owes_stop(&self, id: JobId) -> bool {
         let record = self.table().get(id);
-        if record.is_some_and(|record| record.stop.is_some()) {
-            self.catch_up(worker);
-        }
+        record.is_some_and(|record| record.stop.is_some())
     }
 
     /// Takes in a job's end from the end of its output, which may be here
