@@ -1,5 +1,7 @@
 //! Who is in the cluster: joining, missing heartbeats, coming back, leaving.
 
+use std::{fs, process::Command};
+
 use jobctl::{
     api::{JobState, StopRequest, WorkerState, code},
     client::{Error, logs::Event},
@@ -317,4 +319,62 @@ async fn a_second_signal_ends_a_draining_worker_at_once() {
         !processes_of(id).is_empty(),
         "the job did not heed TERM, and its grace is not over"
     );
+}
+
+#[tokio::test]
+async fn a_copy_of_a_data_folder_does_not_become_the_worker_it_was_taken_from() {
+    let place = Place::new();
+    let dir = Folder::new();
+    let logging_to = |mut command: Command, name: &str| {
+        let log = dir.path().join(name);
+        command.stderr(fs::File::create(&log).unwrap());
+        (Process::from(command.spawn().unwrap()), log)
+    };
+    let command = Process::scheduler_command(place, dir.path());
+    let (_scheduler, log) = logging_to(command, "scheduler.log");
+    let refusals = || {
+        let log = fs::read_to_string(&log).unwrap();
+        log.matches("a registration was refused").count()
+    };
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
+    let client = connected(place).await;
+    let copy = dir.path().join("copy");
+    fs::create_dir(&copy).unwrap();
+    for file in ["worker-id", "journal"] {
+        fs::copy(dir.path().join("w1").join(file), copy.join(file)).unwrap();
+    }
+    let id = client.start(&sh("sleep 600")).await.unwrap().job_id;
+    let before = worker_named(&client, "w1").await;
+
+    let command = Process::worker_command(place, 2, &copy);
+    let (second, its_log) = logging_to(command, "copy.log");
+    eventually(|| refusals() > 3).await;
+    let its_log = fs::read_to_string(its_log).unwrap();
+    let reason = format!("is connected from {}", place.worker(1));
+    assert_eq!(its_log.matches(&reason).count(), 1, "said once: {its_log}");
+    let workers = within(client.workers()).await.unwrap().workers;
+    assert_eq!(workers.len(), 1);
+    assert_eq!(
+        (workers[0].state, workers[0].registered_at),
+        (WorkerState::Ready, before.registered_at)
+    );
+    assert_eq!(job_of(&client, id).await.state, JobState::Running);
+    second.kill();
+
+    let refused = refusals();
+    worker.kill();
+    let _worker = Process::worker(place, 1, &dir.path().join("w1"));
+    within(async {
+        let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
+        while worker_is(&client, "w1", WorkerState::Ready)
+            .await
+            .registered_at
+            == before.registered_at
+        {
+            pause.tick().await;
+        }
+    })
+    .await;
+    assert_eq!(refusals(), refused, "it is let in at once");
+    job_is(&client, id, JobState::Running).await;
 }

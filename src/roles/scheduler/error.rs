@@ -51,6 +51,15 @@ pub(super) enum Error {
     },
     #[error("worker name {name} is taken by worker {id}")]
     WorkerNameTaken { name: String, id: WorkerId },
+    #[error(
+        "worker {name} ({id}) is connected from {address}: if the data folder of this one is a \
+         copy, remove `worker-id`, `journal`, `output` and `results` from it"
+    )]
+    WorkerIdInUse {
+        name: String,
+        id: WorkerId,
+        address: String,
+    },
     #[error("the session of worker {0} is over")]
     SessionOver(WorkerId),
     #[error("job {0} not found")]
@@ -283,6 +292,7 @@ impl Error {
             | Self::WorkerNotFound { .. }
             | Self::AmbiguousWorker { .. }
             | Self::WorkerNameTaken { .. }
+            | Self::WorkerIdInUse { .. }
             | Self::SessionOver(_)
             | Self::JobNotFound(_)
             | Self::JobNameNotFound { .. }
@@ -350,6 +360,12 @@ impl Error {
                 StatusCode::CONFLICT,
                 Code::AlreadyExists,
                 "worker_name_taken",
+            ),
+            // Not as a name that is taken, which a worker takes for a last word.
+            Self::WorkerIdInUse { .. } => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                "worker_id_in_use",
             ),
             Self::SessionOver(_) => (
                 StatusCode::CONFLICT,

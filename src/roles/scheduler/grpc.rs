@@ -65,6 +65,7 @@ impl SchedulerService for Service {
                 name: asked.name,
                 id,
                 version: asked.version,
+                boot_id: asked.boot_id,
             })
             .inspect_err(|error| tracing::warn!(%error, "a registration was refused"))?;
         let interval = wire::millis(self.heartbeat_interval);

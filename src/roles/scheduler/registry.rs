@@ -87,10 +87,14 @@ struct Member {
     id: WorkerId,
     name: Arc<str>,
     address: String,
+    /// Empty where it did not say.
+    boot_id: String,
     version: String,
     state: api::WorkerState,
     since: Timestamp,
     session: Session,
+    /// Its heartbeat stream is open: nobody else may be this worker.
+    is_connected: bool,
     /// Of the heartbeat stream that counts; cancelled when it no longer does.
     link: CancellationToken,
     rpc: WorkerRpc,
@@ -110,6 +114,8 @@ pub(super) struct Registration {
     /// The id it had before.
     pub(super) id: Option<WorkerId>,
     pub(super) version: String,
+    /// Changes with each boot of its machine.
+    pub(super) boot_id: String,
 }
 
 /// A worker as it was when it was asked for, and the means to call it.
@@ -183,6 +189,7 @@ impl Member {
             id: worker.id,
             name: worker.name.into(),
             address: worker.address,
+            boot_id: String::new(),
             version: worker.version,
             state: match worker.left {
                 true => api::WorkerState::Left,
@@ -190,6 +197,7 @@ impl Member {
             },
             since: worker.heard_at.unwrap_or(worker.registered_at),
             session: Session::random(),
+            is_connected: false,
             link,
             rpc,
             running: 0,
@@ -290,7 +298,9 @@ impl Registry {
     }
 
     /// Makes a worker known under its old id or a new one. An earlier session
-    /// of it is over from here on.
+    /// of it is over from here on. While a worker is connected, its id is refused
+    /// to whoever is at another address or of another boot: most likely that one
+    /// has a copy of its data folder, and knows nothing of its jobs.
     pub(super) fn register(&self, asked: Registration) -> Result<(WorkerId, Session), Error> {
         let is_nameless = asked.name.is_empty();
         let name = match is_nameless {
@@ -311,6 +321,16 @@ impl Registry {
                 .find(|other| is_nameless && other.address == asked.address);
             known.map_or_else(WorkerId::random, |known| known.id)
         });
+        if let Some(earlier) = members.get(&id)
+            && earlier.is_connected
+            && (&earlier.address, &earlier.boot_id) != (&asked.address, &asked.boot_id)
+        {
+            return Err(Error::WorkerIdInUse {
+                name: earlier.name.to_string(),
+                id,
+                address: earlier.address.clone(),
+            });
+        }
         let namesake = members
             .values()
             .find(|other| *other.name == *name && other.id != id);
@@ -337,10 +357,12 @@ impl Registry {
             id,
             name: name.into(),
             address: asked.address,
+            boot_id: asked.boot_id,
             version: asked.version,
             state: api::WorkerState::Joining,
             since: now,
             session,
+            is_connected: false,
             link: CancellationToken::new(),
             rpc,
             running: 0,
@@ -362,6 +384,7 @@ impl Registry {
         let mut members = self.members();
         let member = members.get_mut(&id).ok_or_else(|| unknown(id))?;
         member.link.cancel();
+        member.is_connected = false;
         member.session = Session::random();
         member.running = 0;
         member.become_state(api::WorkerState::Left);
@@ -382,6 +405,7 @@ impl Registry {
         }
         member.link.cancel();
         member.link = CancellationToken::new();
+        member.is_connected = true;
         Ok(Link {
             worker: member.handle(),
             over: member.link.clone(),
@@ -421,9 +445,14 @@ impl Registry {
     /// The stream broke: until the worker is heard again it gets no more jobs.
     pub(super) fn broke(&self, link: &Link) {
         // A link that does not count any more says nothing about the worker.
-        let _ = self.with(link, |member| match member.state {
-            api::WorkerState::Ready => member.become_state(api::WorkerState::Joining),
-            api::WorkerState::Joining | api::WorkerState::Unreachable | api::WorkerState::Left => {}
+        let _ = self.with(link, |member| {
+            member.is_connected = false;
+            match member.state {
+                api::WorkerState::Ready => member.become_state(api::WorkerState::Joining),
+                api::WorkerState::Joining
+                | api::WorkerState::Unreachable
+                | api::WorkerState::Left => {}
+            }
         });
     }
 
@@ -476,6 +505,7 @@ impl Registry {
                     // A stream that comes back to life begins anew with a
                     // snapshot, so that nothing told meanwhile is missed.
                     member.link.cancel();
+                    member.is_connected = false;
                     member.become_state(api::WorkerState::Unreachable);
                     self.0.store.worker(member.stored());
                     let why = format!("worker {} {}", member.name, member.handle().silence());

@@ -164,6 +164,17 @@ impl TestScheduler {
         .await
     }
 
+    /// Waits until the one worker there is has that state.
+    async fn only_worker_is(&self, state: &str) {
+        soon(async {
+            let mut pause = tokio::time::interval(Duration::from_millis(5));
+            while self.get("/workers").await.1["workers"][0]["state"] != state {
+                pause.tick().await;
+            }
+        })
+        .await;
+    }
+
     async fn end(self) {
         self.shutdown.cancel();
         soon(self.task).await.unwrap().unwrap();
@@ -726,13 +737,7 @@ async fn a_worker_whose_stream_broke_gets_no_jobs() {
     let scheduler = TestScheduler::with_heartbeat(Duration::from_secs(60)).await;
     let worker = Joined::new(&scheduler, "w1").await;
     drop(worker.beats);
-    soon(async {
-        let mut pause = tokio::time::interval(Duration::from_millis(5));
-        while scheduler.get("/workers").await.1["workers"][0]["state"] != "joining" {
-            pause.tick().await;
-        }
-    })
-    .await;
+    scheduler.only_worker_is("joining").await;
     let (status, body) = scheduler.post("/start", json!({"command": "true"})).await;
     assert_eq!(
         (status.as_u16(), &body["code"]),
@@ -892,6 +897,46 @@ async fn registrations_are_checked() {
     let mut stale = Beats::open(&scheduler, &worker.id, &nobody()).await;
     let status = stale.over().await;
     assert_eq!(status.metadata().get(proto::CODE).unwrap(), "session_over");
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn an_id_is_one_worker_s_as_long_as_it_is_connected() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let same = RegisterWorkerRequest {
+        address: worker.address.to_string(),
+        name: "w1".to_owned(),
+        worker_id: worker.id.clone(),
+        ..Default::default()
+    };
+    let elsewhere = RegisterWorkerRequest {
+        address: "127.0.0.1:1".to_owned(),
+        ..same.clone()
+    };
+    let rebooted = RegisterWorkerRequest {
+        boot_id: "another".to_owned(),
+        ..same.clone()
+    };
+    for other in [&elsewhere, &rebooted] {
+        let refused = scheduler.register(other.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        let word = refused.metadata().get(proto::CODE).unwrap();
+        assert_eq!(word, "worker_id_in_use");
+        for said in ["w1", &worker.id, &same.address, "`worker-id`, `journal`"] {
+            assert!(refused.message().contains(said), "{}", refused.message());
+        }
+        worker.beats.send(Vec::new(), false).await.unwrap();
+    }
+    worker.register(&scheduler).await;
+    worker.beat(&scheduler).await;
+    worker.beats.send(Vec::new(), true).await.unwrap();
+    drop(worker.beats);
+    scheduler.only_worker_is("joining").await;
+    for other in [elsewhere, rebooted] {
+        let answer = scheduler.register(other).await.unwrap();
+        assert_eq!(answer.worker_id, worker.id);
+    }
     scheduler.end().await;
 }
 
