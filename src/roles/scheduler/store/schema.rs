@@ -77,14 +77,15 @@ pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 /// What a WAL that has grown is cut back to.
 const WAL_LIMIT: u32 = 16 * 1024 * 1024;
 
-/// A reader waits so long for the rare moments in which it may have to.
-const READER_PATIENCE: Duration = Duration::from_secs(5);
+/// A reader waits so long for the rare moments in which it may have to, and the
+/// writer for who looks into the store with another program, and writes.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The one connection that writes; brings the store to [`VERSION`] first.
 pub(super) fn open(folder: &Path) -> Result<Connection, Error> {
     let file = folder.join(FILE);
     let mut connection = Connection::open(&file)?;
-    connection.busy_timeout(Duration::ZERO)?;
+    connection.busy_timeout(PATIENCE)?;
     // Checkpoints are made by the writer: those SQLite makes by itself do not
     // say when they fail.
     connection.execute_batch(&format!(
@@ -101,7 +102,7 @@ pub(super) fn open(folder: &Path) -> Result<Connection, Error> {
 pub(super) fn open_reader(folder: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(folder.join(FILE), flags)?;
-    connection.busy_timeout(READER_PATIENCE)?;
+    connection.busy_timeout(PATIENCE)?;
     connection.execute_batch("PRAGMA temp_store = MEMORY;")?;
     Ok(connection)
 }

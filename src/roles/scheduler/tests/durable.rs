@@ -439,14 +439,8 @@ async fn deleted_jobs_are_forgotten_on_their_worker_too() {
     scheduler.end().await;
 }
 
-#[tokio::test]
-async fn a_store_that_fails_ends_the_scheduler() {
-    let scheduler = TestScheduler::new().await;
-    let file = scheduler.dir.path().join("store.sqlite");
-    let other = rusqlite::Connection::open(file).unwrap();
-    // What nobody else may do: the writer never waits for the lock.
-    other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    scheduler.store.worker(StoredWorker {
+fn some_worker() -> StoredWorker {
+    StoredWorker {
         id: crate::ids::WorkerId::random(),
         name: "w9".to_owned(),
         address: "127.0.0.1:1".to_owned(),
@@ -454,7 +448,34 @@ async fn a_store_that_fails_ends_the_scheduler() {
         left: false,
         registered_at: jiff::Timestamp::now(),
         heard_at: None,
-    });
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_somebody_else_writes_for_a_moment_is_waited_for() {
+    let scheduler = TestScheduler::new().await;
+    let file = scheduler.dir.path().join("store.sqlite");
+    let other = rusqlite::Connection::open(file).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ticket = scheduler.store.worker(some_worker());
+    let written = scheduler.store.committed(ticket);
+    tokio::pin!(written);
+    let early = tokio::time::timeout(Duration::from_millis(50), &mut written);
+    assert!(early.await.is_err(), "neither written nor given up");
+    other.execute_batch("ROLLBACK").unwrap();
+    soon(written).await.unwrap();
+    assert_eq!(scheduler.sql("SELECT count(*) FROM workers"), 1);
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_store_that_fails_ends_the_scheduler() {
+    let scheduler = TestScheduler::new().await;
+    let file = scheduler.dir.path().join("store.sqlite");
+    let other = rusqlite::Connection::open(file).unwrap();
+    // As good as a failed sync: what is to be written cannot be.
+    other.execute_batch("DROP TABLE workers").unwrap();
+    scheduler.store.worker(some_worker());
     let ended = soon(scheduler.task).await.unwrap();
     assert!(matches!(ended, Err(Error::Store(_))), "{ended:?}");
 }
