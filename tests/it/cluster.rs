@@ -320,15 +320,19 @@ pub(crate) async fn job_is(client: &Client, id: JobId, state: JobState) -> Job {
 /// The roles as processes are up once a worker is ready.
 pub(crate) async fn connected(place: Place) -> Client {
     let client = place.client();
-    within(async {
-        let mut pause = tokio::time::interval(Duration::from_millis(10));
-        while client.version().await.is_err() {
-            pause.tick().await;
-        }
-    })
-    .await;
-    client.ready(1, Duration::from_secs(30)).await.unwrap();
+    within(back(&client)).await;
     client
+}
+
+/// Returns when the scheduler answers and a worker is ready, whoever is away.
+pub(crate) async fn back(client: &Client) {
+    let mut pause = tokio::time::interval(Duration::from_millis(10));
+    loop {
+        pause.tick().await;
+        if client.ready(1, Duration::from_secs(30)).await.is_ok() {
+            return;
+        }
+    }
 }
 
 /// A role as a process of its own; killed when it is dropped.

@@ -1,6 +1,15 @@
 //! The promises, with real processes and real kill -9.
 
-use std::{collections::HashSet, fs, path::Path, time::Duration};
+use std::{
+    collections::HashSet,
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use jobctl::{
     api::{Job, JobState, QueryRequest, StartRequest, StopRequest, WorkerState},
@@ -12,8 +21,8 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     cluster::{
-        Place, Process, connected, end_of, everything, job_is, output, rest, sh, worker_is,
-        worker_named,
+        Place, Process, back, connected, end_of, everything, job as job_of, job_is, output, rest,
+        sh, worker_is, worker_named,
     },
     support::{Folder, eventually, processes_of, sha256, within},
 };
@@ -84,22 +93,33 @@ fn marked(marks: &Path, number: u64, bytes: u64, code: u64) -> StartRequest {
     ))
 }
 
+/// The answer to a start.
+struct Started {
+    id: JobId,
+    /// With 201: it runs. Otherwise with the reason why it never will.
+    accepted: bool,
+}
+
 /// Asks until there is an answer that will not change.
-async fn start(client: &Client, request: &StartRequest, key: &str) -> JobId {
+async fn start(client: &Client, request: &StartRequest, key: &str) -> Started {
     loop {
-        match client.start_with_key(request, key).await {
-            Ok(started) => return started.job_id,
+        let (id, accepted) = match client.start_with_key(request, key).await {
+            Ok(started) => (started.job_id, true),
             // Recorded, and then its worker was killed before there was a process.
             Err(Error::Refused { error, .. }) if error.error.contains("lost: ") => {
-                return error.job_id.unwrap();
+                (error.job_id.unwrap(), false)
             }
             // Recorded as one that the worker did not take.
             Err(Error::Refused { error, .. }) if error.code == "worker_draining" => {
-                return error.job_id.unwrap();
+                (error.job_id.unwrap(), false)
             }
             Err(Error::Refused { status, error }) if status < 500 => panic!("{error:?}"),
-            Err(_) => sleep(Duration::from_millis(20)).await,
-        }
+            Err(_) => {
+                back(client).await;
+                continue;
+            }
+        };
+        return Started { id, accepted };
     }
 }
 
@@ -115,30 +135,48 @@ async fn end(client: &Client, id: JobId) -> Job {
             Ok(answer) if answer.done => return answer.job,
             Ok(_) => {}
             Err(Error::Refused { status, error }) if status < 500 => panic!("{error:?}"),
-            Err(_) => sleep(Duration::from_millis(20)).await,
+            Err(_) => back(client).await,
         }
     }
 }
 
+/// A start in the middle of kills.
+struct Asked {
+    number: u64,
+    started: Started,
+    /// Between the first attempt and the answer.
+    worker_was_killed: bool,
+}
+
+/// Every start that was answered with 201 began once, and has the end and all the
+/// output of what ran. Every other one never began, and had its worker killed
+/// while it was asked for.
 async fn survive(seed: u64, jobs: u64) {
     let (mut victims, client) = Victims::start().await;
     let mut chance = Chance(seed);
     let marks = victims.dir.path().join("marks");
     fs::create_dir(&marks).unwrap();
+    let kills = Arc::new(AtomicU64::new(0));
     let mut starts = JoinSet::new();
     for lane in 0..8 {
         let (client, marks) = (victims.place.client(), marks.clone());
+        let kills = kills.clone();
         starts.spawn(async move {
-            let mut started = Vec::new();
+            let mut asked = Vec::new();
             for number in (lane..jobs).step_by(8) {
                 let request = marked(&marks, number, number * 37, number % 5);
-                let key = format!("{seed}-{number}");
-                started.push((number, start(&client, &request, &key).await));
+                let before = kills.load(Ordering::SeqCst);
+                let started = start(&client, &request, &format!("{seed}-{number}")).await;
+                asked.push(Asked {
+                    number,
+                    started,
+                    worker_was_killed: kills.load(Ordering::SeqCst) > before,
+                });
             }
-            started
+            asked
         });
     }
-    let mut started = Vec::new();
+    let mut asked = Vec::new();
     let chaos = async {
         loop {
             let pause = 50 + chance.below(400);
@@ -146,7 +184,7 @@ async fn survive(seed: u64, jobs: u64) {
                 () = sleep(Duration::from_millis(pause)) => {}
                 lane = starts.join_next() => match lane {
                     Some(lane) => {
-                        started.extend(lane.unwrap());
+                        asked.extend(lane.unwrap());
                         continue;
                     }
                     None => break,
@@ -158,6 +196,7 @@ async fn survive(seed: u64, jobs: u64) {
             }
             if what != 0 {
                 victims.kill_worker();
+                kills.fetch_add(1, Ordering::SeqCst);
             }
             sleep(Duration::from_millis(chance.below(100))).await;
             if what != 1 {
@@ -169,22 +208,43 @@ async fn survive(seed: u64, jobs: u64) {
         }
     };
     within(chaos).await;
-    assert_eq!(started.len() as u64, jobs);
-    let ids: HashSet<_> = started.iter().map(|(_, id)| *id).collect();
+    assert_eq!(asked.len() as u64, jobs);
+    let ids: HashSet<_> = asked.iter().map(|asked| asked.started.id).collect();
     assert_eq!(ids.len() as u64, jobs, "each key its own job");
     within(connected(victims.place)).await;
-    for (number, id) in started {
-        let job = within(end(&client, id)).await;
+    let mut ends = Vec::new();
+    for asked in asked {
+        let job = within(end(&client, asked.started.id)).await;
+        ends.push((asked, job));
+    }
+    // From here on nothing can begin any more that should not have.
+    eventually(|| victims.dir.shims().is_empty()).await;
+    victims.kill_scheduler();
+    victims.kill_worker();
+    victims.restart_worker();
+    victims.restart_scheduler();
+    connected(victims.place).await;
+    for (asked, job) in ends {
+        let (id, number) = (asked.started.id, asked.number);
         let mark = fs::read_to_string(marks.join(number.to_string())).unwrap_or_default();
         let told = format!("seed {seed}, number {number}, mark {mark:?}: {job:?}");
-        if job.state == JobState::Lost && mark.is_empty() {
-            continue;
-        }
-        assert_eq!(mark, format!("{id}\n"), "one start, and its own; {told}");
-        assert_eq!(job.exit_code, Some((number % 5) as i32), "{told}");
-        assert_eq!(job.output_bytes, number * 37, "{told}");
+        assert_eq!(job_of(&client, id).await, job, "an end is final; {told}");
         let bytes = within(output(&client, id)).await;
-        assert_eq!(bytes.len() as u64, number * 37, "{told}");
+        assert_eq!(bytes.len() as u64, job.output_bytes, "{told}");
+        assert!(bytes.iter().all(|byte| *byte == 0), "{told}");
+        if asked.started.accepted {
+            assert_eq!(mark, format!("{id}\n"), "one start, and its own; {told}");
+            let (state, code) = match number % 5 {
+                0 => (JobState::Succeeded, 0),
+                code => (JobState::Failed, code as i32),
+            };
+            assert_eq!((job.state, job.exit_code), (state, Some(code)), "{told}");
+            assert_eq!(job.output_bytes, number * 37, "{told}");
+        } else {
+            assert!(asked.worker_was_killed, "lost without a reason; {told}");
+            assert_eq!((job.state, job.exit_code), (JobState::Lost, None), "{told}");
+            assert_eq!((mark.as_str(), job.output_bytes), ("", 0), "{told}");
+        }
     }
 }
 
@@ -209,27 +269,48 @@ async fn one_key_is_one_job_through_kills_of_the_scheduler() {
     let (mut victims, client) = Victims::start().await;
     let marks = victims.dir.path().join("marks");
     fs::create_dir(&marks).unwrap();
-    let mut starts = JoinSet::new();
-    for _ in 0..200 {
-        let (client, marks) = (victims.place.client(), marks.clone());
-        starts.spawn(async move { start(&client, &marked(&marks, 1, 10, 3), "one").await });
-    }
-    for _ in 0..3 {
+    let mut cut_off = 0;
+    for answers_before in [0, 1, 5, 20] {
+        let mark = marks.join(answers_before.to_string());
+        let request = marked(&marks, answers_before, 10, 3);
+        let mut starts = JoinSet::new();
+        for _ in 0..200 {
+            let (client, request) = (victims.place.client(), request.clone());
+            let key = format!("key-{answers_before}");
+            starts.spawn(async move { start(&client, &request, &key).await });
+        }
+        let mut answers = Vec::new();
+        match answers_before {
+            // It has begun, and nobody was told.
+            0 => eventually(|| mark.exists()).await,
+            _ => {
+                for _ in 0..answers_before {
+                    answers.push(within(starts.join_next()).await.unwrap().unwrap());
+                }
+            }
+        }
         victims.kill_scheduler();
+        // Several round trips, in which those come in that were sent before.
+        for _ in 0..3 {
+            within(client.version()).await.unwrap_err();
+        }
+        while let Some(answer) = starts.try_join_next() {
+            answers.push(answer.unwrap());
+        }
+        cut_off += starts.len();
         victims.restart_scheduler();
-        connected(victims.place).await;
+        while let Some(answer) = within(starts.join_next()).await {
+            answers.push(answer.unwrap());
+        }
+        assert!(answers.iter().all(|answer| answer.accepted));
+        let ids: HashSet<_> = answers.iter().map(|answer| answer.id).collect();
+        assert_eq!(ids.len(), 1);
+        let id = *ids.iter().next().unwrap();
+        assert_eq!(within(end(&client, id)).await.exit_code, Some(3));
+        eventually(|| victims.dir.shims().is_empty()).await;
+        assert_eq!(fs::read_to_string(mark).unwrap(), format!("{id}\n"));
     }
-    let mut ids = HashSet::new();
-    while let Some(id) = within(starts.join_next()).await {
-        ids.insert(id.unwrap());
-    }
-    assert_eq!(ids.len(), 1);
-    let id = *ids.iter().next().unwrap();
-    assert_eq!(within(end(&client, id)).await.exit_code, Some(3));
-    assert_eq!(
-        fs::read_to_string(marks.join("1")).unwrap(),
-        format!("{id}\n")
-    );
+    assert!(cut_off > 0, "every kill came when all had their answer");
 }
 
 #[tokio::test]
@@ -304,11 +385,12 @@ async fn followers_at_any_offset_see_the_same_bytes_while_the_worker_is_killed()
                 offset: Some(offset),
                 ..everything(id)
             };
+            let mut pause = tokio::time::interval(Duration::from_millis(10));
             let mut logs = loop {
-                match client.logs(query.clone()).await {
-                    Ok(logs) => break logs,
-                    // Nothing is written yet, or the worker is away.
-                    Err(_) => sleep(Duration::from_millis(20)).await,
+                pause.tick().await;
+                // Nothing is written yet, or the worker is away.
+                if let Ok(logs) = client.logs(query.clone()).await {
+                    break logs;
                 }
             };
             (offset, rest(&mut logs).await)
@@ -463,7 +545,7 @@ async fn a_full_disk_of_the_scheduler_refuses_starts_until_there_is_room() {
     let error = client.start(&large).await.unwrap_err();
     assert_eq!(error.code(), Some("disk_full"), "{error}");
     scheduler.resize_disk(&data, "64m");
-    started.push(start(&client, &sh("exit 4"), "after").await);
+    started.push(start(&client, &sh("exit 4"), "after").await.id);
     for id in started {
         assert_eq!(within(end(&client, id)).await.exit_code, Some(4));
     }
@@ -554,12 +636,13 @@ async fn a_start_in_the_moment_of_a_shutdown_has_a_truthful_end() {
         let code = worker.code().await;
         assert!(matches!(code, Some(0) | None), "{code:?}");
         victims.restart_worker();
-        let id = within(starting).await.unwrap();
+        let Started { id, accepted } = within(starting).await.unwrap();
         let job = within(end(&client, id)).await;
         let mark = fs::read_to_string(marks.join(number.to_string())).unwrap_or_default();
         let began_once = mark == format!("{id}\n") && job.exit_code == Some(3);
         let never_began = mark.is_empty() && job.exit_code.is_none() && job.state.is_final();
-        assert!(began_once || never_began, "mark {mark:?}: {job:?}");
+        let truthful = if accepted { began_once } else { never_began };
+        assert!(truthful, "accepted {accepted}, mark {mark:?}: {job:?}");
     }
 }
 
