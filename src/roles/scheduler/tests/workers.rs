@@ -1,0 +1,241 @@
+//! Workers: who is let in, who is given up, and what becomes of their jobs.
+
+use super::*;
+
+#[tokio::test]
+async fn registrations_are_checked() {
+    let scheduler = TestScheduler::new().await;
+    let worker = Joined::new(&scheduler, "w1").await;
+    let asked = RegisterWorkerRequest {
+        address: "127.0.0.1:1".to_owned(),
+        name: "w1".to_owned(),
+        ..Default::default()
+    };
+    let taken = scheduler.register(asked.clone()).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists);
+    assert_eq!(
+        taken.metadata().get(proto::CODE).unwrap(),
+        "worker_name_taken"
+    );
+    assert!(taken.message().contains(&worker.id));
+    for bad in [
+        RegisterWorkerRequest {
+            name: "a b".to_owned(),
+            ..asked.clone()
+        },
+        RegisterWorkerRequest {
+            address: "nowhere".to_owned(),
+            name: "w2".to_owned(),
+            ..asked.clone()
+        },
+        RegisterWorkerRequest {
+            worker_id: "x".to_owned(),
+            ..asked.clone()
+        },
+    ] {
+        let status = scheduler.register(bad).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+    }
+    let mut stranger = Beats::open(&scheduler, &nobody(), "").await;
+    assert_eq!(stranger.over().await.code(), Code::NotFound);
+    let mut stale = Beats::open(&scheduler, &worker.id, &nobody()).await;
+    let status = stale.over().await;
+    assert_eq!(status.metadata().get(proto::CODE).unwrap(), "session_over");
+    scheduler.end().await;
+}
+
+fn nobody() -> String {
+    crate::ids::WorkerId::random().to_string()
+}
+
+#[tokio::test]
+async fn an_id_is_one_worker_s_as_long_as_it_is_connected() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let same = RegisterWorkerRequest {
+        address: worker.address.to_string(),
+        name: "w1".to_owned(),
+        worker_id: worker.id.clone(),
+        ..Default::default()
+    };
+    let elsewhere = RegisterWorkerRequest {
+        address: "127.0.0.1:1".to_owned(),
+        ..same.clone()
+    };
+    let rebooted = RegisterWorkerRequest {
+        boot_id: "another".to_owned(),
+        ..same.clone()
+    };
+    for other in [&elsewhere, &rebooted] {
+        let refused = scheduler.register(other.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        let word = refused.metadata().get(proto::CODE).unwrap();
+        assert_eq!(word, "worker_id_in_use");
+        for said in ["w1", &worker.id, &same.address, "`worker-id`, `journal`"] {
+            assert!(refused.message().contains(said), "{}", refused.message());
+        }
+        worker.beats.send(Vec::new(), false).await.unwrap();
+    }
+    worker.register(&scheduler).await;
+    worker.beat(&scheduler).await;
+    worker.beats.send(Vec::new(), true).await.unwrap();
+    drop(worker.beats);
+    scheduler.only_worker_is("joining").await;
+    for other in [elsewhere, rebooted] {
+        let answer = scheduler.register(other).await.unwrap();
+        assert_eq!(answer.worker_id, worker.id);
+    }
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_without_name_and_id_is_known_by_its_address() {
+    let scheduler = TestScheduler::new().await;
+    let request = RegisterWorkerRequest {
+        address: "127.0.0.1:9".to_owned(),
+        ..Default::default()
+    };
+    let first = scheduler.register(request.clone()).await.unwrap();
+    let again = scheduler.register(request).await.unwrap();
+    assert_eq!(first.worker_id, again.worker_id);
+    assert_ne!(first.session, again.session);
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_new_session_loses_the_jobs_it_does_not_name() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let kept = scheduler.start("true").await;
+    let gone = scheduler.start("true").await;
+    let mut old = Beats::open(&scheduler, &worker.id, &worker.session).await;
+    assert_eq!(worker.beats.over().await.code(), Code::FailedPrecondition);
+    worker.register(&scheduler).await;
+    assert_eq!(old.over().await.code(), Code::FailedPrecondition);
+    let (status, body) = scheduler
+        .post("/start", json!({"worker_id": "w1", "command": "true"}))
+        .await;
+    assert_eq!(
+        (status.as_u16(), &body["code"]),
+        (503, &json!("worker_not_ready"))
+    );
+    let (status, body) = scheduler.post("/start", json!({"command": "true"})).await;
+    assert_eq!(
+        (status.as_u16(), &body["code"]),
+        (503, &json!("no_worker_ready"))
+    );
+
+    worker.beat(&scheduler).await;
+    let running = || status_report(&kept);
+    worker.beats.send(vec![running()], false).await.unwrap();
+    let adopted = "11111111-2222-4333-8444-555555555555";
+    let spec = StartJobRequest {
+        command: "sleep".to_owned(),
+        name: "from-before".to_owned(),
+        created_us: 1_000_000,
+        ..Default::default()
+    };
+    let found = JobReport {
+        spec: Some(spec),
+        ..status_report(adopted)
+    };
+    worker.beats.send(vec![found], true).await.unwrap();
+    let body = scheduler.job(&gone, "lost").await;
+    assert_eq!(body["error_text"], "lost: worker restarted");
+    assert_eq!(body["job"]["exit_code"], Value::Null);
+    scheduler.job(&kept, "running").await;
+    let body = scheduler.job("from-before", "running").await;
+    assert_eq!(body["job"]["id"], adopted);
+    let (_, body) = scheduler.get("/jobs").await;
+    assert_eq!(body["jobs"][2]["id"], adopted, "it is the oldest");
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_silent_worker_is_unreachable_until_it_tells_of_its_jobs() {
+    let scheduler = TestScheduler::with_heartbeat(Duration::from_millis(500)).await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let id = scheduler.start("true").await;
+    let stopping = scheduler.post("/stop", json!({ "job_id": id }));
+    let (status, body) = stopping.await;
+    assert_eq!(
+        (status.as_u16(), &body["code"]),
+        (504, &json!("worker_unreachable"))
+    );
+    let body = scheduler.job(&id, "unknown").await;
+    let reason = body["job"]["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("worker w1 has not answered since"),
+        "{reason}"
+    );
+    assert_eq!(worker.beats.over().await.code(), Code::FailedPrecondition);
+    for (path, body) in [
+        ("/start", json!({"worker_id": "w1", "command": "true"})),
+        ("/stop", json!({ "job_id": id })),
+    ] {
+        let (status, body) = scheduler.post(path, body).await;
+        assert_eq!(
+            (status.as_u16(), &body["code"]),
+            (504, &json!("worker_unreachable"))
+        );
+    }
+    let (status, _) = scheduler.get(&format!("/logs?job_id={id}")).await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
+
+    let ready = scheduler.request(Method::GET, "/readyz?workers=1&wait_ms=60000", None);
+    worker.beat(&scheduler).await;
+    let snapshot = vec![status_report(&id)];
+    let (ready, sent) = tokio::join!(ready, worker.beats.send(snapshot, true));
+    sent.unwrap();
+    assert_eq!(ready.status(), StatusCode::OK);
+    scheduler.job(&id, "running").await;
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_whose_stream_broke_gets_no_jobs() {
+    let scheduler = TestScheduler::with_heartbeat(Duration::from_secs(60)).await;
+    let worker = Joined::new(&scheduler, "w1").await;
+    drop(worker.beats);
+    scheduler.only_worker_is("joining").await;
+    let (status, body) = scheduler.post("/start", json!({"command": "true"})).await;
+    assert_eq!(
+        (status.as_u16(), &body["code"]),
+        (503, &json!("no_worker_ready"))
+    );
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_leaves_takes_its_jobs_along() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let id = scheduler.start("true").await;
+    let mut grpc = scheduler.grpc().await;
+    let goodbye = proto::DeregisterWorkerRequest {
+        worker_id: worker.id.clone(),
+    };
+    assert!(
+        soon(grpc.deregister_worker(goodbye))
+            .await
+            .unwrap()
+            .into_inner()
+            .success
+    );
+    assert_eq!(worker.beats.over().await.code(), Code::FailedPrecondition);
+    let body = scheduler.job(&id, "lost").await;
+    assert_eq!(body["error_text"], "lost: worker left");
+    let (status, body) = scheduler
+        .post("/start", json!({"worker_id": "w1", "command": "true"}))
+        .await;
+    assert_eq!(
+        (status.as_u16(), &body["code"]),
+        (409, &json!("worker_left"))
+    );
+    let stranger = proto::DeregisterWorkerRequest {
+        worker_id: nobody(),
+    };
+    let status = soon(grpc.deregister_worker(stranger)).await.unwrap_err();
+    assert_eq!(status.code(), Code::NotFound);
+    scheduler.end().await;
+}
