@@ -24,8 +24,8 @@ const ROOMS: [(&str, &[&str]); 9] = [
 const DOORS: [(&str, &[&str]); 12] = [
     ("clap", &["cmd/", "main.rs"]),
     ("anyhow", &["cmd/", "main.rs"]),
-    ("unicode_width", &["client/render.rs"]),
-    ("indicatif", &["client/render.rs"]),
+    ("unicode_width", &["client/render/"]),
+    ("indicatif", &["client/render/progress.rs"]),
     ("reqwest", &["client/"]),
     (
         "axum",
@@ -61,7 +61,7 @@ const DOORS: [(&str, &[&str]); 12] = [
         ],
     ),
     ("rusqlite", &["roles/scheduler/store/"]),
-    ("serde_saphyr", &["client/render.rs"]),
+    ("serde_saphyr", &["client/render/mod.rs"]),
     ("signal_hook", &["roles/shim/mod.rs"]),
 ];
 

@@ -1,0 +1,110 @@
+//! What is said on stderr beside the data: notes, errors and usage.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+
+use anstyle::AnsiColor;
+use unicode_width::UnicodeWidthStr as _;
+
+use super::visible;
+
+/// Whether stderr is looked at by a person.
+pub fn is_attended() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Writes one line to stderr. A closed stderr is no reason to stop.
+pub fn note(text: &str) {
+    writeln!(anstream::stderr().lock(), "{}", visible(text)).unwrap_or_default();
+}
+
+/// As [`note`], but only where a person looks on.
+pub fn remark(text: &str) {
+    if is_attended() {
+        note(text);
+    }
+}
+
+/// How wide errors are at most, in columns.
+const WIDTH: usize = 80;
+
+/// `text` with its long lines broken between words; colour takes no room.
+fn wrapped(text: &str) -> String {
+    let width = |text: &str| anstream::adapter::strip_str(text).to_string().width();
+    let mut all = String::new();
+    for line in text.split_inclusive('\n') {
+        if width(line.trim_end()) <= WIDTH {
+            all.push_str(line);
+            continue;
+        }
+        let indent = line.len() - line.trim_start().len();
+        let mut used = 0;
+        for word in line.split_inclusive(' ') {
+            if used > indent && used + width(word.trim_end()) > WIDTH {
+                all.truncate(all.trim_end_matches(' ').len());
+                write!(all, "\n{:indent$}  ", "").unwrap_or_default();
+                used = indent + 2;
+            }
+            all.push_str(word);
+            used += width(word.trim_end_matches('\n'));
+        }
+    }
+    all
+}
+
+/// Writes what is wrong with a command line, styled already.
+pub fn usage(text: &str) {
+    let mut stderr = anstream::stderr().lock();
+    stderr
+        .write_all(wrapped(text).as_bytes())
+        .unwrap_or_default();
+}
+
+/// Writes `error: what`, a line for each cause, and what to do about it.
+pub fn failure(what: &str, causes: &[String], hint: Option<&str>) {
+    let red = AnsiColor::Red.on_default().bold();
+    let cyan = AnsiColor::Cyan.on_default().bold();
+    let mut text = format!("{red}error:{red:#} {}\n", visible(what));
+    for cause in causes {
+        // A cause may be a picture of several lines, of a place in a file.
+        let mut lines = cause.trim_end().lines();
+        let first = lines.next().unwrap_or_default();
+        writeln!(text, "  cause: {}", visible(first)).unwrap_or_default();
+        for line in lines {
+            writeln!(text, "         {}", visible(line)).unwrap_or_default();
+        }
+    }
+    if let Some(hint) = hint {
+        writeln!(text, "{cyan}hint:{cyan:#} {}", visible(hint)).unwrap_or_default();
+    }
+    // What reads a pipe wants each of them in one line.
+    let text = if is_attended() { wrapped(&text) } else { text };
+    anstream::stderr()
+        .lock()
+        .write_all(text.as_bytes())
+        .unwrap_or_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_broken_between_words() {
+        assert_eq!(wrapped("error: short\n"), "error: short\n");
+        let long = format!(
+            "\u{1b}[31merror:\u{1b}[0m {}\n\n  next\n",
+            "word ".repeat(30)
+        );
+        let text = wrapped(&long);
+        let plain = anstream::adapter::strip_str(&text).to_string();
+        assert!(plain.lines().all(|line| line.width() <= WIDTH), "{plain}");
+        let words = |text: &str| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(words(&text), words(&long));
+        assert!(text.ends_with("\n\n  next\n"), "{text:?}");
+    }
+}
