@@ -156,7 +156,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__dev)
-            opts="-h --data-dir --log-level --color --help"
+            opts="-h --raw --data-dir --log-level --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -442,7 +442,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__logs)
-            opts="-f -n -t -v -h --follow --tail --since --offset --stream --timestamps --server --verbose --color --help"
+            opts="-f -n -t -v -h --follow --tail --since --offset --stream --timestamps --raw --server --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -572,7 +572,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-f -v -h --worker --script --with --env --cwd --name --timeout --idempotency-key --wait --follow --server --verbose --color --help"
+            opts="-f -v -h --worker --script --with --env --cwd --name --timeout --idempotency-key --wait --follow --raw --server --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

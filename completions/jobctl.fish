@@ -58,6 +58,7 @@ always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l wait -d 'Stay until it has ended, and end with its exit code'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s f -l follow -d 'Show its output meanwhile, and end with its exit code'
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l raw -d 'With `--follow`: let control characters act on a terminal'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l signal -d 'The first signal [default: TERM]' -r
@@ -120,6 +121,7 @@ always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s f -l follow -d 'Go on until the job has ended, and end with its exit code'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s t -l timestamps -d 'Put the time before each line'
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l raw -d 'Let control characters act on a terminal, colours among them'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
@@ -202,6 +204,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l log-level -d 'What
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l raw -d 'Let control characters of the job act on a terminal'
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''

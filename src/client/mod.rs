@@ -22,6 +22,7 @@ pub mod error;
 pub mod logs;
 pub mod render;
 pub mod retry;
+pub mod visible;
 
 pub use error::Error;
 pub use logs::{Ending, Logs};

@@ -19,7 +19,7 @@ use crate::{
     api::StartRequest,
     client::{
         self, Client,
-        render::{self, Timestamps},
+        render::{self, Look},
     },
     config::LogFormat,
     roles::{
@@ -49,6 +49,10 @@ pub(super) struct Args {
     #[arg(value_name = "COMMAND", trailing_var_arg = true)]
     command: Vec<String>,
 
+    /// Let control characters of the job act on a terminal
+    #[arg(long, requires = "command")]
+    raw: bool,
+
     /// Where to keep everything [default: a folder removed at the end]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -72,7 +76,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     if args.command.is_empty() {
         stay(args.data_dir).await
     } else {
-        Ok(run_job(args.command, args.data_dir)
+        Ok(run_job(args.command, start::look(args.raw), args.data_dir)
             .await
             .unwrap_or_else(|error| report(&error, Codes::Job)))
     }
@@ -93,7 +97,11 @@ async fn stay(data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
 }
 
 /// Runs one job and shows its output; the number is its exit code.
-async fn run_job(command: Vec<String>, data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
+async fn run_job(
+    command: Vec<String>,
+    look: Look,
+    data_dir: Option<PathBuf>,
+) -> anyhow::Result<u8> {
     let mut words = command.into_iter();
     let folder = env::current_dir().context("the current folder is not there")?;
     let folder = folder.into_os_string().into_string();
@@ -106,7 +114,7 @@ async fn run_job(command: Vec<String>, data_dir: Option<PathBuf>) -> anyhow::Res
     let follow = async |client: Client| {
         let job = client.start(&request).await?.job_id;
         let query = start::everything(job);
-        logs::to_the_end(&client, query, Timestamps::Hidden).await
+        logs::to_the_end(&client, query, look).await
     };
     with_cluster(data_dir, follow).await
 }

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use anstyle::AnsiColor;
 use unicode_width::UnicodeWidthStr as _;
 
-use super::visible;
+use crate::client::visible::visible;
 
 /// Whether stderr is looked at by a person.
 pub fn is_attended() -> bool {

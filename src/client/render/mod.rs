@@ -1,10 +1,9 @@
 //! Everything a client command writes: data on stdout; notes, errors and the
 //! spinner on stderr. Names, commands and messages come from other people, so
-//! their control characters are made visible; only a job's output goes through
-//! as it is.
+//! their control characters are made visible wherever they go: each row and each
+//! message is to be one line. A job's output keeps them in files and pipes.
 
 use std::{
-    borrow::Cow,
     fmt::Write as _,
     io::{self, Write as _},
 };
@@ -13,7 +12,10 @@ use anstream::{AutoStream, ColorChoice};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::api::{Job, Worker};
+use crate::{
+    api::{Job, Worker},
+    client::visible::{is_unsafe, visible},
+};
 
 mod messages;
 mod output;
@@ -23,7 +25,7 @@ mod table;
 mod units;
 
 pub use messages::{failure, is_attended, note, remark, usage};
-pub use output::{JobOutput, Timestamps};
+pub use output::{Controls, JobOutput, Look, Timestamps};
 pub use progress::{Spinner, patiently};
 
 use rows::{JOBS, JOBS_WIDE, WORKERS, WORKERS_WIDE, block, job_row, worker_row};
@@ -183,6 +185,11 @@ fn document(value: &impl Serialize, format: Format) -> Result<String, Error> {
     Ok(match format {
         Format::Yaml => {
             let text = serde_saphyr::to_string(value)?;
+            // It has a way to escape each of them, but does not use it for marks
+            // that reorder text; and JSON is YAML, too.
+            if acts(&text) {
+                return document(value, Format::Json);
+            }
             format!("{}\n", text.trim_end_matches('\n'))
         }
         Format::Jsonl => escaped(serde_json::to_string(value)?) + "\n",
@@ -193,14 +200,16 @@ fn document(value: &impl Serialize, format: Format) -> Result<String, Error> {
 }
 
 /// serde_json escapes the controls below U+0020, but a terminal also acts upon
-/// the ones from U+007F on.
+/// others.
 fn escaped(json: String) -> String {
-    if !json.chars().any(|c| c != '\n' && is_unsafe(c)) {
+    if !acts(&json) {
         return json;
     }
     json.chars().fold(String::new(), |mut text, c| {
         if c != '\n' && is_unsafe(c) {
-            write!(text, "\\u{:04x}", u32::from(c)).unwrap_or_default();
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                write!(text, "\\u{unit:04x}").unwrap_or_default();
+            }
         } else {
             text.push(c);
         }
@@ -208,26 +217,9 @@ fn escaped(json: String) -> String {
     })
 }
 
-/// Whether a terminal would act upon `c`, or show the text in another order.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// `text` with every character escaped that a terminal would act upon.
-pub fn visible(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_unsafe) {
-        return Cow::Borrowed(text);
-    }
-    let mut safe = String::new();
-    for c in text.chars() {
-        if is_unsafe(c) {
-            safe.extend(c.escape_default());
-        } else {
-            safe.push(c);
-        }
-    }
-    Cow::Owned(safe)
+/// Whether a document holds what a terminal would act upon.
+fn acts(document: &str) -> bool {
+    document.chars().any(|c| c != '\n' && is_unsafe(c))
 }
 
 /// Lets `--color` win over what the environment and the terminal suggest.
@@ -272,21 +264,25 @@ mod tests {
     }
 
     #[test]
-    fn nothing_reaches_a_terminal_that_it_would_act_upon() {
-        assert_eq!(
-            visible("a\u{1b}[2J\tb\n\u{9b}"),
-            "a\\u{1b}[2J\\tb\\n\\u{9b}"
-        );
-        assert_eq!(visible("\u{202e}txt"), "\\u{202e}txt");
-        assert_eq!(visible("naïve 日本"), "naïve 日本");
-        let mut evil = job();
-        evil.name = Some("\u{7f}\u{9b}2J\u{1b}".into());
-        for format in [Format::Json, Format::Jsonl, Format::Yaml] {
-            let text = document(&evil, format).unwrap();
-            assert!(!text.chars().any(|c| c != '\n' && is_unsafe(c)), "{text:?}");
+    fn no_document_holds_what_a_terminal_would_act_upon() {
+        for name in [
+            "\u{7f}\u{9b}2J\u{1b}",
+            "\u{202e}txt\u{2066}",
+            "\u{e0041}",
+            "a\u{2028}b",
+        ] {
+            let mut evil = job();
+            evil.name = Some(name.into());
+            for format in [Format::Json, Format::Jsonl, Format::Yaml] {
+                let text = document(&evil, format).unwrap();
+                assert!(!acts(&text), "{text:?}");
+                let read: Job = match format {
+                    Format::Yaml => serde_saphyr::from_str(&text).unwrap(),
+                    _ => serde_json::from_str(&text).unwrap(),
+                };
+                assert_eq!(read, evil);
+            }
         }
-        let text = document(&evil, Format::Json).unwrap();
-        assert_eq!(serde_json::from_str::<Job>(&text).unwrap(), evil);
     }
 
     #[test]

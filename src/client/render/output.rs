@@ -1,12 +1,16 @@
 //! A job's output: its stdout on ours, its stderr on ours, in the order it was
-//! written.
+//! written. A terminal gets its control characters made visible, everything else
+//! the bytes.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use jiff::Timestamp;
 
 use super::OutputError;
-use crate::proto::{OutputStream, StreamJobResponse};
+use crate::{
+    client::visible::Visible,
+    proto::{OutputStream, StreamJobResponse},
+};
 
 /// Output is written in pieces of at most about this size, in bytes.
 const PIECE: usize = 256 * 1024;
@@ -20,14 +24,39 @@ pub enum Timestamps {
     Shown,
 }
 
+/// What a terminal gets of the control characters in a job's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Controls {
+    /// A picture of them.
+    Visible,
+    /// Themselves.
+    Raw,
+}
+
+/// How a job's output is to be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Before each line.
+    pub timestamps: Timestamps,
+    /// On a terminal.
+    pub controls: Controls,
+}
+
 /// A job's stdout and stderr, on ours.
 pub struct JobOutput {
     /// Not yet written, and meant for `to`.
     pending: Vec<u8>,
     to: OutputStream,
     timestamps: Timestamps,
-    out_line: Line,
-    err_line: Line,
+    out: Side,
+    err: Side,
+}
+
+/// How far one of the two streams has come.
+struct Side {
+    line: Line,
+    /// Where it goes to a terminal.
+    visible: Option<Visible>,
 }
 
 /// Where in a line the last byte left off.
@@ -39,13 +68,24 @@ enum Line {
 
 impl JobOutput {
     /// Nothing is written yet.
-    pub fn new(timestamps: Timestamps) -> Self {
+    pub fn new(look: Look) -> Self {
+        let side = |is_terminal: bool| Side {
+            line: Line::Beginning,
+            visible: (is_terminal && look.controls == Controls::Visible).then(Visible::default),
+        };
         Self {
             pending: Vec::new(),
             to: OutputStream::Stdout,
-            timestamps,
-            out_line: Line::Beginning,
-            err_line: Line::Beginning,
+            timestamps: look.timestamps,
+            out: side(io::stdout().is_terminal()),
+            err: side(io::stderr().is_terminal()),
+        }
+    }
+
+    fn side(&mut self, of: OutputStream) -> &mut Side {
+        match of {
+            OutputStream::Stderr => &mut self.err,
+            OutputStream::Stdout | OutputStream::Unspecified => &mut self.out,
         }
     }
 
@@ -63,33 +103,62 @@ impl JobOutput {
         match self.timestamps {
             Timestamps::Hidden => self.pending.extend_from_slice(&message.output),
             Timestamps::Shown => {
-                let line = match to {
-                    OutputStream::Stderr => &mut self.err_line,
-                    OutputStream::Stdout | OutputStream::Unspecified => &mut self.out_line,
-                };
-                stamp(&mut self.pending, message.time_us, &message.output, line);
+                let mut pending = std::mem::take(&mut self.pending);
+                let line = &mut self.side(to).line;
+                stamp(&mut pending, message.time_us, &message.output, line);
+                self.pending = pending;
             }
         }
         Ok(())
     }
 
-    /// Returns once everything taken in so far was handed to the system.
+    /// Returns once everything taken in so far was handed to the system, save the
+    /// beginning of a character, which a terminal sees when it is whole.
     pub async fn flush(&mut self) -> Result<(), OutputError> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
         let (bytes, to) = (std::mem::take(&mut self.pending), self.to);
-        // On a thread of its own: a pager that does not read on must not keep
-        // Ctrl-C from being heard.
-        let written = tokio::task::spawn_blocking(move || {
-            let written = write_all(to, &bytes);
-            (bytes, written)
-        });
-        let (bytes, written) = written.await.map_err(io::Error::other)?;
-        self.pending = bytes;
-        self.pending.clear();
-        Ok(written?)
+        match &mut self.side(to).visible {
+            None => {
+                self.pending = hand_over(to, bytes).await?;
+                self.pending.clear();
+                Ok(())
+            }
+            Some(visible) => {
+                let mut shown = String::with_capacity(bytes.len());
+                visible.push(&bytes, &mut shown);
+                hand_over(to, shown.into_bytes()).await.map(drop)
+            }
+        }
     }
+
+    /// As [`JobOutput::flush`], of everything: what comes next, if anything, does
+    /// not go on where this ended.
+    pub async fn finish(&mut self) -> Result<(), OutputError> {
+        self.flush().await?;
+        for to in [OutputStream::Stdout, OutputStream::Stderr] {
+            let mut rest = String::new();
+            if let Some(visible) = &mut self.side(to).visible {
+                visible.finish(&mut rest);
+            }
+            hand_over(to, rest.into_bytes()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes `bytes`, and returns them for their room.
+async fn hand_over(to: OutputStream, bytes: Vec<u8>) -> Result<Vec<u8>, OutputError> {
+    if bytes.is_empty() {
+        return Ok(bytes);
+    }
+    // On a thread of its own: a pager that does not read on must not keep
+    // Ctrl-C from being heard.
+    let written = tokio::task::spawn_blocking(move || {
+        let written = write_all(to, &bytes);
+        (bytes, written)
+    });
+    let (bytes, written) = written.await.map_err(io::Error::other)?;
+    written?;
+    Ok(bytes)
 }
 
 fn write_all(to: OutputStream, bytes: &[u8]) -> io::Result<()> {

@@ -4,7 +4,8 @@ use std::{pin::pin, time::Duration};
 
 use indicatif::ProgressBar;
 
-use super::{note, visible};
+use super::note;
+use crate::client::visible::visible;
 
 /// What takes no longer than this needs no spinner.
 const AT_ONCE: Duration = Duration::from_millis(300);

@@ -8,9 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     table::{Cell, cell, cell_or, styled},
     units::{age, length, size},
-    visible,
 };
-use crate::api::{Job, JobState, Worker, WorkerState};
+use crate::{
+    api::{Job, JobState, Worker, WorkerState},
+    client::visible::visible,
+};
 
 pub(super) const JOBS: [&str; 7] = ["ID", "NAME", "STATE", "EXIT", "WORKER", "AGE", "COMMAND"];
 

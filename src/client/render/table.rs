@@ -10,7 +10,8 @@ use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
-use super::{Error, data, lines, visible};
+use super::{Error, data, lines};
+use crate::client::visible::visible;
 
 /// How stdout is to be written to.
 pub(super) struct Shape {
