@@ -11,14 +11,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Codes, DONE, EXIT_CODES, logs, report,
+    Caller, Codes, DONE, EXIT_CODES, Effect, Reach, logs, report,
     role::{Signals, start_log},
     scheduler, start, worker,
 };
 use crate::{
     api::StartRequest,
     client::{
-        self, Client,
+        Client,
         render::{self, Look},
     },
     config::LogFormat,
@@ -89,7 +89,9 @@ async fn stay(data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
         render::note(&format!(
             "a cluster runs at {server} until Ctrl-C; elsewhere, type:"
         ));
-        render::data(&examples(&server))?;
+        let plain = Caller::new(Reach::default(), Effect::Reads);
+        let found = plain.is_ok_and(|plain| plain.client.server() == client.server());
+        render::data(&examples(&server, found))?;
         std::future::pending().await
     };
     with_cluster(data_dir, idle).await?;
@@ -166,11 +168,11 @@ async fn with_cluster(
     }
 }
 
-/// Three commands to type next.
-fn examples(server: &str) -> String {
-    let jobctl = match server {
-        client::DEFAULT_SERVER => "jobctl".to_owned(),
-        _ => format!("jobctl --server {server}"),
+/// Three commands to type next; the server is named unless it is found without.
+fn examples(server: &str, found: bool) -> String {
+    let jobctl = match found {
+        true => "jobctl".to_owned(),
+        false => format!("jobctl --server {server}"),
     };
     format!(
         "{jobctl} start --follow -- bash -c 'echo hello; sleep 1; echo bye'\n\
@@ -263,9 +265,10 @@ mod tests {
 
     #[test]
     fn the_server_is_named_only_where_it_must_be() {
-        assert_eq!(examples(client::DEFAULT_SERVER).lines().count(), 3);
-        assert!(examples(client::DEFAULT_SERVER).contains("\njobctl jobs\n"));
-        let elsewhere = examples("http://127.0.0.1:4000");
+        let found = examples("http://127.0.0.1:3000", true);
+        assert_eq!(found.lines().count(), 3);
+        assert!(found.contains("\njobctl jobs\n"));
+        let elsewhere = examples("http://127.0.0.1:4000", false);
         assert!(elsewhere.contains("\njobctl --server http://127.0.0.1:4000 jobs\n"));
     }
 

@@ -9,6 +9,7 @@
 mod cli;
 mod cluster;
 mod completions;
+mod context;
 mod dev;
 mod faults;
 mod jobs;

@@ -12,7 +12,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("roles/shim/", &["ids"]),
     ("roles/worker/", &["ids", "proto", "roles::shim"]),
     ("roles/scheduler/", &["api", "ids", "proto"]),
-    ("client/", &["api", "ids", "proto"]),
+    ("client/", &["api", "config", "ids", "proto"]),
     ("cmd/", &["api", "client", "config", "ids", "roles"]),
     ("config.rs", &[]),
     ("api.rs", &["ids"]),
@@ -51,10 +51,11 @@ const DOORS: [(&str, &[&str]); 12] = [
             "roles/worker/mod.rs",
         ],
     ),
-    ("toml", &["config.rs"]),
+    ("toml", &["config.rs", "client/contexts.rs"]),
     (
         "tempfile",
         &[
+            "client/contexts.rs",
             "cmd/dev.rs",
             "roles/worker/journal.rs",
             "roles/worker/session.rs",

@@ -30,6 +30,8 @@ use crate::{
 /// Where commands are typed.
 pub(crate) struct Jobctl {
     folder: TempDir,
+    /// Not within the folder, which some tests want to be empty at the end.
+    client_dir: TempDir,
     server: Option<String>,
 }
 
@@ -64,6 +66,7 @@ impl Jobctl {
     pub(crate) fn new() -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
+            client_dir: tempfile::tempdir().unwrap(),
             server: None,
         }
     }
@@ -84,6 +87,10 @@ impl Jobctl {
         self.folder.path()
     }
 
+    pub(crate) fn client_dir(&self) -> &Path {
+        self.client_dir.path()
+    }
+
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command
@@ -92,6 +99,7 @@ impl Jobctl {
             .stdin(Stdio::null())
             .env_clear()
             .env("HOME", self.folder())
+            .env("JOBCTL_CLIENT_DIR", self.client_dir())
             .env("TMPDIR", self.folder())
             .env("PATH", "/usr/bin:/bin");
         if let Some(server) = &self.server {

@@ -1,7 +1,9 @@
 //! What is said on stderr beside the data: notes, errors and usage.
 
-use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    fmt::Write as _,
+    io::{self, IsTerminal as _, Write as _},
+};
 
 use anstyle::AnsiColor;
 use unicode_width::UnicodeWidthStr as _;
@@ -23,6 +25,20 @@ pub fn remark(text: &str) {
     if is_attended() {
         note(text);
     }
+}
+
+/// Asks a person; `None` where there is none, on both ends.
+pub fn ask(question: &str) -> io::Result<Option<bool>> {
+    if !io::stdin().is_terminal() || !is_attended() {
+        return Ok(None);
+    }
+    let mut stderr = anstream::stderr().lock();
+    write!(stderr, "{} [y/N] ", visible(question))?;
+    stderr.flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    let answer = answer.trim().to_ascii_lowercase();
+    Ok(Some(matches!(answer.as_str(), "y" | "yes")))
 }
 
 /// How wide errors are at most, in columns.

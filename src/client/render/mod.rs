@@ -14,7 +14,10 @@ use serde::Serialize;
 
 use crate::{
     api::{Job, Worker},
-    client::visible::{is_unsafe, visible},
+    client::{
+        contexts::Named,
+        visible::{is_unsafe, visible},
+    },
 };
 
 mod messages;
@@ -24,11 +27,15 @@ mod rows;
 mod table;
 mod units;
 
-pub use messages::{failure, is_attended, note, remark, usage};
+pub use messages::{ask, failure, is_attended, note, remark, usage};
 pub use output::{Controls, JobOutput, Look, Timestamps};
 pub use progress::{Spinner, patiently};
+pub use rows::quoted;
 
-use rows::{JOBS, JOBS_WIDE, WORKERS, WORKERS_WIDE, block, job_row, worker_row};
+use rows::{
+    CONTEXTS, CONTEXTS_WIDE, JOBS, JOBS_WIDE, WORKERS, WORKERS_WIDE, block, context_block,
+    context_row, job_row, worker_row,
+};
 use table::{Shape, table};
 
 /// Stdout, or the stderr of a followed job, did not take what was written.
@@ -136,6 +143,23 @@ pub fn workers(workers: &[Worker], format: Format) -> Result<(), Error> {
             |worker| worker.id.to_string(),
             |worker| worker.name.clone(),
         ),
+    }
+}
+
+/// Shows contexts as they were asked for.
+pub fn contexts(contexts: &[Named], format: Format, many: Many) -> Result<(), Error> {
+    let name = |named: &Named| named.name.clone();
+    match (format, many) {
+        (Format::Table { wide, headers }, Many::List) => {
+            let header: &[&str] = if wide { &CONTEXTS_WIDE } else { &CONTEXTS };
+            let rows = contexts.iter().map(|named| context_row(named, wide));
+            table(&Shape::of_stdout(), header, headers, rows.collect())
+        }
+        (Format::Table { .. }, Many::Several | Many::Named) => {
+            let blocks: Vec<_> = contexts.iter().map(context_block).collect();
+            Ok(data(&blocks.join("\n"))?)
+        }
+        _ => documents(contexts, format, many, name, name),
     }
 }
 

@@ -1,6 +1,6 @@
-//! What is told of each job and worker: in a row of a table, or in full.
+//! What is told of each job, worker and context: in a row of a table, or in full.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{borrow::Cow, fmt::Write as _, path::PathBuf};
 
 use anstyle::{AnsiColor, Style};
 use jiff::{SignedDuration, Timestamp};
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     api::{Job, JobState, Worker, WorkerState},
-    client::visible::visible,
+    client::{contexts::Named, visible::visible},
 };
 
 pub(super) const JOBS: [&str; 7] = ["ID", "NAME", "STATE", "EXIT", "WORKER", "AGE", "COMMAND"];
@@ -25,6 +25,10 @@ pub(super) const WORKERS: [&str; 7] = ["ID", "NAME", "STATE", "SINCE", "JOBS", "
 pub(super) const WORKERS_WIDE: [&str; 10] = [
     "ID", "NAME", "STATE", "SINCE", "JOBS", "LOAD", "HEARD", "AGE", "VERSION", "ADDRESS",
 ];
+
+pub(super) const CONTEXTS: [&str; 4] = ["NAME", "CURRENT", "SERVER", "CREDENTIAL"];
+pub(super) const CONTEXTS_WIDE: [&str; 6] =
+    ["NAME", "CURRENT", "SERVER", "CA", "IDENTITY", "TOKEN"];
 
 pub(super) fn job_row(job: &Job, wide: bool, now: Timestamp) -> Vec<Cell> {
     let mut row = vec![
@@ -92,6 +96,62 @@ pub(super) fn worker_row(worker: &Worker, wide: bool, now: Timestamp) -> Vec<Cel
     row
 }
 
+pub(super) fn context_row(named: &Named, wide: bool) -> Vec<Cell> {
+    let context = &named.context;
+    let mut row = vec![
+        cell(&named.name),
+        cell(if named.current { "yes" } else { "-" }),
+        cell(&context.server),
+    ];
+    let files = [
+        &context.ca_file,
+        &context.identity_file,
+        &context.token_file,
+    ];
+    if wide {
+        row.extend(files.map(|file| cell_or(file.as_ref().map(|file| file.display()))));
+    } else {
+        row.push(cell(match files {
+            [_, Some(_), _] => "identity",
+            [_, None, Some(_)] => "token",
+            [_, None, None] => "-",
+        }));
+    }
+    row
+}
+
+/// A context in full.
+pub(super) fn context_block(named: &Named) -> String {
+    let context = &named.context;
+    let path = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
+    in_full(
+        [
+            ("Context", Some(named.name.clone())),
+            (
+                "Current",
+                Some(if named.current { "yes" } else { "no" }.to_owned()),
+            ),
+            ("Server", Some(context.server.to_string())),
+            ("CA", path(&context.ca_file)),
+            ("Identity", path(&context.identity_file)),
+            ("Token", path(&context.token_file)),
+        ]
+        .map(|(key, value)| (key, value.map(|value| visible(&value).into_owned()))),
+    )
+}
+
+/// A line for each thing that there is.
+fn in_full<const N: usize>(lines: [(&str, Option<String>); N]) -> String {
+    lines
+        .into_iter()
+        .fold(String::new(), |mut text, (key, value)| {
+            if let Some(value) = value {
+                writeln!(text, "{:<12}{value}", format!("{key}:")).unwrap_or_default();
+            }
+            text
+        })
+}
+
 /// A job in full, a line for each thing there is to say.
 pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
     let style = match job_colour(job.state) {
@@ -118,7 +178,7 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
     let env = (!job.env.is_empty()).then(|| job.env.join(" "));
     let duration =
         |milliseconds| length(SignedDuration::from_millis_i128(i128::from(milliseconds)));
-    let lines = [
+    in_full([
         ("Job", Some(job.id.to_string())),
         ("Name", job.name.as_ref().map(shown)),
         ("State", Some(state)),
@@ -139,15 +199,7 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         ),
         ("Ran for", ran(job, now).map(length)),
         ("Output", Some(size(job.output_bytes))),
-    ];
-    lines
-        .into_iter()
-        .fold(String::new(), |mut text, (key, value)| {
-            if let Some(value) = value {
-                writeln!(text, "{:<12}{value}", format!("{key}:")).unwrap_or_default();
-            }
-            text
-        })
+    ])
 }
 
 /// What runs, as one could type it into a shell.
@@ -156,7 +208,8 @@ fn command_line(job: &Job) -> String {
     words.map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
 }
 
-fn quoted(word: &str) -> Cow<'_, str> {
+/// As one word of a shell.
+pub fn quoted(word: &str) -> Cow<'_, str> {
     let plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+^".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return Cow::Borrowed(word);
