@@ -89,6 +89,15 @@ async fn hostile() -> String {
 }
 
 #[tokio::test]
+async fn a_wrong_word_of_a_command_line_does_not_act_on_a_terminal() {
+    let args = ["jobs", "--state", CLIPBOARD];
+    let seen = Jobctl::new().on_terminal(&args, "").await;
+    assert_eq!(seen.code, Some(2), "{seen:?}");
+    assert!(seen.shown.contains(PICTURE), "{seen:?}");
+    assert!(!seen.shown.contains(CLIPBOARD), "{seen:?}");
+}
+
+#[tokio::test]
 async fn what_a_scheduler_says_does_not_act_on_a_terminal() {
     let jobctl = Jobctl::at(hostile().await);
     for (args, code) in [

@@ -44,6 +44,9 @@ pub fn ask(question: &str) -> io::Result<Option<bool>> {
 /// How wide errors are at most, in columns.
 const WIDTH: usize = 80;
 
+/// Begins a style, along with much else.
+const STYLE: &str = "\u{1b}[";
+
 /// `text` with its long lines broken between words; colour takes no room.
 fn wrapped(text: &str) -> String {
     let width = |text: &str| anstream::adapter::strip_str(text).to_string().width();
@@ -68,11 +71,39 @@ fn wrapped(text: &str) -> String {
     all
 }
 
+/// `text` with nothing that acts but its styles: what is wrong with a command line
+/// repeats the words of it, which may come from anywhere.
+fn only_styled(text: &str) -> String {
+    let mut safe = String::new();
+    for (number, part) in text.split(STYLE).enumerate() {
+        let is_code = |c: char| c.is_ascii_digit() || c == ';';
+        let code = part.len() - part.trim_start_matches(is_code).len();
+        let plain = match (number, part[code..].strip_prefix('m')) {
+            (0, _) => part,
+            (_, Some(plain)) => {
+                safe.extend([STYLE, &part[..code], "m"]);
+                plain
+            }
+            (_, None) => {
+                safe.push_str(&visible(STYLE));
+                part
+            }
+        };
+        for (number, line) in plain.split('\n').enumerate() {
+            if number > 0 {
+                safe.push('\n');
+            }
+            safe.push_str(&visible(line));
+        }
+    }
+    safe
+}
+
 /// Writes what is wrong with a command line, styled already.
 pub fn usage(text: &str) {
     let mut stderr = anstream::stderr().lock();
     stderr
-        .write_all(wrapped(text).as_bytes())
+        .write_all(wrapped(&only_styled(text)).as_bytes())
         .unwrap_or_default();
 }
 
@@ -104,6 +135,20 @@ pub fn failure(what: &str, causes: &[String], hint: Option<&str>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_styled_text_only_the_styles_act() {
+        let styled = "\u{1b}[1;31merror:\u{1b}[0m a\n\n  b\n";
+        assert_eq!(only_styled(styled), styled);
+        for (text, shown) in [
+            ("\u{1b}]52;c;x\u{7}", "^[]52;c;x^G"),
+            ("a\u{1b}[2Jb\rc", "a^[[2Jb^Mc"),
+            ("\u{1b}[\u{1b}[1m", "^[[\u{1b}[1m"),
+            ("\u{9b}2J\u{202e}", "<U+009B>2J<U+202E>"),
+        ] {
+            assert_eq!(only_styled(text), shown);
+        }
+    }
 
     #[test]
     fn errors_are_broken_between_words() {
