@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_jobctl_global_optspecs
-    string join \n server= v/verbose color= h/help V/version
+    string join \n server= context= client-dir= v/verbose color= h/help V/version
 end
 
 function __fish_jobctl_needs_command
@@ -24,7 +24,9 @@ function __fish_jobctl_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c jobctl -n "__fish_jobctl_needs_command" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_needs_command" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_needs_command" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_needs_command" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_needs_command" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -39,6 +41,7 @@ complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "logs" -d 'Show what a
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "workers" -d 'List the workers and how they stand'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "version" -d 'Show the versions of this program and of the scheduler'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "context" -d 'Choose and keep how clusters are reached'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "scheduler" -d 'Run the scheduler: the HTTP API, and the list of workers and jobs'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "worker" -d 'Run a worker: starts jobs on this machine, and keeps their output'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
@@ -52,17 +55,22 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l cwd -d 'The fold
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l wait -d 'Stay until it has ended, and end with its exit code'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s f -l follow -d 'Show its output meanwhile, and end with its exit code'
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l raw -d 'With `--follow`: let control characters act on a terminal'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l signal -d 'The first signal [default: TERM]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l grace -d 'From the first signal to KILL [default: the worker\'s own]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -75,7 +83,9 @@ json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -100,7 +110,9 @@ json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -114,15 +126,20 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l since -d 'Begin w
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l offset -d 'Begin with this byte' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l stream -d 'Only one of them: stdout or stderr' -r -f -a "stdout\t''
 stderr\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s f -l follow -d 'Go on until the job has ended, and end with its exit code'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s t -l timestamps -d 'Put the time before each line'
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l raw -d 'Let control characters act on a terminal, colours among them'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -134,7 +151,9 @@ json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -145,12 +164,78 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s h -l help -d '
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s o -l output -d 'How to show it: json, jsonl or yaml [default: two lines]' -r -f -a "json\t''
 jsonl\t''
 yaml\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and not __fish_seen_subcommand_from list use show add remove help" -l client-dir -d 'Where the contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and not __fish_seen_subcommand_from list use show add remove help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and not __fish_seen_subcommand_from list use show add remove help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and not __fish_seen_subcommand_from list use show add remove help" -f -a "list" -d 'List the contexts'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and not __fish_seen_subcommand_from list use show add remove help" -f -a "use" -d 'Make a context the current one'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and not __fish_seen_subcommand_from list use show add remove help" -f -a "show" -d 'Show one context in full'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and not __fish_seen_subcommand_from list use show add remove help" -f -a "add" -d 'Add a context'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and not __fish_seen_subcommand_from list use show add remove help" -f -a "remove" -d 'Remove a context, with those of its files that lie in the client\'s folder'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and not __fish_seen_subcommand_from list use show add remove help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from list" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
+wide\t''
+json\t''
+jsonl\t''
+yaml\t''
+name\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from list" -l client-dir -d 'Where the contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from list" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from list" -s q -l quiet -d 'Show whole ids only'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from list" -l no-headers -d 'Leave out the column names of tables'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from use" -l client-dir -d 'Where the contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from use" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from use" -s h -l help -d 'Print help'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from show" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
+wide\t''
+json\t''
+jsonl\t''
+yaml\t''
+name\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from show" -l client-dir -d 'Where the contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from show" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from show" -s q -l quiet -d 'Show whole ids only'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from show" -l no-headers -d 'Leave out the column names of tables'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from add" -l server -d 'The scheduler\'s HTTP API' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from add" -l ca-file -d 'What signs the scheduler\'s certificate, in PEM' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from add" -l identity-file -d 'The client\'s certificate and key, in PEM; nobody else may read it' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from add" -l token-file -d 'A bearer token; nobody else may read it' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from add" -l client-dir -d 'Where the contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from add" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from add" -l use -d 'Make it the current one'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from remove" -l client-dir -d 'Where the contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from remove" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from remove" -s y -l yes -d 'Do not ask'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the contexts'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from help" -f -a "use" -d 'Make a context the current one'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show one context in full'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from help" -f -a "add" -d 'Add a context'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Remove a context, with those of its files that lie in the client\'s folder'
+complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l data-dir -d 'Where to keep the records of jobs and workers [default: ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l http-addr -d 'Where to serve HTTP [default: 127.0.0.1:3000]' -r
@@ -202,22 +287,29 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l log-level -d 'What
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -l raw -d 'Let control characters of the job act on a terminal'
 complete -c jobctl -n "__fish_jobctl_using_subcommand dev" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "start" -d 'Start a program or script on a worker; prints the id of the job'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "stop" -d 'Stop jobs, each with everything it started'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "query" -d 'Show jobs in full'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "jobs" -d 'List jobs, the newest first'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "logs" -d 'Show what a job has written'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "workers" -d 'List the workers and how they stand'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "version" -d 'Show the versions of this program and of the scheduler'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "scheduler" -d 'Run the scheduler: the HTTP API, and the list of workers and jobs'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "worker" -d 'Run a worker: starts jobs on this machine, and keeps their output'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "completions" -d 'Print the completion script of a shell'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version scheduler worker dev completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "start" -d 'Start a program or script on a worker; prints the id of the job'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "stop" -d 'Stop jobs, each with everything it started'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "query" -d 'Show jobs in full'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "jobs" -d 'List jobs, the newest first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "logs" -d 'Show what a job has written'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "workers" -d 'List the workers and how they stand'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "version" -d 'Show the versions of this program and of the scheduler'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "context" -d 'Choose and keep how clusters are reached'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "scheduler" -d 'Run the scheduler: the HTTP API, and the list of workers and jobs'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "worker" -d 'Run a worker: starts jobs on this machine, and keeps their output'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "completions" -d 'Print the completion script of a shell'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "list" -d 'List the contexts'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "use" -d 'Make a context the current one'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "show" -d 'Show one context in full'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "add" -d 'Add a context'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "remove" -d 'Remove a context, with those of its files that lie in the client\'s folder'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from worker" -f -a "kill-all" -d 'End the jobs of a worker that is not running'

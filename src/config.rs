@@ -278,7 +278,7 @@ pub enum Error {
         /// As `section.key`.
         key: String,
         /// The valid key most like it.
-        nearest: &'static str,
+        nearest: String,
     },
     /// TLS was asked for.
     #[error("`{section}.use_tls` is true in {}, but there is no TLS yet", file.display())]
@@ -319,7 +319,7 @@ fn parse<F: File>(text: &str, file: &Path) -> Result<F, Error> {
         return Err(Error::UnknownKey {
             file: file.to_owned(),
             key,
-            nearest,
+            nearest: nearest.to_owned(),
         });
     }
     if let Some((section, _)) = table.iter().find(|(_, value)| !value.is_table()) {
@@ -366,11 +366,13 @@ fn unknown_key(table: &toml::Table, known: &[&'static str]) -> Option<(String, &
     None
 }
 
-fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// The one of `known` that is most like `key`.
+pub(crate) fn nearest<'a>(key: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known.min_by_key(|known| distance(key, known))
 }
 
-fn distance(a: &str, b: &str) -> usize {
+/// How many wrong letters make one of the other.
+pub(crate) fn distance(a: &str, b: &str) -> usize {
     strsim::damerau_levenshtein(a, b)
 }
 
@@ -479,7 +481,7 @@ mod tests {
                 Error::UnknownKey {
                     key: k, nearest: n, ..
                 } => {
-                    assert_eq!((k.as_str(), n), (key, nearest), "{text}");
+                    assert_eq!((k.as_str(), n.as_str()), (key, nearest), "{text}");
                 }
                 error => panic!("{text}: {error:?}"),
             }

@@ -4,8 +4,8 @@
 //! | room | what is in it | may import |
 //! |---|---|---|
 //! | [`cmd`] | the command line: one file a verb, flags to values, the exit codes | `api`, `client`, `config`, `ids`, `roles` |
-//! | [`config`] | reads `config.toml` | – |
-//! | [`client`] | one method per HTTP endpoint, and everything written to stdout | `api`, `ids`, `proto` |
+//! | [`config`] | reads `config.toml`; which key was meant | – |
+//! | [`client`] | one method per HTTP endpoint, the contexts, and everything written to stdout | `api`, `config`, `ids`, `proto` |
 //! | [`roles::scheduler`] | the HTTP API, who is in the cluster, the record of every job | `api`, `ids`, `proto` |
 //! | [`roles::worker`] | the jobs of one machine and their output | `ids`, `proto`, `shim` |
 //! | [`roles::shim`] | one job's process tree | `ids` |

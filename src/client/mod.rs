@@ -10,7 +10,7 @@ use std::{
 };
 
 use reqwest::{Method, RequestBuilder, Response, Url, header};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::api::{
@@ -18,10 +18,12 @@ use crate::api::{
     StartResponse, StopRequest, StopResponse, VersionResponse, WorkersResponse,
 };
 
+pub mod contexts;
 pub mod error;
 pub mod logs;
 pub mod render;
 pub mod retry;
+pub mod visible;
 
 pub use error::Error;
 pub use logs::{Ending, Logs};
@@ -54,7 +56,8 @@ fn may_start_again(error: &Error) -> bool {
 }
 
 /// The URL of a scheduler.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Server(Url);
 
 impl FromStr for Server {
@@ -65,10 +68,23 @@ impl FromStr for Server {
             .parse()
             .map_err(|error| format!("not a URL ({error}); write it as `{DEFAULT_SERVER}`"))?;
         match url.scheme() {
-            "http" if url.has_host() => Ok(Self(url)),
-            "https" => Err("this version has no TLS yet and speaks `http://` only".to_owned()),
+            "http" | "https" if url.has_host() => Ok(Self(url)),
             _ => Err(format!("not an HTTP URL; write it as `{DEFAULT_SERVER}`")),
         }
+    }
+}
+
+impl TryFrom<String> for Server {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Server> for String {
+    fn from(server: Server) -> Self {
+        server.to_string()
     }
 }
 
@@ -314,6 +330,7 @@ mod tests {
             ("http://127.0.0.1:3000", "http://127.0.0.1:3000"),
             ("http://host:1/", "http://host:1"),
             ("http://host/jobs/", "http://host/jobs"),
+            ("https://10.0.0.1:3000", "https://10.0.0.1:3000"),
         ] {
             assert_eq!(good.parse::<Server>().unwrap().to_string(), shown);
         }
@@ -322,7 +339,7 @@ mod tests {
             "127.0.0.1:3000",
             "localhost:3000",
             "ftp://x",
-            "https://x",
+            "https://",
             "http://",
         ] {
             assert!(bad.parse::<Server>().is_err(), "{bad}");

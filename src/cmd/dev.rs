@@ -11,15 +11,15 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Codes, DONE, EXIT_CODES, logs, report,
+    Caller, Codes, DONE, EXIT_CODES, Effect, Reach, logs, report,
     role::{Signals, start_log},
     scheduler, start, worker,
 };
 use crate::{
     api::StartRequest,
     client::{
-        self, Client,
-        render::{self, Timestamps},
+        Client,
+        render::{self, Look},
     },
     config::LogFormat,
     roles::{
@@ -49,6 +49,10 @@ pub(super) struct Args {
     #[arg(value_name = "COMMAND", trailing_var_arg = true)]
     command: Vec<String>,
 
+    /// Let control characters of the job act on a terminal
+    #[arg(long, requires = "command")]
+    raw: bool,
+
     /// Where to keep everything [default: a folder removed at the end]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -72,7 +76,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     if args.command.is_empty() {
         stay(args.data_dir).await
     } else {
-        Ok(run_job(args.command, args.data_dir)
+        Ok(run_job(args.command, start::look(args.raw), args.data_dir)
             .await
             .unwrap_or_else(|error| report(&error, Codes::Job)))
     }
@@ -85,7 +89,9 @@ async fn stay(data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
         render::note(&format!(
             "a cluster runs at {server} until Ctrl-C; elsewhere, type:"
         ));
-        render::data(&examples(&server))?;
+        let plain = Caller::new(Reach::default(), Effect::Reads);
+        let found = plain.is_ok_and(|plain| plain.client.server() == client.server());
+        render::data(&examples(&server, found))?;
         std::future::pending().await
     };
     with_cluster(data_dir, idle).await?;
@@ -93,7 +99,11 @@ async fn stay(data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
 }
 
 /// Runs one job and shows its output; the number is its exit code.
-async fn run_job(command: Vec<String>, data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
+async fn run_job(
+    command: Vec<String>,
+    look: Look,
+    data_dir: Option<PathBuf>,
+) -> anyhow::Result<u8> {
     let mut words = command.into_iter();
     let folder = env::current_dir().context("the current folder is not there")?;
     let folder = folder.into_os_string().into_string();
@@ -106,7 +116,7 @@ async fn run_job(command: Vec<String>, data_dir: Option<PathBuf>) -> anyhow::Res
     let follow = async |client: Client| {
         let job = client.start(&request).await?.job_id;
         let query = start::everything(job);
-        logs::to_the_end(&client, query, Timestamps::Hidden).await
+        logs::to_the_end(&client, query, look).await
     };
     with_cluster(data_dir, follow).await
 }
@@ -158,11 +168,11 @@ async fn with_cluster(
     }
 }
 
-/// Three commands to type next.
-fn examples(server: &str) -> String {
-    let jobctl = match server {
-        client::DEFAULT_SERVER => "jobctl".to_owned(),
-        _ => format!("jobctl --server {server}"),
+/// Three commands to type next; the server is named unless it is found without.
+fn examples(server: &str, found: bool) -> String {
+    let jobctl = match found {
+        true => "jobctl".to_owned(),
+        false => format!("jobctl --server {server}"),
     };
     format!(
         "{jobctl} start --follow -- bash -c 'echo hello; sleep 1; echo bye'\n\
@@ -255,9 +265,10 @@ mod tests {
 
     #[test]
     fn the_server_is_named_only_where_it_must_be() {
-        assert_eq!(examples(client::DEFAULT_SERVER).lines().count(), 3);
-        assert!(examples(client::DEFAULT_SERVER).contains("\njobctl jobs\n"));
-        let elsewhere = examples("http://127.0.0.1:4000");
+        let found = examples("http://127.0.0.1:3000", true);
+        assert_eq!(found.lines().count(), 3);
+        assert!(found.contains("\njobctl jobs\n"));
+        let elsewhere = examples("http://127.0.0.1:4000", false);
         assert!(elsewhere.contains("\njobctl --server http://127.0.0.1:4000 jobs\n"));
     }
 

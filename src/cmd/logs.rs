@@ -6,9 +6,9 @@ use super::{Caller, Codes, DONE, EXIT_CODES, named, wait};
 use crate::{
     api::{LogsQuery, Stream},
     client::{
-        Client, Ending,
+        Client, Ending, Logs,
         logs::Event,
-        render::{self, JobOutput, Timestamps},
+        render::{self, Controls, JobOutput, Look, Timestamps},
     },
     ids::JobId,
 };
@@ -22,7 +22,8 @@ Examples:
 
 /// Show what a job has written
 ///
-/// Its stdout comes on stdout, its stderr on stderr, byte for byte.
+/// Its stdout comes on stdout, its stderr on stderr, byte for byte; only a
+/// terminal gets control characters made visible.
 #[derive(Debug, clap::Args)]
 #[command(before_long_help = EXAMPLES, after_long_help = EXIT_CODES)]
 pub(super) struct Args {
@@ -69,6 +70,10 @@ pub(super) struct Args {
     /// Put the time before each line
     #[arg(short, long, help_heading = "Output")]
     timestamps: bool,
+
+    /// Let control characters act on a terminal, colours among them
+    #[arg(long, help_heading = "Output")]
+    raw: bool,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -78,23 +83,26 @@ enum OneStream {
 }
 
 pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
-    let timestamps = match args.timestamps {
-        true => Timestamps::Shown,
-        false => Timestamps::Hidden,
+    let look = Look {
+        timestamps: match args.timestamps {
+            true => Timestamps::Shown,
+            false => Timestamps::Hidden,
+        },
+        controls: controls(args.raw),
     };
     if args.follow {
-        return Ok(follow(args, caller, timestamps)
+        return Ok(follow(args, caller, look)
             .await
             .unwrap_or_else(|error| caller.report(&error, Codes::Job)));
     }
     let query = caller.patiently(query(args, caller)).await?;
-    show(&caller.client, query, timestamps).await?;
+    show(&caller.client, query, look).await?;
     Ok(DONE)
 }
 
-async fn follow(args: Args, caller: &Caller, timestamps: Timestamps) -> anyhow::Result<u8> {
+async fn follow(args: Args, caller: &Caller, look: Look) -> anyhow::Result<u8> {
     let query = caller.patiently(query(args, caller)).await?;
-    attached(caller, query, timestamps).await
+    attached(caller, query, look).await
 }
 
 /// The request, with the job's whole id: what `last` or a name means may change
@@ -116,11 +124,7 @@ async fn query(args: Args, caller: &Caller) -> anyhow::Result<LogsQuery> {
 }
 
 /// Shows output until the job ends, or until Ctrl-C; the number is the exit code.
-pub(super) async fn attached(
-    caller: &Caller,
-    query: LogsQuery,
-    timestamps: Timestamps,
-) -> anyhow::Result<u8> {
+pub(super) async fn attached(caller: &Caller, query: LogsQuery, look: Look) -> anyhow::Result<u8> {
     let label = label(&query);
     tokio::select! {
         // First of all, so that it is heard from before the first request on.
@@ -129,7 +133,15 @@ pub(super) async fn attached(
             interrupt?;
             Ok(wait::detached(caller, &[label]))
         }
-        code = to_the_end(&caller.client, query, timestamps) => code,
+        code = to_the_end(&caller.client, query, look) => code,
+    }
+}
+
+/// As `--raw` says.
+pub(super) fn controls(raw: bool) -> Controls {
+    match raw {
+        true => Controls::Raw,
+        false => Controls::Visible,
     }
 }
 
@@ -143,16 +155,24 @@ fn label(query: &LogsQuery) -> String {
 pub(super) async fn to_the_end(
     client: &Client,
     query: LogsQuery,
-    timestamps: Timestamps,
+    look: Look,
 ) -> anyhow::Result<u8> {
     let label = label(&query);
-    let end = show(client, query, timestamps).await?;
+    let end = show(client, query, look).await?;
     Ok(wait::told(&end, &label))
 }
 
-async fn show(client: &Client, query: LogsQuery, timestamps: Timestamps) -> anyhow::Result<Ending> {
+async fn show(client: &Client, query: LogsQuery, look: Look) -> anyhow::Result<Ending> {
     let mut logs = client.logs(query).await?;
-    let mut output = JobOutput::new(timestamps);
+    let mut output = JobOutput::new(look);
+    let ending = pour(&mut logs, &mut output).await;
+    let finished = output.finish().await;
+    let ending = ending?;
+    finished?;
+    Ok(ending)
+}
+
+async fn pour(logs: &mut Logs, output: &mut JobOutput) -> anyhow::Result<Ending> {
     loop {
         let event = match logs.at_hand() {
             Some(event) => event?,
@@ -164,16 +184,13 @@ async fn show(client: &Client, query: LogsQuery, timestamps: Timestamps) -> anyh
         match event {
             Event::Output(message) => output.write(&message).await?,
             Event::Gap(size) => {
-                output.flush().await?;
+                output.finish().await?;
                 render::note(&format!(
                     "{size} bytes of output are missing here (the limit of a job's output, or a full disk)"
                 ));
             }
             Event::Reconnecting => render::note("connection lost, reconnecting"),
-            Event::End(ending) => {
-                output.flush().await?;
-                return Ok(ending);
-            }
+            Event::End(ending) => return Ok(ending),
         }
     }
 }

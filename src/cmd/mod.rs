@@ -2,7 +2,14 @@
 //! code says. Each verb has a file of its own: its arguments, one call, and the
 //! call to [`render`] that shows what came of it.
 
-use std::{collections::BTreeSet, env, ffi::OsStr, io::Read as _, time::Duration};
+use std::{
+    collections::BTreeSet,
+    env,
+    ffi::{OsStr, OsString},
+    io::Read as _,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{
@@ -12,13 +19,18 @@ use clap::{
 
 use crate::{
     api::{JobState, QueryRequest, code},
-    client::{self, Client, Server, render},
+    client::{
+        self, Client, Server,
+        contexts::{self, Named},
+        render,
+    },
     config,
     ids::{JobId, is_name},
     roles::worker as worker_role,
 };
 
 mod completions;
+mod context;
 mod dev;
 mod jobs;
 mod logs;
@@ -40,7 +52,7 @@ Exit codes:
   0    done
   1    refused or failed
   2    wrong usage or settings
-  3    no such job or worker
+  3    no such job, worker or context
   4    not allowed
   5    scheduler unreachable
 
@@ -120,13 +132,26 @@ pub struct Cli {
 }
 
 // What only the commands take that ask a scheduler; before or behind the verb.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Global options")]
 struct Reach {
-    /// The scheduler's HTTP API [env: JOBCTL_SERVER] [default:
-    /// http://127.0.0.1:3000]
+    /// The scheduler's HTTP API [env: JOBCTL_SERVER] [default: the context's,
+    /// else http://127.0.0.1:3000]
     #[arg(long, value_name = "URL")]
     server: Option<Server>,
+
+    /// The context to use [env: JOBCTL_CONTEXT] [default: the current one]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    context: Option<String>,
+
+    /// Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default:
+    /// ~/.config/jobctl]
+    #[arg(long, value_name = "DIR")]
+    client_dir: Option<PathBuf>,
 
     /// Show each request on stderr
     #[arg(short, long)]
@@ -135,11 +160,26 @@ struct Reach {
 
 impl Reach {
     fn or(&self, before: &Self) -> Self {
-        let server = self.server.as_ref().or(before.server.as_ref());
+        let own = self.clone();
+        let before = before.clone();
         Self {
-            server: server.cloned(),
-            verbose: self.verbose || before.verbose,
+            server: own.server.or(before.server),
+            context: own.context.or(before.context),
+            client_dir: own.client_dir.or(before.client_dir),
+            verbose: own.verbose || before.verbose,
         }
+    }
+
+    /// The flags that were given.
+    fn flags(&self) -> impl Iterator<Item = &'static str> {
+        [
+            ("--server", self.server.is_some()),
+            ("--context", self.context.is_some()),
+            ("--client-dir", self.client_dir.is_some()),
+            ("--verbose", self.verbose),
+        ]
+        .into_iter()
+        .filter_map(|(flag, given)| given.then_some(flag))
     }
 }
 
@@ -163,6 +203,7 @@ enum Colour {
 enum Verb {
     #[command(flatten)]
     Asks(Asks),
+    Context(context::Args),
     Scheduler(scheduler::Args),
     Worker(worker::Args),
     Dev(dev::Args),
@@ -219,11 +260,11 @@ impl Cli {
         let mut command = without_empty_variables(Self::command());
         let matches = command.try_get_matches_from_mut(env::args_os())?;
         let cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
-        let idle = match (&cli.verb, &cli.reach) {
-            (Verb::Asks(_), _) => None,
-            (_, reach) if reach.server.is_some() => Some("--server"),
-            (_, reach) => reach.verbose.then_some("--verbose"),
-        };
+        let idle = cli.reach.flags().find(|flag| match &cli.verb {
+            Verb::Asks(_) => false,
+            Verb::Context(_) => *flag != "--client-dir",
+            Verb::Scheduler(_) | Verb::Worker(_) | Verb::Dev(_) | Verb::Completions(_) => true,
+        });
         match idle {
             None => Ok(cli),
             Some(flag) => {
@@ -244,7 +285,11 @@ impl Cli {
         });
         let verbose = match &self.verb {
             Verb::Asks(asks) => asks.reach().verbose || self.reach.verbose,
-            Verb::Scheduler(_) | Verb::Worker(_) | Verb::Dev(_) | Verb::Completions(_) => false,
+            Verb::Context(_)
+            | Verb::Scheduler(_)
+            | Verb::Worker(_)
+            | Verb::Dev(_)
+            | Verb::Completions(_) => false,
         };
         if verbose {
             tracing_subscriber::fmt()
@@ -273,6 +318,7 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 pub async fn run(cli: Cli) -> u8 {
     let outcome = match cli.verb {
         Verb::Asks(asks) => ask(asks, &cli.reach).await,
+        Verb::Context(args) => Ok(context::run(args, &cli.reach)),
         Verb::Scheduler(args) => scheduler::run(args).await,
         Verb::Worker(args) => worker::run(args).await,
         Verb::Dev(args) => dev::run(args).await,
@@ -307,23 +353,59 @@ enum Effect {
 #[derive(Debug)]
 struct Caller {
     client: Client,
-    /// `jobctl`, with `--server` where it was given as a flag.
+    /// What the server, if not set apart, and the credentials come from.
+    context: Option<Named>,
+    /// `jobctl`, with what was given as a flag to find the contexts.
+    contexts: String,
+    /// `jobctl`, with what was given as a flag to reach this scheduler.
     jobctl: String,
     effect: Effect,
 }
 
 impl Caller {
-    /// The flag wins over the variable, and that over the default.
     fn new(reach: Reach, effect: Effect) -> anyhow::Result<Self> {
-        let (server, jobctl) = match reach.server {
-            Some(server) => {
-                let jobctl = format!("jobctl --server {server}");
-                (server, jobctl)
-            }
-            None => (server_of_variable()?, "jobctl".to_owned()),
+        Self::among(reach, effect, variable)
+    }
+
+    /// The flag wins over the variable, that over the context, and that over the
+    /// default.
+    fn among(
+        reach: Reach,
+        effect: Effect,
+        variable: impl Fn(&str) -> Option<OsString>,
+    ) -> anyhow::Result<Self> {
+        let mut jobctl = "jobctl".to_owned();
+        if let Some(folder) = &reach.client_dir {
+            context::push_flag(&mut jobctl, "--client-dir", &folder.to_string_lossy());
+        }
+        let contexts = jobctl.clone();
+        if let Some(name) = &reach.context {
+            context::push_flag(&mut jobctl, "--context", name);
+        }
+        if let Some(server) = &reach.server {
+            context::push_flag(&mut jobctl, "--server", &server.to_string());
+        }
+        let set = match &reach.server {
+            Some(server) => Some(server.clone()),
+            None => variable("JOBCTL_SERVER")
+                .map(server_of_variable)
+                .transpose()?,
+        };
+        let is_named = reach.context.is_some() || variable("JOBCTL_CONTEXT").is_some();
+        let context = match set.is_some() && !is_named {
+            // The credentials of the current context are for its own server alone.
+            true => None,
+            false => context::chosen(&reach, &contexts, &variable)?,
+        };
+        let of_context = context.as_ref().map(|named| named.context.server.clone());
+        let server = match set.or(of_context) {
+            Some(server) => server,
+            None => client::DEFAULT_SERVER.parse().map_err(anyhow::Error::msg)?,
         };
         Ok(Self {
             client: Client::new(server)?,
+            context,
+            contexts,
             jobctl,
             effect,
         })
@@ -348,9 +430,18 @@ impl Caller {
         };
         let jobctl = &self.jobctl;
         match error {
-            client::Error::Unreachable { .. } => Some(
-                "start one with `jobctl scheduler`, or name another: `--server URL`".to_owned(),
-            ),
+            client::Error::Unreachable { .. } => Some(match &self.context {
+                Some(Named { name, context, .. }) if context.server == *self.client.server() => {
+                    let jobctl = &self.contexts;
+                    format!(
+                        "see how it is reached with `{jobctl} context show {name}`, or use \
+                         another: `--context NAME`"
+                    )
+                }
+                _ => {
+                    "start one with `jobctl scheduler`, or name another: `--server URL`".to_owned()
+                }
+            }),
             client::Error::Interrupted { .. } => Some(match self.effect {
                 Effect::Changes => format!("see what came of it with `{jobctl} jobs`"),
                 Effect::Reads => NOT_HTTP.to_owned(),
@@ -379,11 +470,13 @@ impl Caller {
 
 const NOT_HTTP: &str = "if that is not the scheduler's HTTP address, pass it: `--server URL`";
 
-fn server_of_variable() -> anyhow::Result<Server> {
-    let set = env::var_os("JOBCTL_SERVER").filter(|text| !text.is_empty());
-    let text = set.map_or(client::DEFAULT_SERVER.into(), |text| {
-        text.to_string_lossy().into_owned()
-    });
+/// What a variable is set to; one that is set to nothing counts as not set.
+fn variable(key: &str) -> Option<OsString> {
+    env::var_os(key).filter(|value| !value.is_empty())
+}
+
+fn server_of_variable(text: OsString) -> anyhow::Result<Server> {
+    let text = text.to_string_lossy();
     text.parse().map_err(|why: String| {
         BadSetting {
             message: format!("`JOBCTL_SERVER` is `{text}`, which is {why}"),
@@ -419,6 +512,18 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
     }
     if error.is::<clap::Error>() || error.is::<config::Error>() || error.is::<BadSetting>() {
         return USAGE;
+    }
+    if let Some(error) = error.downcast_ref::<contexts::Error>() {
+        return match error {
+            contexts::Error::NotFound { .. } | contexts::Error::NoneCurrent => NOT_FOUND,
+            contexts::Error::File(_)
+            | contexts::Error::BadName(_)
+            | contexts::Error::TwoCredentials(_)
+            | contexts::Error::NotPrivate { .. } => USAGE,
+            contexts::Error::Exists(_)
+            | contexts::Error::Failed { .. }
+            | contexts::Error::Toml(_) => FAILED,
+        };
     }
     match (error.downcast_ref::<client::Error>(), codes) {
         (Some(error), Codes::Job) => start_error_code(error.code().unwrap_or_default()),
@@ -481,6 +586,13 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(config::Error::NoTls { section, .. }) = error.downcast_ref() {
         return Some(format!(
             "leave out `{section}.use_tls`; plain text is for loopback only"
+        ));
+    }
+    if let Some(contexts::Error::NotPrivate { file, .. }) = error.downcast_ref() {
+        let file = file.to_string_lossy();
+        return Some(format!(
+            "take it from others: `chmod 600 {}`",
+            render::quoted(&file)
         ));
     }
     match error.downcast_ref()? {
@@ -713,9 +825,70 @@ mod tests {
     }
 
     fn caller(server: Option<&str>, effect: Effect) -> Caller {
-        let server = server.map(|server| server.parse().unwrap());
-        let verbose = false;
-        Caller::new(Reach { server, verbose }, effect).unwrap()
+        let reach = Reach {
+            server: server.map(|server| server.parse().unwrap()),
+            ..Reach::default()
+        };
+        Caller::among(reach, effect, |_| None).unwrap()
+    }
+
+    #[test]
+    fn the_server_is_the_flags_else_the_variables_else_the_contexts() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "current = \"a\"\n\
+            [contexts.a]\nserver = \"http://a\"\n[contexts.b]\nserver = \"http://b\"\n";
+        std::fs::write(folder.path().join(contexts::FILE), text).unwrap();
+        let reached = |server: Option<&str>, context: Option<&str>, set: &[(&str, &str)]| {
+            let reach = Reach {
+                server: server.map(|server| server.parse().unwrap()),
+                context: context.map(str::to_owned),
+                ..Reach::default()
+            };
+            let caller = Caller::among(reach, Effect::Reads, |key| match key {
+                "JOBCTL_CLIENT_DIR" => Some(folder.path().into()),
+                key => set.iter().find(|(k, _)| *k == key).map(|(_, v)| v.into()),
+            })
+            .unwrap();
+            let context = caller.context.map(|named| named.name).unwrap_or_default();
+            format!("{} {context}", caller.client.server())
+        };
+        let server = ("JOBCTL_SERVER", "http://v");
+        let context = ("JOBCTL_CONTEXT", "b");
+        assert_eq!(reached(Some("http://f"), None, &[server]), "http://f ");
+        assert_eq!(reached(None, None, &[server]), "http://v ");
+        assert_eq!(reached(None, None, &[]), "http://a a");
+        assert_eq!(reached(None, None, &[context]), "http://b b");
+        assert_eq!(reached(None, Some("a"), &[context]), "http://a a");
+        assert_eq!(reached(Some("http://f"), Some("b"), &[]), "http://f b");
+        assert_eq!(reached(None, None, &[server, context]), "http://v b");
+        assert_eq!(
+            caller(None, Effect::Reads).client.server().to_string(),
+            client::DEFAULT_SERVER
+        );
+    }
+
+    #[test]
+    fn a_hint_has_each_flag_by_which_the_scheduler_was_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("a b");
+        let prod = contexts::Context {
+            server: "http://prod".parse().unwrap(),
+            ca_file: None,
+            identity_file: None,
+            token_file: None,
+        };
+        contexts::Contexts::change(&dir, |contexts| contexts.add("prod", prod)).unwrap();
+        let reach = Reach {
+            context: Some("prod".to_owned()),
+            client_dir: Some(dir.clone()),
+            ..Reach::default()
+        };
+        let caller = Caller::among(reach, Effect::Reads, |_| None).unwrap();
+        let jobctl = format!("jobctl --client-dir '{}' --context prod", dir.display());
+        assert_eq!(
+            caller.hint(&refused(404, "job_not_found")).unwrap(),
+            format!("list the jobs with `{jobctl} jobs`")
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use clap::builder::NonEmptyStringValueParser;
 use super::{Caller, Codes, DONE, EXIT_CODES, logs, usage, wait, whole_milliseconds};
 use crate::{
     api::{LogsQuery, MAX_KEY, QueryRequest, StartRequest},
-    client::render::{self, Timestamps},
+    client::render::{self, Look, Timestamps},
     config,
     ids::JobId,
 };
@@ -97,18 +97,22 @@ pub(super) struct Args {
     /// Show its output meanwhile, and end with its exit code
     #[arg(short, long, help_heading = "Staying")]
     follow: bool,
+
+    /// With `--follow`: let control characters act on a terminal
+    #[arg(long, requires = "follow", help_heading = "Staying")]
+    raw: bool,
 }
 
 /// What a command that stays does meanwhile.
 #[derive(Clone, Copy)]
 enum Stay {
     Wait,
-    Follow,
+    Follow(Look),
 }
 
 pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let stay = match (args.wait, args.follow) {
-        (_, true) => Some(Stay::Follow),
+        (_, true) => Some(Stay::Follow(look(args.raw))),
         (true, false) => Some(Stay::Wait),
         (false, false) => None,
     };
@@ -148,7 +152,7 @@ async fn attached(
     let job = caller.patiently(start).await?.job_id;
     announce(caller, job).await;
     match stay {
-        Stay::Follow => logs::attached(caller, everything(job), Timestamps::Hidden).await,
+        Stay::Follow(look) => logs::attached(caller, everything(job), look).await,
         Stay::Wait => wait::attached(caller, job).await,
     }
 }
@@ -160,6 +164,14 @@ pub(super) fn everything(job: JobId) -> LogsQuery {
         follow: true,
         offset: Some(0),
         ..LogsQuery::default()
+    }
+}
+
+/// The bytes alone.
+pub(super) fn look(raw: bool) -> Look {
+    Look {
+        timestamps: Timestamps::Hidden,
+        controls: logs::controls(raw),
     }
 }
 

@@ -3,7 +3,10 @@
 use serde::Serialize;
 
 use super::{Caller, DONE};
-use crate::client::render::{self, Format};
+use crate::client::{
+    render::{self, Format},
+    visible::visible,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -54,7 +57,7 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
                 Ok(answer) => format!("{} at {}", answer.version, caller.client.server()),
                 Err(error) => error.to_string(),
             };
-            let server = render::visible(&server);
+            let server = visible(&server);
             render::data(&format!("client {}\nserver {server}\n", versions.client))?;
             return Ok(DONE);
         }

@@ -340,9 +340,9 @@ mod tests {
         tokio::spawn(axum::serve(listener, router).into_future());
         let reach = Reach {
             server: Some(server.parse().unwrap()),
-            verbose: false,
+            ..Reach::default()
         };
-        let caller = Caller::new(reach, Effect::Reads).unwrap();
+        let caller = Caller::among(reach, Effect::Reads, |_| None).unwrap();
 
         assert_eq!(code_of(&caller, "last".into()).await.unwrap(), 7);
         let asked = asked.lock().unwrap();

@@ -4,6 +4,8 @@ use std::{fs, path::Path};
 
 use assert_cmd::Command;
 
+use crate::typed::Jobctl;
+
 #[test]
 fn the_scripts_are_not_stale() {
     for (shell, file) in [
@@ -11,8 +13,7 @@ fn the_scripts_are_not_stale() {
         ("zsh", "_jobctl"),
         ("fish", "jobctl.fish"),
     ] {
-        let run = Command::new(env!("CARGO_BIN_EXE_jobctl"))
-            .args(["completions", shell])
+        let run = Command::from_std(Jobctl::new().command(&["completions", shell]))
             .assert()
             .success()
             .stderr("");

@@ -49,6 +49,7 @@ async fn dev_alone_says_what_to_type_and_that_works() {
         let line = dev.line().await;
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", &line]).env_clear().env("PATH", &path);
+        shell.env("JOBCTL_CLIENT_DIR", jobctl.client_dir());
         let run = Typed::new(shell).end().await;
         assert_eq!(run.code, Some(0), "{line}: {run:?}");
         assert!(run.stdout.contains(expected), "{line}: {run:?}");

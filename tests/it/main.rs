@@ -9,6 +9,7 @@
 mod cli;
 mod cluster;
 mod completions;
+mod context;
 mod dev;
 mod faults;
 mod jobs;
@@ -18,6 +19,7 @@ mod rooms;
 mod start;
 mod stop;
 mod support;
+mod terminal;
 mod typed;
 mod wait;
 mod worker;

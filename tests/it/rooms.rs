@@ -12,7 +12,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("roles/shim/", &["ids"]),
     ("roles/worker/", &["ids", "proto", "roles::shim"]),
     ("roles/scheduler/", &["api", "ids", "proto"]),
-    ("client/", &["api", "ids", "proto"]),
+    ("client/", &["api", "config", "ids", "proto"]),
     ("cmd/", &["api", "client", "config", "ids", "roles"]),
     ("config.rs", &[]),
     ("api.rs", &["ids"]),
@@ -24,8 +24,8 @@ const ROOMS: [(&str, &[&str]); 9] = [
 const DOORS: [(&str, &[&str]); 12] = [
     ("clap", &["cmd/", "main.rs"]),
     ("anyhow", &["cmd/", "main.rs"]),
-    ("unicode_width", &["client/render.rs"]),
-    ("indicatif", &["client/render.rs"]),
+    ("unicode_width", &["client/render/"]),
+    ("indicatif", &["client/render/progress.rs"]),
     ("reqwest", &["client/"]),
     (
         "axum",
@@ -51,17 +51,18 @@ const DOORS: [(&str, &[&str]); 12] = [
             "roles/worker/mod.rs",
         ],
     ),
-    ("toml", &["config.rs"]),
+    ("toml", &["config.rs", "client/contexts.rs"]),
     (
         "tempfile",
         &[
+            "client/contexts.rs",
             "cmd/dev.rs",
             "roles/worker/journal.rs",
             "roles/worker/session.rs",
         ],
     ),
     ("rusqlite", &["roles/scheduler/store/"]),
-    ("serde_saphyr", &["client/render.rs"]),
+    ("serde_saphyr", &["client/render/mod.rs"]),
     ("signal_hook", &["roles/shim/mod.rs"]),
 ];
 

@@ -3,11 +3,19 @@
 
 use std::{
     fmt,
+    fs::File,
+    io::Read as _,
+    os::fd::OwnedFd,
     path::Path,
     process::{Command, Output, Stdio},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::{Mode, OFlags},
+    process::{Pid, Signal, kill_process},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{OptionalActions, tcgetattr, tcsetattr},
+};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -22,6 +30,8 @@ use crate::{
 /// Where commands are typed.
 pub(crate) struct Jobctl {
     folder: TempDir,
+    /// Not within the folder, which some tests want to be empty at the end.
+    client_dir: TempDir,
     server: Option<String>,
 }
 
@@ -56,6 +66,7 @@ impl Jobctl {
     pub(crate) fn new() -> Self {
         Self {
             folder: tempfile::tempdir().unwrap(),
+            client_dir: tempfile::tempdir().unwrap(),
             server: None,
         }
     }
@@ -76,6 +87,10 @@ impl Jobctl {
         self.folder.path()
     }
 
+    pub(crate) fn client_dir(&self) -> &Path {
+        self.client_dir.path()
+    }
+
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command
@@ -84,6 +99,7 @@ impl Jobctl {
             .stdin(Stdio::null())
             .env_clear()
             .env("HOME", self.folder())
+            .env("JOBCTL_CLIENT_DIR", self.client_dir())
             .env("TMPDIR", self.folder())
             .env("PATH", "/usr/bin:/bin");
         if let Some(server) = &self.server {
@@ -113,9 +129,56 @@ impl Jobctl {
         typed.end().await
     }
 
+    /// Runs to its end on a terminal of its own, on which `keys` are typed.
+    pub(crate) async fn on_terminal(&self, args: &[&str], keys: &str) -> Seen {
+        let (screen, tty) = terminal();
+        rustix::io::write(&screen, keys.as_bytes()).unwrap();
+        let mut command = self.command(args);
+        command
+            .stdin(tty.try_clone().unwrap())
+            .stdout(tty.try_clone().unwrap())
+            .stderr(tty);
+        let mut command = tokio::process::Command::from(command);
+        let mut child = command.kill_on_drop(true).spawn().unwrap();
+        // Else this process would keep the terminal open.
+        drop(command);
+        let shown = tokio::task::spawn_blocking(move || {
+            let mut shown = Vec::new();
+            // Ends with an error, once nobody else has the terminal.
+            File::from(screen).read_to_end(&mut shown).unwrap_err();
+            String::from_utf8(shown).unwrap()
+        });
+        Seen {
+            code: within(child.wait()).await.unwrap().code(),
+            shown: within(shown).await.unwrap(),
+        }
+    }
+
     pub(crate) fn begin(&self, args: &[&str]) -> Typed {
         Typed::new(self.command(args))
     }
+}
+
+/// What came of a command on a terminal.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    pub(crate) code: Option<i32>,
+    /// Each byte that was written to it.
+    pub(crate) shown: String,
+}
+
+/// Both ends of a terminal that changes nothing of what it is given.
+fn terminal() -> (OwnedFd, OwnedFd) {
+    let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&screen).unwrap();
+    unlockpt(&screen).unwrap();
+    let name = ptsname(&screen, Vec::new()).unwrap();
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let tty = rustix::fs::open(name, flags, Mode::empty()).unwrap();
+    let mut settings = tcgetattr(&tty).unwrap();
+    settings.make_raw();
+    tcsetattr(&tty, OptionalActions::Now, &settings).unwrap();
+    (screen, tty)
 }
 
 /// A command that goes on.

@@ -1,0 +1,375 @@
+//! What is told of each job, worker and context: in a row of a table, or in full.
+
+use std::{borrow::Cow, fmt::Write as _, path::PathBuf};
+
+use anstyle::{AnsiColor, Style};
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    table::{Cell, cell, cell_or, styled},
+    units::{age, length, size},
+};
+use crate::{
+    api::{Job, JobState, Worker, WorkerState},
+    client::{contexts::Named, visible::visible},
+};
+
+pub(super) const JOBS: [&str; 7] = ["ID", "NAME", "STATE", "EXIT", "WORKER", "AGE", "COMMAND"];
+
+pub(super) const JOBS_WIDE: [&str; 11] = [
+    "ID", "NAME", "STATE", "EXIT", "WORKER", "PID", "AGE", "TIME", "OUTPUT", "REASON", "COMMAND",
+];
+
+pub(super) const WORKERS: [&str; 7] = ["ID", "NAME", "STATE", "SINCE", "JOBS", "LOAD", "ADDRESS"];
+
+pub(super) const WORKERS_WIDE: [&str; 10] = [
+    "ID", "NAME", "STATE", "SINCE", "JOBS", "LOAD", "HEARD", "AGE", "VERSION", "ADDRESS",
+];
+
+pub(super) const CONTEXTS: [&str; 4] = ["NAME", "CURRENT", "SERVER", "CREDENTIAL"];
+pub(super) const CONTEXTS_WIDE: [&str; 6] =
+    ["NAME", "CURRENT", "SERVER", "CA", "IDENTITY", "TOKEN"];
+
+pub(super) fn job_row(job: &Job, wide: bool, now: Timestamp) -> Vec<Cell> {
+    let mut row = vec![
+        cell(job.id.short()),
+        cell_or(job.name.as_ref()),
+        styled(job.state.as_str(), job_colour(job.state)),
+        cell_or(outcome(job)),
+        cell_or(job.worker.as_ref()),
+    ];
+    if wide {
+        row.push(cell_or(job.pid));
+    }
+    row.push(cell(age(now, job.created_at)));
+    if wide {
+        row.push(cell_or(ran(job, now).map(length)));
+        row.push(cell(size(job.output_bytes)));
+        row.push(cell_or(job.reason.as_ref()));
+    }
+    row.push(cell(command_line(job)));
+    row
+}
+
+/// What the shell would call its status.
+fn outcome(job: &Job) -> Option<i32> {
+    job.signal.map(|signal| 128 + signal).or(job.exit_code)
+}
+
+fn ran(job: &Job, now: Timestamp) -> Option<SignedDuration> {
+    let until = job.ended_at.unwrap_or(now);
+    job.started_at.map(|started| until.duration_since(started))
+}
+
+fn job_colour(state: JobState) -> Option<AnsiColor> {
+    match state {
+        JobState::Pending => None,
+        JobState::Running => Some(AnsiColor::Cyan),
+        JobState::Succeeded => Some(AnsiColor::Green),
+        JobState::Failed | JobState::Lost => Some(AnsiColor::Red),
+        JobState::Unknown | JobState::Stopped | JobState::TimedOut => Some(AnsiColor::Yellow),
+    }
+}
+
+pub(super) fn worker_row(worker: &Worker, wide: bool, now: Timestamp) -> Vec<Cell> {
+    let colour = match worker.state {
+        WorkerState::Joining => Some(AnsiColor::Cyan),
+        WorkerState::Ready => Some(AnsiColor::Green),
+        WorkerState::Unreachable => Some(AnsiColor::Red),
+        WorkerState::Left => None,
+    };
+    let since = |time: Timestamp| age(now, time);
+    let mut row = vec![
+        cell(worker.id.short()),
+        cell(&worker.name),
+        styled(worker.state.as_str(), colour),
+        cell(since(worker.since)),
+        cell(worker.running),
+        cell(format_args!("{:.2}", worker.load)),
+    ];
+    if wide {
+        row.push(cell_or(worker.last_heartbeat_at.map(since)));
+        row.push(cell(since(worker.registered_at)));
+        row.push(cell(&worker.version));
+    }
+    row.push(cell(&worker.address));
+    row
+}
+
+pub(super) fn context_row(named: &Named, wide: bool) -> Vec<Cell> {
+    let context = &named.context;
+    let mut row = vec![
+        cell(&named.name),
+        cell(if named.current { "yes" } else { "-" }),
+        cell(&context.server),
+    ];
+    let files = [
+        &context.ca_file,
+        &context.identity_file,
+        &context.token_file,
+    ];
+    if wide {
+        row.extend(files.map(|file| cell_or(file.as_ref().map(|file| file.display()))));
+    } else {
+        row.push(cell(match files {
+            [_, Some(_), _] => "identity",
+            [_, None, Some(_)] => "token",
+            [_, None, None] => "-",
+        }));
+    }
+    row
+}
+
+/// A context in full.
+pub(super) fn context_block(named: &Named) -> String {
+    let context = &named.context;
+    let path = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
+    in_full(
+        [
+            ("Context", Some(named.name.clone())),
+            (
+                "Current",
+                Some(if named.current { "yes" } else { "no" }.to_owned()),
+            ),
+            ("Server", Some(context.server.to_string())),
+            ("CA", path(&context.ca_file)),
+            ("Identity", path(&context.identity_file)),
+            ("Token", path(&context.token_file)),
+        ]
+        .map(|(key, value)| (key, value.map(|value| visible(&value).into_owned()))),
+    )
+}
+
+/// A line for each thing that there is.
+fn in_full<const N: usize>(lines: [(&str, Option<String>); N]) -> String {
+    lines
+        .into_iter()
+        .fold(String::new(), |mut text, (key, value)| {
+            if let Some(value) = value {
+                writeln!(text, "{:<12}{value}", format!("{key}:")).unwrap_or_default();
+            }
+            text
+        })
+}
+
+/// A job in full, a line for each thing there is to say.
+pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
+    let style = match job_colour(job.state) {
+        Some(color) if colour => color.on_default(),
+        _ => Style::new(),
+    };
+    let when =
+        |time: Option<Timestamp>| time.map(|time| format!("{time:.3} ({} ago)", age(now, time)));
+    let word = job.state.as_str();
+    let state = match &job.reason {
+        Some(reason) => {
+            // Some reasons say the state themselves.
+            let reason = reason.strip_prefix(&format!("{word}: ")).unwrap_or(reason);
+            format!("{style}{word}{style:#} ({})", visible(reason))
+        }
+        None => format!("{style}{word}{style:#}"),
+    };
+    let worker = match (&job.worker, job.worker_id) {
+        (Some(name), Some(id)) => Some(format!("{} ({id})", visible(name))),
+        (None, Some(id)) => Some(id.to_string()),
+        (name, None) => name.as_deref().map(|name| visible(name).into_owned()),
+    };
+    let shown = |text: &String| visible(text).into_owned();
+    let env = (!job.env.is_empty()).then(|| job.env.join(" "));
+    let duration =
+        |milliseconds| length(SignedDuration::from_millis_i128(i128::from(milliseconds)));
+    in_full([
+        ("Job", Some(job.id.to_string())),
+        ("Name", job.name.as_ref().map(shown)),
+        ("State", Some(state)),
+        ("Exit code", job.exit_code.map(|code| code.to_string())),
+        ("Signal", job.signal.map(|signal| signal.to_string())),
+        ("Worker", worker),
+        ("Process", job.pid.map(|pid| pid.to_string())),
+        ("Command", Some(visible(&command_line(job)).into_owned())),
+        ("Folder", job.cwd.as_ref().map(shown)),
+        ("Variables", env.as_ref().map(shown)),
+        ("Timeout", job.timeout_ms.map(duration)),
+        ("Created", when(Some(job.created_at))),
+        ("Started", when(job.started_at)),
+        ("Ended", when(job.ended_at)),
+        (
+            "Kept until",
+            job.kept_until.map(|time| format!("{time:.0}")),
+        ),
+        ("Ran for", ran(job, now).map(length)),
+        ("Output", Some(size(job.output_bytes))),
+    ])
+}
+
+/// What runs, as one could type it into a shell.
+fn command_line(job: &Job) -> String {
+    let words = job.command.iter().chain(&job.path).chain(&job.args);
+    words.map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// As one word of a shell.
+pub fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+^".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return Cow::Borrowed(word);
+    }
+    Cow::Owned(format!("'{}'", word.replace('\'', r"'\''")))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use unicode_width::UnicodeWidthStr as _;
+
+    use super::{
+        super::table::{Shape, laid_out},
+        *,
+    };
+
+    fn now() -> Timestamp {
+        "2026-01-02T03:04:05Z".parse().unwrap()
+    }
+
+    pub(in super::super) fn job() -> Job {
+        Job {
+            id: "3f2a8b1c-9d4e-4f00-8000-000000000000".parse().unwrap(),
+            name: Some("nightly".into()),
+            state: JobState::Failed,
+            reason: Some("exit status 3".into()),
+            worker_id: Some("7c00b51c-0d77-40a9-90aa-470f25a197bb".parse().unwrap()),
+            worker: Some("w1".into()),
+            command: Some("bash".into()),
+            path: None,
+            args: vec!["-c".into(), "echo 'a b'\nexit 3".into()],
+            env: vec!["A".into(), "B".into()],
+            cwd: None,
+            timeout_ms: Some(90_000),
+            pid: Some(17),
+            exit_code: Some(3),
+            signal: None,
+            start_error: None,
+            output_bytes: 1536,
+            created_at: now() - SignedDuration::from_secs(180),
+            started_at: Some(now() - SignedDuration::from_secs(180)),
+            ended_at: Some(now() - SignedDuration::from_secs(170)),
+            kept_until: None,
+        }
+    }
+
+    fn shape(width: Option<usize>) -> Shape {
+        Shape {
+            width,
+            colour: false,
+        }
+    }
+
+    #[test]
+    fn a_piped_table_has_one_line_a_row_and_nothing_cut() {
+        let rows = vec![job_row(&job(), false, now())];
+        let text = laid_out(&shape(None), &JOBS, true, rows);
+        assert_eq!(
+            text,
+            "ID            NAME     STATE   EXIT  WORKER  AGE  COMMAND\n\
+             3f2a8b1c9d4e  nightly  failed  3     w1      3m   \
+             bash -c 'echo '\\''a b'\\''\\nexit 3'\n"
+        );
+    }
+
+    #[test]
+    fn a_table_on_a_terminal_fits_it_and_cuts_only_the_command() {
+        let mut long = job();
+        long.args = vec!["word".into(); 100];
+        for width in [80, 100] {
+            let rows = vec![job_row(&long, false, now()), job_row(&job(), false, now())];
+            let text = laid_out(&shape(Some(width)), &JOBS, true, rows);
+            assert_eq!(text.lines().count(), 3, "{text}");
+            for line in text.lines() {
+                assert!(line.chars().count() <= width, "{line}");
+            }
+            assert!(text.contains("3f2a8b1c9d4e  nightly  failed  3     w1      3m   bash word"));
+            assert!(text.contains('…'));
+        }
+    }
+
+    fn fits(text: &str, width: usize) {
+        for line in text.lines() {
+            assert!(line.width() <= width, "{} columns: {line}", line.width());
+        }
+    }
+
+    #[test]
+    fn a_wide_table_and_a_long_name_have_one_line_a_row_in_80_columns() {
+        let mut long = job();
+        long.name = Some("n".repeat(64));
+        for wide in [false, true] {
+            let header: &[&str] = if wide { &JOBS_WIDE } else { &JOBS };
+            for first in [job(), long.clone()] {
+                let rows = vec![job_row(&first, wide, now()), job_row(&job(), wide, now())];
+                let text = laid_out(&shape(Some(80)), header, true, rows);
+                assert_eq!(text.lines().count(), 3, "{text}");
+                for (line, begin) in text.lines().zip(["ID  ", "3f2a8b1c9d4e  n"]) {
+                    assert!(line.starts_with(begin), "{text}");
+                }
+                // Eleven columns fit no terminal of 80; they are one line all the same.
+                if !wide {
+                    fits(&text, 80);
+                    assert!(text.contains("bash"), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_table_that_cannot_fit_is_not_cut_at_all() {
+        let rows = || vec![job_row(&job(), true, now())];
+        let whole = laid_out(&shape(None), &JOBS_WIDE, true, rows());
+        assert_eq!(laid_out(&shape(Some(30)), &JOBS_WIDE, true, rows()), whole);
+    }
+
+    #[test]
+    fn rows_without_headers_and_no_rows_at_all() {
+        let rows = vec![job_row(&job(), true, now())];
+        let text = laid_out(&shape(None), &JOBS_WIDE, false, rows);
+        assert!(
+            text.starts_with("3f2a8b1c9d4e  nightly  failed  3  "),
+            "{text}"
+        );
+        assert!(text.contains("  1.5KiB  exit status 3  bash"), "{text}");
+        assert_eq!(laid_out(&shape(None), &JOBS, true, Vec::new()), "");
+        assert_eq!(job_row(&job(), true, now()).len(), JOBS_WIDE.len());
+        assert_eq!(job_row(&job(), false, now()).len(), JOBS.len());
+    }
+
+    #[test]
+    fn colour_adds_to_the_words_and_replaces_none() {
+        let coloured = Shape {
+            width: None,
+            colour: true,
+        };
+        let rows = || vec![job_row(&job(), false, now())];
+        let text = laid_out(&coloured, &JOBS, false, rows());
+        assert!(text.contains('\u{1b}'), "{text:?}");
+        let plain = anstream::adapter::strip_str(&text).to_string();
+        assert_eq!(plain, laid_out(&shape(None), &JOBS, false, rows()));
+    }
+
+    #[test]
+    fn a_job_in_full_leaves_out_what_it_does_not_have() {
+        let text = block(&job(), now(), false);
+        assert!(text.starts_with("Job:        3f2a8b1c-9d4e-4f00-8000-000000000000\n"));
+        assert!(
+            text.contains("State:      failed (exit status 3)\n"),
+            "{text}"
+        );
+        assert!(text.contains("Timeout:    1m 30s\n"), "{text}");
+        assert!(text.contains("Ran for:    10s\n"), "{text}");
+        assert!(
+            text.contains("Ended:      2026-01-02T03:01:15.000Z (2m 50s ago)\n"),
+            "{text}"
+        );
+        assert!(
+            !text.contains("Signal") && !text.contains("Folder"),
+            "{text}"
+        );
+    }
+}
