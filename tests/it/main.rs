@@ -18,6 +18,7 @@ mod rooms;
 mod start;
 mod stop;
 mod support;
+mod takeover;
 mod typed;
 mod wait;
 mod worker;

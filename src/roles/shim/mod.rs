@@ -146,6 +146,8 @@ impl Shim {
             version: VERSION,
             pid: child.id(),
             at_us: Timestamp::now().as_microsecond(),
+            // Until it is collected its number is nobody else's.
+            birth: tree::birth_of(child.id()),
         });
         let pipes = [
             child.stdout.take().map(OwnedFd::from),

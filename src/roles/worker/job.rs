@@ -43,7 +43,7 @@ use crate::{
     ids::JobId,
     roles::shim::{
         kill_orphans,
-        protocol::{self, Cause, Ended, Event, NotStarted, socket_name},
+        protocol::{self, Birth, Cause, Ended, Event, NotStarted, socket_name},
         record::repair,
     },
 };
@@ -86,6 +86,14 @@ pub(super) enum State {
     Running { pid: u32, since: Timestamp },
     /// Nothing of it is left.
     Ended(End),
+}
+
+/// The main process of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Began {
+    pub(super) pid: u32,
+    pub(super) since: Timestamp,
+    pub(super) birth: Option<Birth>,
 }
 
 /// How, and when, a job ended.
@@ -224,6 +232,7 @@ impl Job {
             stops: stop_receiver,
             changes,
             launch,
+            began: None,
         };
         (job, task)
     }
@@ -309,6 +318,8 @@ pub(super) struct Task {
     stops: mpsc::Receiver<Stop>,
     changes: Changes,
     launch: Arc<Launch>,
+    /// Its main process, as soon as that is known, as the journal has it.
+    began: Option<Began>,
 }
 
 impl Task {
@@ -319,7 +330,7 @@ impl Task {
             Err(refusal) => {
                 // The intent may have been recorded by then, and then so must be this.
                 let may_be_known = matches!(refusal, Refusal::NotStarted { .. });
-                self.end(None, How::Refused(refusal));
+                self.end(How::Refused(refusal));
                 if may_be_known {
                     self.record_end().await;
                 }
@@ -372,18 +383,24 @@ impl Task {
     /// Takes over a job that an earlier worker started, in a boot of the machine
     /// that `boot_id` names: from its shim, or from the result it left behind.
     /// Without either the job is lost.
-    pub(super) async fn take_over(mut self, boot_id: &str) {
+    pub(super) async fn take_over(mut self, boot_id: &str, began: Option<Began>) {
+        let is_same_boot = boot_id == self.launch.boot_id;
+        // Times and numbers of another boot say nothing in this one.
+        self.began = began.map(|began| Began {
+            birth: began.birth.filter(|_| is_same_boot),
+            ..began
+        });
         let Ok(shim) = self.call().await else {
             return;
         };
         if let Some(shim) = shim {
             return self.follow(shim).await;
         }
-        let why = match boot_id == self.launch.boot_id {
+        let why = match is_same_boot {
             true => "worker restarted",
             false => "its machine was restarted",
         };
-        self.without_shim(None, why).await;
+        self.without_shim(why).await;
         self.record_end().await;
     }
 
@@ -410,7 +427,7 @@ impl Task {
 
     /// The shim is gone. Only then is it certain that it has left a result behind,
     /// or never will.
-    async fn without_shim(&mut self, started: Option<(u32, Timestamp)>, why: &str) {
+    async fn without_shim(&mut self, why: &str) {
         let result = self.launch.place.result(self.job.spec.id);
         let result = loop {
             match tokio::fs::read(&result).await {
@@ -424,25 +441,24 @@ impl Task {
             }
         };
         match result.map(|text| serde_json::from_slice(&text)) {
-            Ok(Ok(Event::Ended(ended))) => self.finish(started, &ended),
+            Ok(Ok(Event::Ended(ended))) => self.finish(&ended),
             Ok(Ok(Event::NotStarted { why, message })) => {
                 let refusal = self.refusal(why, message);
-                self.end(None, How::Refused(refusal));
+                self.end(How::Refused(refusal));
             }
-            _ => self.lost(started, why).await,
+            _ => self.lost(why).await,
         }
     }
 
     async fn follow(&mut self, mut shim: Shim) {
-        let mut started = None;
         let mut stopping = Vec::new();
         let closing = self.launch.closing.clone();
         loop {
             tokio::select! {
                 event = shim.events.next() => match event.map(read_event) {
-                    Some(Ok(Event::Started { pid, at_us, .. })) => {
+                    Some(Ok(Event::Started { pid, at_us, birth, .. })) => {
                         let since = timestamp(at_us);
-                        started = Some((pid, since));
+                        self.begin(Began { pid, since, birth }).await;
                         self.set(State::Running { pid, since });
                     }
                     Some(Ok(Event::Output { end })) => {
@@ -451,11 +467,11 @@ impl Task {
                     Some(Ok(Event::Stopping)) => stopping.clear(),
                     Some(Ok(Event::NotStarted { why, message })) => {
                         let refusal = self.refusal(why, message);
-                        self.end(None, How::Refused(refusal));
+                        self.end(How::Refused(refusal));
                         break;
                     }
                     Some(Ok(Event::Ended(ended))) => {
-                        self.finish(started, &ended);
+                        self.finish(&ended);
                         break;
                     }
                     Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
@@ -470,7 +486,7 @@ impl Task {
                             shim = Shim { process: shim.process, ..again };
                             continue;
                         }
-                        self.without_shim(started, "its shim was killed").await;
+                        self.without_shim("its shim was killed").await;
                         break;
                     }
                 },
@@ -484,6 +500,19 @@ impl Task {
         }
         if self.record_end().await {
             shim.receipt().await;
+        }
+    }
+
+    /// Has the main process in the journal, so that a later worker knows what to
+    /// look for should the shim be gone by then. A start is not held up for that:
+    /// without the record its job is still found by its other marks.
+    async fn begin(&mut self, began: Began) {
+        if self.began.replace(began) != Some(began) {
+            let job_id = self.job.spec.id;
+            self.launch
+                .journal
+                .note(Record::Began { job_id, began })
+                .await;
         }
     }
 
@@ -513,13 +542,13 @@ impl Task {
 
     /// The shim is gone without a word: what it left of the job is ended, and
     /// what it recorded made whole.
-    async fn lost(&mut self, started: Option<(u32, Timestamp)>, why: &str) {
+    async fn lost(&mut self, why: &str) {
         let id = self.job.spec.id;
-        let session = started.map(|(pid, _)| pid);
+        let main = self.began.and_then(|began| Some((began.pid, began.birth?)));
         loop {
             let cgroup = self.launch.cgroups.as_ref().map(|cgroups| cgroups.of(id));
             let killed =
-                tokio::task::spawn_blocking(move || kill_orphans(id, session, cgroup.as_deref()));
+                tokio::task::spawn_blocking(move || kill_orphans(id, main, cgroup.as_deref()));
             match killed
                 .await
                 .unwrap_or_else(|panic| Err(io::Error::other(panic)))
@@ -541,7 +570,7 @@ impl Task {
             Ok(Err(error)) => tracing::error!(job_id = %id, %error, "cannot repair output"),
             Err(error) => tracing::error!(job_id = %id, %error, "cannot repair output"),
         }
-        self.end(started, How::Lost(why.to_owned()));
+        self.end(How::Lost(why.to_owned()));
     }
 
     fn refusal(&self, why: NotStarted, message: String) -> Refusal {
@@ -566,7 +595,7 @@ impl Task {
         }
     }
 
-    fn finish(&mut self, started: Option<(u32, Timestamp)>, ended: &Ended) {
+    fn finish(&mut self, ended: &Ended) {
         let bytes = ended.output_bytes;
         self.extent.send_modify(|extent| extent.bytes = bytes);
         let cause = ended.cause;
@@ -576,7 +605,7 @@ impl Task {
             (None, None) => How::Lost("its shim could not tell".to_owned()),
         };
         self.set_ended(End {
-            started,
+            started: self.started(),
             at: timestamp(ended.at_us),
             how,
             output_lost: ended
@@ -586,13 +615,17 @@ impl Task {
         });
     }
 
-    fn end(&mut self, started: Option<(u32, Timestamp)>, how: How) {
+    fn end(&mut self, how: How) {
         self.set_ended(End {
-            started,
+            started: self.started(),
             at: Timestamp::now(),
             how,
             output_lost: None,
         });
+    }
+
+    fn started(&self) -> Option<(u32, Timestamp)> {
+        self.began.map(|began| (began.pid, began.since))
     }
 
     fn set_ended(&mut self, end: End) {

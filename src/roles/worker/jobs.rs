@@ -84,7 +84,7 @@ impl Jobs {
             } else {
                 let all = self.clone();
                 self.tasks.spawn(async move {
-                    task.take_over(&known.boot_id).await;
+                    task.take_over(&known.boot_id, known.began).await;
                     all.forget_oldest(id);
                 });
             }

@@ -1,0 +1,149 @@
+//! What a worker finds that comes after another: the worker alone, as a real
+//! process that is killed, with no scheduler there.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use jobctl::{
+    ids::JobId,
+    proto::{
+        JobState, JobStatus, QueryJobRequest, StartJobRequest, StreamJobRequest,
+        worker_client::WorkerClient,
+    },
+};
+use tonic::transport::Channel;
+
+use crate::{
+    cluster::{Place, Process},
+    support::{Folder, eventually, gone, kill, within},
+};
+
+/// A data folder, and the workers that hold it one after the other.
+struct Succession {
+    place: Place,
+    dir: Folder,
+}
+
+/// How the jobs of a worker are ended.
+const BY_PROCESS: &[&str] = &["--control-groups", "false"];
+
+impl Succession {
+    fn new() -> Self {
+        Self {
+            place: Place::new(),
+            dir: Folder::new(),
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("w1")
+    }
+
+    fn command(&self, flags: &[&str]) -> Command {
+        let mut command = Process::worker_command(self.place, 1, &self.data());
+        command.args(flags);
+        command
+    }
+
+    /// The next worker, which has taken over what there was.
+    async fn next(&self, flags: &[&str]) -> (Process, WorkerClient<Channel>) {
+        self.run(self.command(flags)).await
+    }
+
+    async fn run(&self, mut command: Command) -> (Process, WorkerClient<Channel>) {
+        let worker = Process::from(command.spawn().unwrap());
+        let address = format!("http://{}", self.place.worker(1));
+        let client = within(async {
+            let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
+            loop {
+                pause.tick().await;
+                if let Ok(client) = WorkerClient::connect(address.clone()).await {
+                    return client;
+                }
+            }
+        });
+        (worker, client.await)
+    }
+
+    fn shim_of(&self, id: JobId) -> i32 {
+        let shims = self.dir.shims();
+        let found = shims.iter().find(|(_, job)| *job == id);
+        found.unwrap().0
+    }
+
+    /// Waits until the journal has the main process of a job, which nobody waits for.
+    async fn has_begun(&self, id: JobId) {
+        let record = format!("{{\"began\":{{\"job_id\":\"{id}\"");
+        eventually(|| {
+            let journal = fs::read(self.data().join("journal")).unwrap();
+            String::from_utf8_lossy(&journal).contains(&record)
+        })
+        .await;
+    }
+}
+
+async fn sh(client: &WorkerClient<Channel>, script: &str) -> JobId {
+    let request = StartJobRequest {
+        command: "sh".into(),
+        args: vec!["-c".into(), script.into()],
+        ..Default::default()
+    };
+    let response = within(client.clone().start_job(request)).await.unwrap();
+    response.into_inner().job_id.parse().unwrap()
+}
+
+async fn query(client: &WorkerClient<Channel>, id: JobId) -> JobStatus {
+    let request = QueryJobRequest {
+        job_id: id.to_string(),
+        epoch: 0,
+    };
+    let response = within(client.clone().query_job(request)).await.unwrap();
+    response.into_inner().status.unwrap()
+}
+
+/// The first piece of a job's output.
+async fn first_words(client: &WorkerClient<Channel>, id: JobId) -> String {
+    let request = StreamJobRequest {
+        job_id: id.to_string(),
+        ..Default::default()
+    };
+    let stream = within(client.clone().stream_job(request)).await;
+    let mut stream = stream.unwrap().into_inner();
+    let message = within(stream.message()).await.unwrap().unwrap();
+    String::from_utf8(message.output.to_vec()).unwrap()
+}
+
+/// How a job ended; waits for that.
+async fn end_of(client: &WorkerClient<Channel>, id: JobId) -> JobStatus {
+    let request = StreamJobRequest {
+        job_id: id.to_string(),
+        ..Default::default()
+    };
+    let stream = within(client.clone().stream_job(request)).await;
+    let mut stream = stream.unwrap().into_inner();
+    loop {
+        if let Some(end) = within(stream.message()).await.unwrap().unwrap().end {
+            return end;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_without_its_mark_is_ended_when_worker_and_shim_were_killed() {
+    let workers = Succession::new();
+    let (worker, client) = workers.next(BY_PROCESS).await;
+    let id = sh(&client, "env -i sh -c 'echo $$; sleep 600; :' & wait").await;
+    let unmarked = first_words(&client, id).await.trim().to_owned();
+    let pid = query(&client, id).await.pid;
+    workers.has_begun(id).await;
+    worker.kill();
+    kill(workers.shim_of(id));
+    // It goes with its shim, and takes nobody along.
+    eventually(|| gone(&pid.unwrap().to_string())).await;
+    assert!(!gone(&unmarked));
+    let (_worker, client) = workers.next(BY_PROCESS).await;
+    let status = end_of(&client, id).await;
+    assert_eq!(status.state(), JobState::Lost);
+    assert_eq!(status.reason, "lost: worker restarted");
+    assert_eq!(status.pid, pid, "what was known of it still is");
+    assert!(gone(&unmarked), "lost means that nothing is left");
+}
