@@ -3,7 +3,7 @@
 //! behind. How many jobs there are, and which, is the business of `jobs.rs`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
     os::{
         fd::OwnedFd,
@@ -195,8 +195,8 @@ pub(super) struct Job {
 struct Stop {
     signal: i32,
     grace: Duration,
-    /// Told when the signal was sent; dropped when the job ended before.
-    sent: oneshot::Sender<()>,
+    /// Dropped when the signal was sent, or the job ended before.
+    _sent: oneshot::Sender<()>,
 }
 
 impl Job {
@@ -259,15 +259,15 @@ impl Job {
 
     /// Returns once the first signal was sent, or the job has ended without it.
     pub(super) async fn stop(&self, signal: i32, grace: Duration) {
-        let (sent, done) = oneshot::channel();
+        let (sent, sent_or_over) = oneshot::channel();
         let stop = Stop {
             signal,
             grace,
-            sent,
+            _sent: sent,
         };
         // Either error says that the job has ended.
         if self.stops.send(stop).await.is_ok() {
-            let _ = done.await;
+            let _ = sent_or_over.await;
         }
     }
 }
@@ -451,7 +451,8 @@ impl Task {
     }
 
     async fn follow(&mut self, mut shim: Shim) {
-        let mut stopping = Vec::new();
+        // In the order in which the shim says that it has sent their signals.
+        let mut stopping: VecDeque<Stop> = VecDeque::new();
         let closing = self.launch.closing.clone();
         loop {
             tokio::select! {
@@ -464,7 +465,9 @@ impl Task {
                     Some(Ok(Event::Output { end })) => {
                         self.extent.send_replace(Extent { bytes: end, complete: false });
                     }
-                    Some(Ok(Event::Stopping)) => stopping.clear(),
+                    Some(Ok(Event::Stopping)) => {
+                        stopping.pop_front();
+                    }
                     Some(Ok(Event::NotStarted { why, message })) => {
                         let refusal = self.refusal(why, message);
                         self.end(How::Refused(refusal));
@@ -484,6 +487,10 @@ impl Task {
                         };
                         if let Some(again) = again {
                             shim = Shim { process: shim.process, ..again };
+                            // It may never have heard of them; twice does no harm.
+                            for stop in &stopping {
+                                let _ = shim.stop(stop).await;
+                            }
                             continue;
                         }
                         self.without_shim("its shim was killed").await;
@@ -493,7 +500,7 @@ impl Task {
                 Some(stop) = self.stops.recv() => {
                     // An error here is an end of `events` in a moment.
                     let _ = shim.stop(&stop).await;
-                    stopping.push(stop.sent);
+                    stopping.push_back(stop);
                 }
                 () = closing.cancelled() => return,
             }
@@ -772,7 +779,7 @@ pub(super) async fn end_unfollowed(id: JobId, grace: Duration) -> io::Result<()>
     let stop = Stop {
         signal: rustix::process::Signal::TERM.as_raw(),
         grace,
-        sent,
+        _sent: sent,
     };
     shim.stop(&stop).await?;
     while let Some(event) = shim.events.next().await {
@@ -790,6 +797,10 @@ fn milliseconds(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
 
     fn reason(how: How) -> String {
@@ -851,6 +862,120 @@ mod tests {
             reason(How::Lost("its shim was killed".into())),
             "lost: its shim was killed"
         );
+    }
+
+    /// A job and its task, in a worker whose folders are in `dir`.
+    fn task(dir: &Path) -> (Job, Task) {
+        let launch = Launch {
+            worker: "w1".into(),
+            shim: "/no/such/jobctl".into(),
+            scripts: Scripts::new("w1".into(), dir.to_owned()),
+            grace: Duration::from_secs(10),
+            output_limit: 1 << 20,
+            open_files: None,
+            place: Place {
+                output: dir.join("output"),
+                results: dir.join("results"),
+            },
+            cgroups: None,
+            boot_id: "b".into(),
+            journal: Journal::open(&dir.join("journal"), |_| {}).unwrap().0,
+            closing: CancellationToken::new(),
+        };
+        let spec = Spec {
+            id: JobId::random(),
+            command: Some("true".into()),
+            path: None,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: None,
+            name: None,
+            timeout: None,
+            created: Timestamp::now(),
+        };
+        Job::new(spec, None, Arc::new(launch), Changes::default())
+    }
+
+    /// A shim that is there only as far as the worker can see.
+    struct FakeShim(tokio::net::UnixListener);
+
+    impl FakeShim {
+        fn of(job: JobId) -> Self {
+            let name = SocketAddr::from_abstract_name(socket_name(job)).unwrap();
+            let listener = UnixListener::bind_addr(&name).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            Self(tokio::net::UnixListener::from_std(listener).unwrap())
+        }
+
+        /// Takes the next call, and says that the job runs.
+        async fn accept(&self) -> UnixStream {
+            let (mut worker, _) = self.0.accept().await.unwrap();
+            let started = Event::Started {
+                version: protocol::VERSION,
+                pid: 7,
+                at_us: 0,
+                birth: None,
+            };
+            say(&mut worker, &started).await;
+            worker
+        }
+    }
+
+    async fn say(worker: &mut UnixStream, event: &Event) {
+        worker.write_all(&protocol::encode(event)).await.unwrap();
+    }
+
+    /// The next command, which must be a stop: its signal.
+    async fn hear_stop(worker: &mut UnixStream) -> i32 {
+        let length = worker.read_u32_le().await.unwrap();
+        let mut body = vec![0; length as usize];
+        worker.read_exact(&mut body).await.unwrap();
+        match serde_json::from_slice(&body).unwrap() {
+            protocol::Command::Stop { signal, .. } => signal,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_that_was_not_confirmed_is_sent_again_on_the_next_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let (job, task) = task(dir.path());
+        let shim = FakeShim::of(job.spec.id);
+        let following = tokio::spawn(task.take_over("b", None));
+        let stop = |signal| {
+            let job = job.clone();
+            tokio::spawn(async move { job.stop(signal, Duration::from_secs(1)).await })
+        };
+
+        let mut worker = shim.accept().await;
+        let confirmed = stop(1);
+        assert_eq!(hear_stop(&mut worker).await, 1);
+        let second = stop(2);
+        assert_eq!(hear_stop(&mut worker).await, 2);
+        let third = stop(3);
+        assert_eq!(hear_stop(&mut worker).await, 3);
+        say(&mut worker, &Event::Stopping).await;
+        confirmed.await.unwrap();
+        drop(worker);
+
+        let mut worker = shim.accept().await;
+        assert_eq!(hear_stop(&mut worker).await, 2);
+        assert_eq!(hear_stop(&mut worker).await, 3);
+        say(&mut worker, &Event::Stopping).await;
+        second.await.unwrap();
+        assert!(!third.is_finished(), "each is answered for itself");
+        let ended = Event::Ended(Ended {
+            at_us: 0,
+            exit_code: None,
+            signal: Some(3),
+            cause: Cause::Stopped,
+            output_bytes: 0,
+            output_lost: None,
+        });
+        say(&mut worker, &ended).await;
+        third.await.unwrap();
+        following.await.unwrap();
+        assert!(matches!(job.ended().await, State::Ended(_)));
     }
 
     #[test]
