@@ -185,9 +185,9 @@ impl Jobs {
     }
 
     /// The output of a job that ended so long ago that only its output is left.
-    pub(super) fn old_output(&self, id: JobId) -> Result<Output, Error> {
+    pub(super) async fn old_output(&self, id: JobId) -> Result<Output, Error> {
         let output = self.launch.place.output(id);
-        match std::fs::metadata(data_path(&output)) {
+        match tokio::fs::metadata(data_path(&output)).await {
             Ok(data) => {
                 let extent = Extent {
                     bytes: data.len(),
