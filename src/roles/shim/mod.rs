@@ -134,6 +134,10 @@ impl Shim {
         let mut child = match spawn::spawn(spec, spec.script.then_some(script)) {
             Ok(child) => child,
             Err(error) => {
+                if let Some(cgroup) = &spec.cgroup {
+                    // An empty one that stays behind harms nobody.
+                    let _ = tree::remove_cgroup(cgroup);
+                }
                 let why = spawn::why(&error);
                 let message = error.to_string();
                 let last = Event::NotStarted { why, message };

@@ -373,11 +373,15 @@ impl Task {
             let (launch, spec) = (launch.clone(), spec.clone());
             tokio::task::spawn_blocking(move || Shim::spawn(&launch, &spec, runnable))
         };
-        match shim.await {
-            Ok(Ok(shim)) => Ok(shim),
-            Ok(Err(error)) => Err(broken(error.to_string())),
-            Err(error) => Err(broken(error.to_string())),
+        let error = match shim.await {
+            Ok(Ok(shim)) => return Ok(shim),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if let Some(cgroups) = &launch.cgroups {
+            cgroups.remove(spec.id);
         }
+        Err(broken(error))
     }
 
     /// Takes over a job that an earlier worker started, in a boot of the machine
