@@ -147,3 +147,61 @@ async fn a_job_without_its_mark_is_ended_when_worker_and_shim_were_killed() {
     assert_eq!(status.pid, pid, "what was known of it still is");
     assert!(gone(&unmarked), "lost means that nothing is left");
 }
+
+#[tokio::test]
+async fn results_that_nobody_needs_are_removed_and_no_others() {
+    let workers = Succession::new();
+    let results = workers.data().join("results");
+    let (worker, client) = workers.next(BY_PROCESS).await;
+    let ended = sh(&client, "exit 3").await;
+    end_of(&client, ended).await;
+    let fifo = workers.dir.path().join("fifo");
+    let script = format!("mkfifo {0}; echo x; read x < {0}; exit 7", fifo.display());
+    let running = sh(&client, &script).await;
+    first_words(&client, running).await;
+    worker.kill();
+    let held = fs::File::options().read(true).write(true).open(&fifo);
+    std::io::Write::write_all(&mut held.unwrap(), b"\n").unwrap();
+    eventually(|| workers.dir.shims().is_empty()).await;
+    let needed = results.join(running.to_string());
+    assert!(needed.exists(), "its shim has left it behind");
+
+    let unknown = JobId::random();
+    for stray in [
+        ended.to_string(),
+        unknown.to_string(),
+        format!("{unknown}.part"),
+    ] {
+        fs::write(results.join(stray), "{}").unwrap();
+    }
+    fs::write(results.join("README"), "not a result").unwrap();
+    let (_worker, client) = workers.next(BY_PROCESS).await;
+    let status = end_of(&client, running).await;
+    assert_eq!(
+        (status.state(), status.exit_code),
+        (JobState::Failed, Some(7))
+    );
+    let status = query(&client, ended).await;
+    assert_eq!(
+        (status.state(), status.exit_code),
+        (JobState::Failed, Some(3))
+    );
+    // Removed once the end is in the journal.
+    eventually(|| !needed.exists()).await;
+    let left = fs::read_dir(&results).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["README"]);
+}
+
+#[tokio::test]
+async fn a_journal_that_was_put_there_anew_costs_no_result() {
+    let workers = Succession::new();
+    let results = workers.data().join("results");
+    fs::create_dir_all(&results).unwrap();
+    let result = results.join(JobId::random().to_string());
+    fs::write(&result, "{}").unwrap();
+    let (_worker, client) = workers.next(BY_PROCESS).await;
+    let id = sh(&client, "true").await;
+    end_of(&client, id).await;
+    assert!(result.exists());
+}
