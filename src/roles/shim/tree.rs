@@ -100,23 +100,29 @@ pub fn kill_orphans(
     }
     let mark = format!("JOBCTL_JOB_ID={job_id}");
     let bears_mark = |pid: i32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = read_of(pid, "environ")?;
         let mut variables = environment.split(|byte| *byte == 0);
-        variables.any(|variable| variable == mark.as_bytes())
+        io::Result::Ok(variables.any(|variable| variable == mark.as_bytes()))
     };
     let session = match main {
         Some((leader, birth)) if is_session_of(leader, birth, bears_mark)? => Some(leader),
         _ => None,
     };
     let is_marked = |pid: i32| {
-        let bears_it = bears_mark(pid);
-        stat_of(pid).is_some_and(|stat| bears_it || session == Some(stat.session))
+        let stat = parse_stat(&read_of(pid, "stat")?).filter(|stat| !stat.has_ended);
+        match stat {
+            Some(stat) if session == Some(stat.session) => Ok(true),
+            Some(_) => bears_mark(pid),
+            None => Ok(false),
+        }
     };
     for _ in 0..PASSES {
-        let marked: Vec<_> = processes()?
-            .into_iter()
-            .filter(|pid| is_marked(*pid))
-            .collect();
+        let mut marked = Vec::new();
+        for pid in processes()? {
+            if is_marked(pid)? {
+                marked.push(pid);
+            }
+        }
         if marked.is_empty() {
             if let Some(cgroup) = cgroup {
                 // What is left of it is no worse than an empty folder.
@@ -126,7 +132,7 @@ pub fn kill_orphans(
         }
         let pidfds = marked.into_iter().filter_map(|pid| {
             let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-            is_marked(pid).then_some(pidfd)
+            matches!(is_marked(pid), Ok(true)).then_some(pidfd)
         });
         let pidfds: Vec<_> = pidfds.collect();
         for signal in [Signal::STOP, Signal::KILL] {
@@ -143,25 +149,34 @@ pub fn kill_orphans(
 
 /// Whether the session that `leader` led is still the one it led, and not a later
 /// one of the same number. In doubt it is not: strangers are not to be hit.
-fn is_session_of(leader: u32, birth: Birth, bears_mark: impl Fn(i32) -> bool) -> io::Result<bool> {
+fn is_session_of(
+    leader: u32,
+    birth: Birth,
+    bears_mark: impl Fn(i32) -> io::Result<bool>,
+) -> io::Result<bool> {
     let Ok(pid) = i32::try_from(leader) else {
         return Ok(false);
     };
     // A number is free only when neither a process nor a session has it.
-    if let Some(stat) = read_stat(pid) {
+    if let Some(stat) = parse_stat(&read_of(pid, "stat")?) {
         return Ok(stat.born == birth.ticks);
     }
     let number_is_kept = match (forks(), number_of_pids()) {
         (Some(forks), Some(pids)) => !may_come_again(birth.forks, forks, pids),
         _ => false,
     };
+    if number_is_kept {
+        return Ok(true);
+    }
     // A process leaves its session only for one of its own, and so one of the job's
     // is in a session of this number only if that is the job's.
-    let in_session = |pid| stat_of(pid).is_some_and(|stat| stat.session == leader);
-    Ok(number_is_kept
-        || processes()?
-            .into_iter()
-            .any(|pid| in_session(pid) && bears_mark(pid)))
+    for pid in processes()? {
+        let is_in_session = stat_of(pid).is_some_and(|stat| stat.session == leader);
+        if is_in_session && bears_mark(pid)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether a number given out when the machine had started `then` processes may be
@@ -315,6 +330,24 @@ struct Stat {
     /// In clock ticks since the boot.
     born: u64,
     has_ended: bool,
+}
+
+/// A file of a process; empty where the process has gone, or is hidden from us.
+///
+/// # Errors
+///
+/// When it is this process that cannot read: what it does not see may be there.
+fn read_of(pid: i32, file: &str) -> io::Result<Vec<u8>> {
+    match fs::read(format!("/proc/{pid}/{file}")) {
+        Err(error) if is_shortage(&error) => Err(error),
+        read => Ok(read.unwrap_or_default()),
+    }
+}
+
+/// Too many open files, or too little memory.
+fn is_shortage(error: &io::Error) -> bool {
+    let error = Errno::from_io_error(error);
+    matches!(error, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 /// What there is to know of a process that has not ended; `None` for others.
