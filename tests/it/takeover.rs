@@ -1,20 +1,32 @@
 //! What a worker finds that comes after another: the worker alone, as a real
 //! process that is killed, with no scheduler there.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    io::Read as _,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixStream},
+    },
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 
 use jobctl::{
     ids::JobId,
     proto::{
-        JobState, JobStatus, QueryJobRequest, StartJobRequest, StreamJobRequest,
+        JobState, JobStatus, QueryJobRequest, StartJobRequest, StopJobRequest, StreamJobRequest,
         worker_client::WorkerClient,
     },
+    roles::shim::protocol::{Event, decode, socket_name},
 };
+use rustix::process::Signal;
 use tonic::transport::Channel;
 
 use crate::{
     cluster::{Place, Process},
-    support::{Folder, eventually, gone, kill, within},
+    support::{Folder, LIMIT, eventually, gone, kill, within},
 };
 
 /// A data folder, and the workers that hold it one after the other.
@@ -46,22 +58,22 @@ impl Succession {
 
     /// The next worker, which has taken over what there was.
     async fn next(&self, flags: &[&str]) -> (Process, WorkerClient<Channel>) {
-        self.run(self.command(flags)).await
+        let worker = Process::from(self.command(flags).spawn().unwrap());
+        (worker, self.client().await)
     }
 
-    async fn run(&self, mut command: Command) -> (Process, WorkerClient<Channel>) {
-        let worker = Process::from(command.spawn().unwrap());
+    async fn client(&self) -> WorkerClient<Channel> {
         let address = format!("http://{}", self.place.worker(1));
-        let client = within(async {
-            let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
+        within(async {
+            let mut pause = tokio::time::interval(Duration::from_millis(10));
             loop {
                 pause.tick().await;
                 if let Ok(client) = WorkerClient::connect(address.clone()).await {
                     return client;
                 }
             }
-        });
-        (worker, client.await)
+        })
+        .await
     }
 
     fn shim_of(&self, id: JobId) -> i32 {
@@ -204,4 +216,110 @@ async fn a_journal_that_was_put_there_anew_costs_no_result() {
     let id = sh(&client, "true").await;
     end_of(&client, id).await;
     assert!(result.exists());
+}
+
+#[tokio::test]
+async fn a_worker_without_room_for_its_shims_takes_them_over_when_there_is() {
+    const EACH: usize = 30;
+    /// Room for half of the shims and what a worker has besides, not for all.
+    const OPEN_FILES: usize = 60;
+    let workers = Succession::new();
+    let (worker, client) = workers.next(BY_PROCESS).await;
+    let fifo = workers.dir.path().join("fifo");
+    let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    let script = format!("read x < {}; exit 7", fifo.display());
+    let (mut waiting, mut staying) = (Vec::new(), Vec::new());
+    for _ in 0..EACH {
+        waiting.push(sh(&client, &script).await);
+        staying.push(sh(&client, "sleep 600").await);
+    }
+    worker.kill();
+
+    let whole = workers.command(BY_PROCESS);
+    let mut limited = Command::new("prlimit");
+    limited.arg(format!("--nofile={OPEN_FILES}"));
+    limited.arg(whole.get_program()).args(whole.get_args());
+    let child = limited.spawn().unwrap();
+    let open = PathBuf::from(format!("/proc/{}/fd", child.id()));
+    let _worker = Process::from(child);
+    eventually(|| fs::read_dir(&open).is_ok_and(|open| open.count() >= OPEN_FILES)).await;
+
+    // Each of those that end makes room for one of those that stay.
+    let held = fs::File::options().read(true).write(true).open(&fifo);
+    let lines = vec![b'\n'; EACH];
+    std::io::Write::write_all(&mut held.unwrap(), &lines).unwrap();
+    let client = workers.client().await;
+    for id in waiting {
+        let status = end_of(&client, id).await;
+        assert_eq!(status.exit_code, Some(7), "{}", status.reason);
+    }
+    for id in staying {
+        within(async {
+            let mut pause = tokio::time::interval(Duration::from_millis(10));
+            while query(&client, id).await.state() != JobState::Running {
+                pause.tick().await;
+            }
+        })
+        .await;
+    }
+}
+
+/// A connection to a shim, as a worker has one.
+struct Caller {
+    stream: UnixStream,
+    received: Vec<u8>,
+}
+
+impl Caller {
+    fn call(id: JobId) -> Self {
+        let name = SocketAddr::from_abstract_name(socket_name(id)).unwrap();
+        let stream = UnixStream::connect_addr(&name).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        Self {
+            stream,
+            received: Vec::new(),
+        }
+    }
+
+    /// The next thing that the shim says; `None`: it has hung up.
+    fn hear(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = decode(&mut self.received).unwrap() {
+                return Some(event);
+            }
+            let mut bytes = [0; 1024];
+            match self.stream.read(&mut bytes).unwrap() {
+                0 => return None,
+                length => self.received.extend_from_slice(&bytes[..length]),
+            }
+        }
+    }
+
+    fn hears_that_it_runs(&mut self) {
+        while !matches!(self.hear().unwrap(), Event::Started { .. }) {}
+    }
+}
+
+#[tokio::test]
+async fn who_calls_a_shim_last_is_its_worker() {
+    let workers = Succession::new();
+    let (worker, client) = workers.next(BY_PROCESS).await;
+    let id = sh(&client, "sleep 600").await;
+    // It holds its data folder, and cannot see that it has lost the connection.
+    worker.signal(Signal::STOP);
+    let mut first = Caller::call(id);
+    first.hears_that_it_runs();
+    let mut second = Caller::call(id);
+    second.hears_that_it_runs();
+    assert_eq!(first.hear(), None);
+    worker.signal(Signal::CONT);
+    assert_eq!(second.hear(), None, "the worker has called again");
+    let request = StopJobRequest {
+        job_id: id.to_string(),
+        ..Default::default()
+    };
+    within(client.clone().stop_job(request)).await.unwrap();
+    let status = end_of(&client, id).await;
+    assert_eq!(status.reason, "stopped: signal: terminated");
 }
