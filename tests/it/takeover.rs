@@ -219,6 +219,25 @@ async fn a_journal_that_was_put_there_anew_costs_no_result() {
 }
 
 #[tokio::test]
+async fn a_data_folder_that_is_let_go_in_a_moment_is_waited_for() {
+    let workers = Succession::new();
+    fs::create_dir_all(workers.data()).unwrap();
+    let lock = workers.data().join("lock");
+    let held = fs::File::create(&lock).unwrap();
+    held.lock().unwrap();
+    let child = workers.command(BY_PROCESS).spawn().unwrap();
+    let open = PathBuf::from(format!("/proc/{}/fd", child.id()));
+    let _worker = Process::from(child);
+    eventually(|| {
+        let mut open = fs::read_dir(&open).unwrap().flatten();
+        open.any(|file| fs::read_link(file.path()).is_ok_and(|path| path == lock))
+    })
+    .await;
+    held.unlock().unwrap();
+    workers.client().await;
+}
+
+#[tokio::test]
 async fn a_worker_without_room_for_its_shims_takes_them_over_when_there_is() {
     const EACH: usize = 30;
     /// Room for half of the shims and what a worker has besides, not for all.
