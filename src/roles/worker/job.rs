@@ -1,35 +1,20 @@
-//! One job: what was asked for, how it stands, and the task that follows its
-//! shim, be it one that this worker started or one that an earlier worker left
-//! behind. How many jobs there are, and which, is the business of `jobs.rs`.
+//! One job: what was asked for, how it stands, and the task that follows it to its
+//! end, be it one that this worker started or one that an earlier worker left
+//! behind. How its shim is spoken to is the business of `shim.rs`; how many jobs
+//! there are, and which, that of `jobs.rs`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     io,
-    os::{
-        fd::OwnedFd,
-        linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixListener, UnixStream as StdUnixStream},
-    },
     path::PathBuf,
-    process::Stdio,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::StreamExt as _;
 use jiff::Timestamp;
-use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::AsyncWriteExt as _,
-    net::{UnixStream, unix::OwnedWriteHalf},
-    process::{Child, Command},
-    sync::{mpsc, oneshot, watch},
-};
-use tokio_util::{
-    codec::{FramedRead, LengthDelimitedCodec},
-    sync::CancellationToken,
-};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     cgroup::Cgroups,
@@ -37,13 +22,14 @@ use super::{
     jobs::{Change, Changes},
     journal::{AppendError, Journal, Record},
     output::{Extent, Output},
-    scripts::{Runnable, Scripts},
+    scripts::Scripts,
+    shim::Shim,
 };
 use crate::{
     ids::JobId,
     roles::shim::{
         kill_orphans,
-        protocol::{self, Birth, Cause, Ended, Event, NotStarted, socket_name},
+        protocol::{Birth, Cause, Ended, Event, NotStarted},
         record::repair,
     },
 };
@@ -285,7 +271,8 @@ impl Place {
         self.output.join(id.to_string())
     }
 
-    fn result(&self, id: JobId) -> PathBuf {
+    /// Where a shim leaves an end that no worker takes.
+    pub(super) fn result(&self, id: JobId) -> PathBuf {
         self.results.join(id.to_string())
     }
 }
@@ -460,7 +447,7 @@ impl Task {
         let closing = self.launch.closing.clone();
         loop {
             tokio::select! {
-                event = shim.events.next() => match event.map(read_event) {
+                event = shim.event() => match event {
                     Some(Ok(Event::Started { pid, at_us, birth, .. })) => {
                         let since = timestamp(at_us);
                         self.begin(Began { pid, since, birth }).await;
@@ -490,10 +477,10 @@ impl Task {
                             return;
                         };
                         if let Some(again) = again {
-                            shim = Shim { process: shim.process, ..again };
+                            shim = shim.reconnected(again);
                             // It may never have heard of them; twice does no harm.
                             for stop in &stopping {
-                                let _ = shim.stop(stop).await;
+                                let _ = shim.stop(stop.signal, stop.grace).await;
                             }
                             continue;
                         }
@@ -502,8 +489,8 @@ impl Task {
                     }
                 },
                 Some(stop) = self.stops.recv() => {
-                    // An error here is an end of `events` in a moment.
-                    let _ = shim.stop(&stop).await;
+                    // If it does not arrive, it is sent again.
+                    let _ = shim.stop(stop.signal, stop.grace).await;
                     stopping.push_back(stop);
                 }
                 () = closing.cancelled() => return,
@@ -668,144 +655,23 @@ fn timestamp(us: i64) -> Timestamp {
     Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// What is no event is `InvalidData`.
-fn read_event(frame: io::Result<bytes::BytesMut>) -> io::Result<Event> {
-    let event = serde_json::from_slice(&frame?);
-    event.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
-/// The worker's end of one shim.
-struct Shim {
-    /// `None`: an earlier worker's.
-    process: Option<Child>,
-    events: FramedRead<tokio::net::unix::OwnedReadHalf, LengthDelimitedCodec>,
-    commands: OwnedWriteHalf,
-}
-
-impl Shim {
-    /// Starts a shim and tells it what to run.
-    fn spawn(launch: &Launch, spec: &Spec, runnable: Runnable) -> io::Result<Self> {
-        let (ours, theirs) = StdUnixStream::pair()?;
-        // Made here, so that there is no moment in which the shim lives and cannot
-        // be called.
-        let name = SocketAddr::from_abstract_name(socket_name(spec.id))?;
-        let calls = UnixListener::bind_addr(&name)?;
-        let cgroup = match &launch.cgroups {
-            Some(cgroups) => Some(cgroups.make(spec.id)?),
-            None => None,
-        };
-        let message = protocol::Command::Start(Box::new(protocol::Spec {
-            job_id: spec.id,
-            program: runnable.program,
-            arg0: runnable.arg0,
-            script: runnable.script.is_some(),
-            args: spec.args.clone(),
-            env: runnable.env,
-            cwd: runnable.cwd,
-            timeout_ms: spec.timeout.map(milliseconds),
-            grace_ms: milliseconds(launch.grace),
-            output: launch.place.output(spec.id),
-            output_limit: launch.output_limit,
-            open_files: launch.open_files,
-            result: launch.place.result(spec.id),
-            cgroup,
-        }));
-        let process = Command::new(&launch.shim)
-            .arg("shim")
-            // So that a list of processes says whose it is.
-            .arg(spec.id.to_string())
-            .env_clear()
-            // Its files are there; any other folder would be held for no reason.
-            .current_dir(&launch.place.output)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(runnable.script.map_or_else(Stdio::null, Stdio::from))
-            .stderr(Stdio::from(OwnedFd::from(calls)))
-            // A Ctrl-C at the worker's terminal is the worker's alone.
-            .process_group(0)
-            .spawn()?;
-        // With the last thing that can fail here behind it, the job may begin.
-        let mut shim = Self::new(ours, Some(process))?;
-        let message = protocol::encode(&message);
-        tokio::runtime::Handle::current().block_on(shim.commands.write_all(&message))?;
-        Ok(shim)
-    }
-
-    /// Calls the shim of a job that an earlier worker started.
-    fn call(id: JobId) -> io::Result<Self> {
-        let name = SocketAddr::from_abstract_name(socket_name(id))?;
-        let socket = StdUnixStream::connect_addr(&name)?;
-        // Anybody on this machine can take a name that nobody has.
-        if socket_peercred(&socket)?.uid != geteuid() {
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        }
-        Self::new(socket, None)
-    }
-
-    fn new(socket: StdUnixStream, process: Option<Child>) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        let (events, commands) = UnixStream::from_std(socket)?.into_split();
-        let codec = LengthDelimitedCodec::builder()
-            .little_endian()
-            .max_frame_length(protocol::MAX_MESSAGE)
-            .new_codec();
-        Ok(Self {
-            process,
-            events: FramedRead::new(events, codec),
-            commands,
-        })
-    }
-
-    async fn stop(&mut self, stop: &Stop) -> io::Result<()> {
-        let command = protocol::Command::Stop {
-            signal: stop.signal,
-            grace_ms: milliseconds(stop.grace),
-        };
-        self.commands.write_all(&protocol::encode(&command)).await
-    }
-
-    /// Lets the shim go, and returns when it has gone.
-    async fn receipt(mut self) {
-        let receipt = protocol::encode(&protocol::Command::Receipt);
-        // One that has gone already needs none.
-        let _ = self.commands.write_all(&receipt).await;
-        if let Some(mut process) = self.process {
-            // Only so that it does not stay a zombie; what it returned says nothing.
-            let _ = process.wait().await;
-        }
-    }
-}
-
-/// Ends a job that no worker follows. Returns once nothing of it is left; its
-/// shim keeps the result for the next worker.
-pub(super) async fn end_unfollowed(id: JobId, grace: Duration) -> io::Result<()> {
-    let mut shim = Shim::call(id)?;
-    let (sent, _) = oneshot::channel();
-    let stop = Stop {
-        signal: rustix::process::Signal::TERM.as_raw(),
-        grace,
-        _sent: sent,
-    };
-    shim.stop(&stop).await?;
-    while let Some(event) = shim.events.next().await {
-        match read_event(event)? {
-            Event::Ended(_) | Event::NotStarted { .. } => return Ok(()),
-            Event::Started { .. } | Event::Output { .. } | Event::Stopping => {}
-        }
-    }
-    Err(io::ErrorKind::UnexpectedEof.into())
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{
+        os::{
+            linux::net::SocketAddrExt as _,
+            unix::net::{SocketAddr, UnixListener},
+        },
+        path::Path,
+    };
 
-    use tokio::io::AsyncReadExt as _;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::UnixStream,
+    };
 
     use super::*;
+    use crate::roles::shim::protocol::{self, socket_name};
 
     fn reason(how: How) -> String {
         let end = End {

@@ -11,6 +11,7 @@ mod journal;
 mod output;
 mod scripts;
 mod session;
+mod shim;
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -36,11 +37,12 @@ pub use self::error::RunError as Error;
 use self::{
     cgroup::Cgroups,
     grpc::Service,
-    job::{Launch, Place, end_unfollowed},
+    job::{Launch, Place},
     jobs::Jobs,
     journal::Journal,
     scripts::Scripts,
     session::Identity,
+    shim::end_unfollowed,
 };
 use crate::proto::{DESCRIPTORS, worker_server::WorkerServer};
 
