@@ -172,8 +172,10 @@ async fn results_that_nobody_needs_are_removed_and_no_others() {
     let running = sh(&client, &script).await;
     first_words(&client, running).await;
     worker.kill();
+    // Kept open: what nobody has read goes with the last who has it open.
     let held = fs::File::options().read(true).write(true).open(&fifo);
-    std::io::Write::write_all(&mut held.unwrap(), b"\n").unwrap();
+    let mut held = held.unwrap();
+    std::io::Write::write_all(&mut held, b"\n").unwrap();
     eventually(|| workers.dir.shims().is_empty()).await;
     let needed = results.join(running.to_string());
     assert!(needed.exists(), "its shim has left it behind");
@@ -265,9 +267,11 @@ async fn a_worker_without_room_for_its_shims_takes_them_over_when_there_is() {
     eventually(|| fs::read_dir(&open).is_ok_and(|open| open.count() >= OPEN_FILES)).await;
 
     // Each of those that end makes room for one of those that stay.
+    // Kept open: what nobody has read goes with the last who has it open.
     let held = fs::File::options().read(true).write(true).open(&fifo);
+    let mut held = held.unwrap();
     let lines = vec![b'\n'; EACH];
-    std::io::Write::write_all(&mut held.unwrap(), &lines).unwrap();
+    std::io::Write::write_all(&mut held, &lines).unwrap();
     let client = workers.client().await;
     for id in waiting {
         let status = end_of(&client, id).await;

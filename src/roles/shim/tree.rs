@@ -489,9 +489,9 @@ mod tests {
     #[test]
     fn a_session_with_a_marked_member_is_the_jobs() {
         let job_id = JobId::random();
-        let script = format!(
-            "sleep 600 > /dev/null & JOBCTL_JOB_ID={job_id} sleep 600 > /dev/null & echo $!; :"
-        );
+        // Told by itself, so that it has its environment by then.
+        let marked = format!("JOBCTL_JOB_ID={job_id} sh -c 'echo $$; sleep 600 > /dev/null; :'");
+        let script = format!("sleep 600 > /dev/null & {marked} & :");
         let (mut leader, marked) = session(&script);
         leader.wait().unwrap();
         let in_session = |pid: &i32| {
