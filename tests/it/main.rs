@@ -19,6 +19,7 @@ mod rooms;
 mod start;
 mod stop;
 mod support;
+mod takeover;
 mod terminal;
 mod typed;
 mod wait;

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    os::unix::fs::{PermissionsExt as _, symlink},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::Path,
     time::Duration,
 };
@@ -783,6 +783,41 @@ async fn a_job_without_a_shim_is_refused_and_stays_so() {
     );
     shutdown.cancel();
     within(role).await.unwrap().unwrap();
+}
+
+/// The jobs of a worker that have control groups; `None` where it can make none.
+fn groups(worker: &TestWorker) -> Option<Vec<JobId>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+    let mount = Path::new(mount.split(' ').nth(4).unwrap());
+    let folder = fs::metadata(worker.dir.path().join("data")).unwrap();
+    let name = format!("jobctl-w1-{}-{}", folder.dev(), folder.ino());
+    let groups = fs::read_dir(mount.join(own).join(name)).ok()?.flatten();
+    let jobs = groups.filter_map(|group| group.file_name().to_str()?.parse().ok());
+    Some(jobs.collect())
+}
+
+#[tokio::test]
+async fn a_job_that_could_not_be_started_leaves_no_control_group() {
+    // Refused by its shim, and for want of one.
+    for shim in [support::binary(), "/no/such/jobctl".into()] {
+        let worker = TestWorker::with(|config| config.shim = shim).await;
+        let program = worker.dir.path().join("program");
+        fs::write(&program, "#!/no/such/interpreter\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let request = StartJobRequest {
+            command: program.display().to_string(),
+            ..Default::default()
+        };
+        let error = worker.start_job(request).await.unwrap_err();
+        assert_eq!(code(&error), "not_started", "{error}");
+        if let Some(groups) = groups(&worker) {
+            assert_eq!(groups, []);
+        }
+        worker.shut_down().await;
+    }
 }
 
 #[tokio::test]

@@ -134,6 +134,10 @@ impl Shim {
         let mut child = match spawn::spawn(spec, spec.script.then_some(script)) {
             Ok(child) => child,
             Err(error) => {
+                if let Some(cgroup) = &spec.cgroup {
+                    // An empty one that stays behind harms nobody.
+                    let _ = tree::remove_cgroup(cgroup);
+                }
                 let why = spawn::why(&error);
                 let message = error.to_string();
                 let last = Event::NotStarted { why, message };
@@ -146,6 +150,8 @@ impl Shim {
             version: VERSION,
             pid: child.id(),
             at_us: Timestamp::now().as_microsecond(),
+            // Until it is collected its number is nobody else's.
+            birth: tree::birth_of(child.id()),
         });
         let pipes = [
             child.stdout.take().map(OwnedFd::from),

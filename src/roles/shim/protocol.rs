@@ -87,6 +87,8 @@ pub enum Event {
         pid: u32,
         /// Microseconds since 1970.
         at_us: i64,
+        /// `None`: the shim is older than this, or could not read it.
+        birth: Option<Birth>,
     },
     /// There will be no process; the last message.
     NotStarted {
@@ -105,6 +107,17 @@ pub enum Event {
     Stopping,
     /// Nothing of the job is left, and its output is complete; the last message.
     Ended(Ended),
+}
+
+/// What tells a process from a later one of the same number, in the same boot of
+/// the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Birth {
+    /// When it was born, in clock ticks since the boot (proc_pid_stat(5)).
+    pub ticks: u64,
+    /// How many processes and threads the machine had started by then
+    /// (`processes` of proc_stat(5)).
+    pub forks: u64,
 }
 
 /// Why there is no process.
@@ -205,6 +218,18 @@ mod tests {
         assert_eq!(decode(&mut got).unwrap(), Some(Event::Output { end: 7 }));
         assert_eq!(decode(&mut got).unwrap(), Some(Event::Stopping));
         assert!(got.is_empty());
+    }
+
+    #[test]
+    fn an_older_shim_does_not_tell_of_the_birth() {
+        let told = r#"{"started":{"version":1,"pid":7,"at_us":9}}"#;
+        let event = Event::Started {
+            version: 1,
+            pid: 7,
+            at_us: 9,
+            birth: None,
+        };
+        assert_eq!(serde_json::from_str::<Event>(told).unwrap(), event);
     }
 
     #[test]

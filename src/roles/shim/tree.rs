@@ -17,6 +17,7 @@ use rustix::{
     },
 };
 
+use super::protocol::Birth;
 use crate::ids::JobId;
 
 /// How often one [`kill`] looks again for processes born meanwhile. A tree that
@@ -83,28 +84,45 @@ pub(super) fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
 
 /// Kills what is left of a job whose shim is gone, so that nobody is its
 /// subreaper: the processes of its control group, those that bear its id in their
-/// environment, and those of the `session` that its main process led, where the
-/// shim has only just gone. Returns when there are none.
+/// environment, and those of the session that its `main` process led, where it is
+/// certain that this is still the same one. Returns when there are none.
 ///
 /// # Errors
 ///
 /// When `/proc` cannot be read, or when some are still there after many passes.
-pub fn kill_orphans(job_id: JobId, session: Option<u32>, cgroup: Option<&Path>) -> io::Result<()> {
+pub fn kill_orphans(
+    job_id: JobId,
+    main: Option<(u32, Birth)>,
+    cgroup: Option<&Path>,
+) -> io::Result<()> {
     if let Some(cgroup) = cgroup {
         kill_cgroup(cgroup)?;
     }
     let mark = format!("JOBCTL_JOB_ID={job_id}");
-    let is_marked = |pid: i32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let bears_mark = |pid: i32| {
+        let environment = read_of(pid, "environ")?;
         let mut variables = environment.split(|byte| *byte == 0);
-        let bears_it = variables.any(|variable| variable == mark.as_bytes());
-        stat_of(pid).is_some_and(|stat| bears_it || session == Some(stat.session))
+        io::Result::Ok(variables.any(|variable| variable == mark.as_bytes()))
+    };
+    let session = match main {
+        Some((leader, birth)) if is_session_of(leader, birth, bears_mark)? => Some(leader),
+        _ => None,
+    };
+    let is_marked = |pid: i32| {
+        let stat = parse_stat(&read_of(pid, "stat")?).filter(|stat| !stat.has_ended);
+        match stat {
+            Some(stat) if session == Some(stat.session) => Ok(true),
+            Some(_) => bears_mark(pid),
+            None => Ok(false),
+        }
     };
     for _ in 0..PASSES {
-        let marked: Vec<_> = processes()?
-            .into_iter()
-            .filter(|pid| is_marked(*pid))
-            .collect();
+        let mut marked = Vec::new();
+        for pid in processes()? {
+            if is_marked(pid)? {
+                marked.push(pid);
+            }
+        }
         if marked.is_empty() {
             if let Some(cgroup) = cgroup {
                 // What is left of it is no worse than an empty folder.
@@ -114,7 +132,7 @@ pub fn kill_orphans(job_id: JobId, session: Option<u32>, cgroup: Option<&Path>) 
         }
         let pidfds = marked.into_iter().filter_map(|pid| {
             let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-            is_marked(pid).then_some(pidfd)
+            matches!(is_marked(pid), Ok(true)).then_some(pidfd)
         });
         let pidfds: Vec<_> = pidfds.collect();
         for signal in [Signal::STOP, Signal::KILL] {
@@ -127,6 +145,70 @@ pub fn kill_orphans(job_id: JobId, session: Option<u32>, cgroup: Option<&Path>) 
         std::thread::sleep(Duration::from_millis(5));
     }
     Err(io::Error::other("some of its processes cannot be killed"))
+}
+
+/// Whether the session that `leader` led is still the one it led, and not a later
+/// one of the same number. In doubt it is not: strangers are not to be hit.
+fn is_session_of(
+    leader: u32,
+    birth: Birth,
+    bears_mark: impl Fn(i32) -> io::Result<bool>,
+) -> io::Result<bool> {
+    let Ok(pid) = i32::try_from(leader) else {
+        return Ok(false);
+    };
+    // A number is free only when neither a process nor a session has it.
+    if let Some(stat) = parse_stat(&read_of(pid, "stat")?) {
+        return Ok(stat.born == birth.ticks);
+    }
+    let number_is_kept = match (forks(), number_of_pids()) {
+        (Some(forks), Some(pids)) => !may_come_again(birth.forks, forks, pids),
+        _ => false,
+    };
+    if number_is_kept {
+        return Ok(true);
+    }
+    // A process leaves its session only for one of its own, and so one of the job's
+    // is in a session of this number only if that is the job's.
+    for pid in processes()? {
+        let is_in_session = stat_of(pid).is_some_and(|stat| stat.session == leader);
+        if is_in_session && bears_mark(pid)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether a number given out when the machine had started `then` processes may be
+/// another's when it has started `now`. They are given out in turn, so that all
+/// others come first. Half of them may be skipped, because they are in use or
+/// because their process came to nothing.
+fn may_come_again(then: u64, now: u64, pids: u64) -> bool {
+    now.checked_sub(then).is_none_or(|since| since >= pids / 2)
+}
+
+/// How many processes and threads the machine has started.
+fn forks() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let mut lines = stat.lines();
+    let count = lines.find_map(|line| line.strip_prefix("processes "))?;
+    count.trim().parse().ok()
+}
+
+/// The number that pids stay below (proc_sys_kernel(5)).
+fn number_of_pids() -> Option<u64> {
+    let pids = fs::read_to_string("/proc/sys/kernel/pid_max").ok()?;
+    pids.trim().parse().ok()
+}
+
+/// What tells a process from a later one of the same number; `None` if there is
+/// no such process, not even one that has ended.
+pub(super) fn birth_of(pid: u32) -> Option<Birth> {
+    let stat = read_stat(i32::try_from(pid).ok()?)?;
+    Some(Birth {
+        ticks: stat.born,
+        forks: forks()?,
+    })
 }
 
 /// Collects one process that has ended.
@@ -240,15 +322,41 @@ fn processes() -> io::Result<Vec<i32>> {
     Ok(pids.collect())
 }
 
-/// What there is to know of a process that has not ended.
+/// What there is to know of a process.
 #[derive(Debug, PartialEq)]
 struct Stat {
     parent: i32,
     session: u32,
+    /// In clock ticks since the boot.
+    born: u64,
+    has_ended: bool,
 }
 
-/// Reads `/proc/PID/stat`; `None` for a process that has ended.
+/// A file of a process; empty where the process has gone, or is hidden from us.
+///
+/// # Errors
+///
+/// When it is this process that cannot read: what it does not see may be there.
+fn read_of(pid: i32, file: &str) -> io::Result<Vec<u8>> {
+    match fs::read(format!("/proc/{pid}/{file}")) {
+        Err(error) if is_shortage(&error) => Err(error),
+        read => Ok(read.unwrap_or_default()),
+    }
+}
+
+/// Too many open files, or too little memory.
+fn is_shortage(error: &io::Error) -> bool {
+    let error = Errno::from_io_error(error);
+    matches!(error, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+}
+
+/// What there is to know of a process that has not ended; `None` for others.
 fn stat_of(pid: i32) -> Option<Stat> {
+    read_stat(pid).filter(|stat| !stat.has_ended)
+}
+
+/// Reads `/proc/PID/stat`, which is there until an ended process is collected.
+fn read_stat(pid: i32) -> Option<Stat> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
@@ -258,14 +366,14 @@ fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
     let fields = str::from_utf8(&stat[behind_name..]).ok()?;
     let fields: Vec<_> = fields.split_whitespace().collect();
-    let stat = Stat {
-        parent: fields.get(1)?.parse().ok()?,
-        session: fields.get(3)?.parse().ok()?,
-    };
     // The first thread of a process may have ended before the others, which live.
     let threads: u32 = fields.get(17)?.parse().ok()?;
-    let has_ended = matches!(*fields.first()?, "Z" | "X") && threads <= 1;
-    (!has_ended).then_some(stat)
+    Some(Stat {
+        parent: fields.get(1)?.parse().ok()?,
+        session: fields.get(3)?.parse().ok()?,
+        born: fields.get(19)?.parse().ok()?,
+        has_ended: matches!(*fields.first()?, "Z" | "X") && threads <= 1,
+    })
 }
 
 #[cfg(test)]
@@ -280,14 +388,14 @@ mod tests {
             parse_stat(
                 format!("{start} 12 13 0 -1 4 1 0 0 0 0 0 0 0 20 0 {threads} 0 9").as_bytes(),
             )
-            .map(|stat| (stat.parent, stat.session))
+            .map(|stat| (stat.parent, stat.session, stat.born, stat.has_ended))
         };
-        assert_eq!(stat("12 (sh) S 7", 1), Some((7, 13)));
-        assert_eq!(stat("12 (a) Z 1 (b)) R 9", 1), Some((9, 13)));
-        assert_eq!(stat("12 (sh) Z 7", 1), None);
+        assert_eq!(stat("12 (sh) S 7", 1), Some((7, 13, 9, false)));
+        assert_eq!(stat("12 (a) Z 1 (b)) R 9", 1), Some((9, 13, 9, false)));
+        assert_eq!(stat("12 (sh) Z 7", 1), Some((7, 13, 9, true)));
         assert_eq!(
             stat("12 (sh) Z 7", 2),
-            Some((7, 13)),
+            Some((7, 13, 9, false)),
             "its other threads live"
         );
         assert_eq!(parse_stat(b""), None);
@@ -322,5 +430,85 @@ mod tests {
             .for_each(|process| process.send(Signal::KILL));
         assert!(!child.wait().unwrap().success());
         assert_eq!(stat_of(pid), None);
+    }
+
+    /// A session whose leader runs `script`, and the first line that it writes.
+    fn session(script: &str) -> (std::process::Child, String) {
+        let mut leader = Command::new("setsid")
+            .args(["sh", "-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let output = io::BufReader::new(leader.stdout.take().unwrap());
+        io::BufRead::read_line(&mut { output }, &mut line).unwrap();
+        (leader, line.trim().to_owned())
+    }
+
+    #[test]
+    fn the_session_of_a_main_process_that_is_gone_is_ended() {
+        let script = "sleep 600 > /dev/null & echo $!; read x < /dev/null";
+        let (mut leader, member) = session(script);
+        let birth = birth_of(leader.id()).unwrap();
+        leader.wait().unwrap();
+        let member: i32 = member.parse().unwrap();
+        assert!(stat_of(member).is_some());
+        kill_orphans(JobId::random(), Some((leader.id(), birth)), None).unwrap();
+        assert_eq!(stat_of(member), None);
+    }
+
+    #[test]
+    fn a_session_that_only_has_the_number_is_left_alone() {
+        let (mut leader, member) = session("sleep 600 > /dev/null & echo $!; wait");
+        let birth = birth_of(leader.id()).unwrap();
+        let older = Birth {
+            ticks: birth.ticks - 1,
+            ..birth
+        };
+        kill_orphans(JobId::random(), Some((leader.id(), older)), None).unwrap();
+        assert!(
+            stat_of(member.parse().unwrap()).is_some(),
+            "its leader is another"
+        );
+        leader.kill().unwrap();
+        leader.wait().unwrap();
+        let older = Birth {
+            // More than the machine has started.
+            forks: u64::MAX,
+            ..birth
+        };
+        kill_orphans(JobId::random(), Some((leader.id(), older)), None).unwrap();
+        assert!(
+            stat_of(member.parse().unwrap()).is_some(),
+            "its leader may have been another"
+        );
+        kill_orphans(JobId::random(), Some((leader.id(), birth)), None).unwrap();
+        assert_eq!(stat_of(member.parse().unwrap()), None);
+    }
+
+    #[test]
+    fn a_session_with_a_marked_member_is_the_jobs() {
+        let job_id = JobId::random();
+        // Told by itself, so that it has its environment by then.
+        let marked = format!("JOBCTL_JOB_ID={job_id} sh -c 'echo $$; sleep 600 > /dev/null; :'");
+        let script = format!("sleep 600 > /dev/null & {marked} & :");
+        let (mut leader, marked) = session(&script);
+        leader.wait().unwrap();
+        let in_session = |pid: &i32| {
+            let stat = stat_of(*pid);
+            stat.is_some_and(|stat| stat.session == leader.id())
+        };
+        assert!(in_session(&marked.parse().unwrap()));
+        let long_ago = Birth { ticks: 0, forks: 0 };
+        kill_orphans(job_id, Some((leader.id(), long_ago)), None).unwrap();
+        assert!(!processes().unwrap().iter().any(in_session));
+    }
+
+    #[test]
+    fn a_number_comes_again_only_after_the_others() {
+        assert!(!may_come_again(1000, 1000, 32768));
+        assert!(!may_come_again(1000, 1000 + 16383, 32768));
+        assert!(may_come_again(1000, 1000 + 16384, 32768));
+        assert!(may_come_again(1000, 999, 32768), "of another boot");
     }
 }

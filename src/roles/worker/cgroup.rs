@@ -47,6 +47,12 @@ impl Cgroups {
         Ok(path)
     }
 
+    /// Removes the group of a job that never had a process.
+    pub(super) fn remove(&self, job: JobId) {
+        // There may be none; and an empty one that stays behind harms nobody.
+        let _ = fs::remove_dir(self.of(job));
+    }
+
     /// Removes what is empty: with the last job, everything.
     pub(super) fn clear(&self) {
         // One that still has jobs stays.

@@ -128,7 +128,7 @@ impl worker_server::Worker for Service {
         let id = id(&request.job_id)?;
         let (job, output) = match self.jobs.get(id) {
             Ok(job) => (Some(job.clone()), job.output),
-            Err(_) => (None, self.jobs.old_output(id)?),
+            Err(_) => (None, self.jobs.old_output(id).await?),
         };
         let permit = self.followers.clone().try_acquire_owned();
         let permit = permit.map_err(|_| Error::TooManyFollowers(self.worker.clone()))?;

@@ -1,35 +1,20 @@
-//! One job: what was asked for, how it stands, and the task that follows its
-//! shim, be it one that this worker started or one that an earlier worker left
-//! behind. How many jobs there are, and which, is the business of `jobs.rs`.
+//! One job: what was asked for, how it stands, and the task that follows it to its
+//! end, be it one that this worker started or one that an earlier worker left
+//! behind. How its shim is spoken to is the business of `shim.rs`; how many jobs
+//! there are, and which, that of `jobs.rs`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io,
-    os::{
-        fd::OwnedFd,
-        linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixListener, UnixStream as StdUnixStream},
-    },
     path::PathBuf,
-    process::Stdio,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::StreamExt as _;
 use jiff::Timestamp;
-use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::AsyncWriteExt as _,
-    net::{UnixStream, unix::OwnedWriteHalf},
-    process::{Child, Command},
-    sync::{mpsc, oneshot, watch},
-};
-use tokio_util::{
-    codec::{FramedRead, LengthDelimitedCodec},
-    sync::CancellationToken,
-};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     cgroup::Cgroups,
@@ -37,13 +22,14 @@ use super::{
     jobs::{Change, Changes},
     journal::{AppendError, Journal, Record},
     output::{Extent, Output},
-    scripts::{Runnable, Scripts},
+    scripts::Scripts,
+    shim::Shim,
 };
 use crate::{
     ids::JobId,
     roles::shim::{
         kill_orphans,
-        protocol::{self, Cause, Ended, Event, NotStarted, socket_name},
+        protocol::{Birth, Cause, Ended, Event, NotStarted},
         record::repair,
     },
 };
@@ -86,6 +72,14 @@ pub(super) enum State {
     Running { pid: u32, since: Timestamp },
     /// Nothing of it is left.
     Ended(End),
+}
+
+/// The main process of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Began {
+    pub(super) pid: u32,
+    pub(super) since: Timestamp,
+    pub(super) birth: Option<Birth>,
 }
 
 /// How, and when, a job ended.
@@ -187,8 +181,8 @@ pub(super) struct Job {
 struct Stop {
     signal: i32,
     grace: Duration,
-    /// Told when the signal was sent; dropped when the job ended before.
-    sent: oneshot::Sender<()>,
+    /// Dropped when the signal was sent, or the job ended before.
+    _sent: oneshot::Sender<()>,
 }
 
 impl Job {
@@ -224,6 +218,7 @@ impl Job {
             stops: stop_receiver,
             changes,
             launch,
+            began: None,
         };
         (job, task)
     }
@@ -250,15 +245,15 @@ impl Job {
 
     /// Returns once the first signal was sent, or the job has ended without it.
     pub(super) async fn stop(&self, signal: i32, grace: Duration) {
-        let (sent, done) = oneshot::channel();
+        let (sent, sent_or_over) = oneshot::channel();
         let stop = Stop {
             signal,
             grace,
-            sent,
+            _sent: sent,
         };
         // Either error says that the job has ended.
         if self.stops.send(stop).await.is_ok() {
-            let _ = done.await;
+            let _ = sent_or_over.await;
         }
     }
 }
@@ -276,7 +271,8 @@ impl Place {
         self.output.join(id.to_string())
     }
 
-    fn result(&self, id: JobId) -> PathBuf {
+    /// Where a shim leaves an end that no worker takes.
+    pub(super) fn result(&self, id: JobId) -> PathBuf {
         self.results.join(id.to_string())
     }
 }
@@ -309,6 +305,8 @@ pub(super) struct Task {
     stops: mpsc::Receiver<Stop>,
     changes: Changes,
     launch: Arc<Launch>,
+    /// Its main process, as soon as that is known, as the journal has it.
+    began: Option<Began>,
 }
 
 impl Task {
@@ -319,7 +317,7 @@ impl Task {
             Err(refusal) => {
                 // The intent may have been recorded by then, and then so must be this.
                 let may_be_known = matches!(refusal, Refusal::NotStarted { .. });
-                self.end(None, How::Refused(refusal));
+                self.end(How::Refused(refusal));
                 if may_be_known {
                     self.record_end().await;
                 }
@@ -362,28 +360,38 @@ impl Task {
             let (launch, spec) = (launch.clone(), spec.clone());
             tokio::task::spawn_blocking(move || Shim::spawn(&launch, &spec, runnable))
         };
-        match shim.await {
-            Ok(Ok(shim)) => Ok(shim),
-            Ok(Err(error)) => Err(broken(error.to_string())),
-            Err(error) => Err(broken(error.to_string())),
+        let error = match shim.await {
+            Ok(Ok(shim)) => return Ok(shim),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if let Some(cgroups) = &launch.cgroups {
+            cgroups.remove(spec.id);
         }
+        Err(broken(error))
     }
 
     /// Takes over a job that an earlier worker started, in a boot of the machine
     /// that `boot_id` names: from its shim, or from the result it left behind.
     /// Without either the job is lost.
-    pub(super) async fn take_over(mut self, boot_id: &str) {
+    pub(super) async fn take_over(mut self, boot_id: &str, began: Option<Began>) {
+        let is_same_boot = boot_id == self.launch.boot_id;
+        // Times and numbers of another boot say nothing in this one.
+        self.began = began.map(|began| Began {
+            birth: began.birth.filter(|_| is_same_boot),
+            ..began
+        });
         let Ok(shim) = self.call().await else {
             return;
         };
         if let Some(shim) = shim {
             return self.follow(shim).await;
         }
-        let why = match boot_id == self.launch.boot_id {
+        let why = match is_same_boot {
             true => "worker restarted",
             false => "its machine was restarted",
         };
-        self.without_shim(None, why).await;
+        self.without_shim(why).await;
         self.record_end().await;
     }
 
@@ -410,7 +418,7 @@ impl Task {
 
     /// The shim is gone. Only then is it certain that it has left a result behind,
     /// or never will.
-    async fn without_shim(&mut self, started: Option<(u32, Timestamp)>, why: &str) {
+    async fn without_shim(&mut self, why: &str) {
         let result = self.launch.place.result(self.job.spec.id);
         let result = loop {
             match tokio::fs::read(&result).await {
@@ -424,38 +432,40 @@ impl Task {
             }
         };
         match result.map(|text| serde_json::from_slice(&text)) {
-            Ok(Ok(Event::Ended(ended))) => self.finish(started, &ended),
+            Ok(Ok(Event::Ended(ended))) => self.finish(&ended),
             Ok(Ok(Event::NotStarted { why, message })) => {
                 let refusal = self.refusal(why, message);
-                self.end(None, How::Refused(refusal));
+                self.end(How::Refused(refusal));
             }
-            _ => self.lost(started, why).await,
+            _ => self.lost(why).await,
         }
     }
 
     async fn follow(&mut self, mut shim: Shim) {
-        let mut started = None;
-        let mut stopping = Vec::new();
+        // In the order in which the shim says that it has sent their signals.
+        let mut stopping: VecDeque<Stop> = VecDeque::new();
         let closing = self.launch.closing.clone();
         loop {
             tokio::select! {
-                event = shim.events.next() => match event.map(read_event) {
-                    Some(Ok(Event::Started { pid, at_us, .. })) => {
+                event = shim.event() => match event {
+                    Some(Ok(Event::Started { pid, at_us, birth, .. })) => {
                         let since = timestamp(at_us);
-                        started = Some((pid, since));
+                        self.begin(Began { pid, since, birth }).await;
                         self.set(State::Running { pid, since });
                     }
                     Some(Ok(Event::Output { end })) => {
                         self.extent.send_replace(Extent { bytes: end, complete: false });
                     }
-                    Some(Ok(Event::Stopping)) => stopping.clear(),
+                    Some(Ok(Event::Stopping)) => {
+                        stopping.pop_front();
+                    }
                     Some(Ok(Event::NotStarted { why, message })) => {
                         let refusal = self.refusal(why, message);
-                        self.end(None, How::Refused(refusal));
+                        self.end(How::Refused(refusal));
                         break;
                     }
                     Some(Ok(Event::Ended(ended))) => {
-                        self.finish(started, &ended);
+                        self.finish(&ended);
                         break;
                     }
                     Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
@@ -467,23 +477,40 @@ impl Task {
                             return;
                         };
                         if let Some(again) = again {
-                            shim = Shim { process: shim.process, ..again };
+                            shim = shim.reconnected(again);
+                            // It may never have heard of them; twice does no harm.
+                            for stop in &stopping {
+                                let _ = shim.stop(stop.signal, stop.grace).await;
+                            }
                             continue;
                         }
-                        self.without_shim(started, "its shim was killed").await;
+                        self.without_shim("its shim was killed").await;
                         break;
                     }
                 },
                 Some(stop) = self.stops.recv() => {
-                    // An error here is an end of `events` in a moment.
-                    let _ = shim.stop(&stop).await;
-                    stopping.push(stop.sent);
+                    // If it does not arrive, it is sent again.
+                    let _ = shim.stop(stop.signal, stop.grace).await;
+                    stopping.push_back(stop);
                 }
                 () = closing.cancelled() => return,
             }
         }
         if self.record_end().await {
             shim.receipt().await;
+        }
+    }
+
+    /// Has the main process in the journal, so that a later worker knows what to
+    /// look for should the shim be gone by then. A start is not held up for that:
+    /// without the record its job is still found by its other marks.
+    async fn begin(&mut self, began: Began) {
+        if self.began.replace(began) != Some(began) {
+            let job_id = self.job.spec.id;
+            self.launch
+                .journal
+                .note(Record::Began { job_id, began })
+                .await;
         }
     }
 
@@ -513,13 +540,13 @@ impl Task {
 
     /// The shim is gone without a word: what it left of the job is ended, and
     /// what it recorded made whole.
-    async fn lost(&mut self, started: Option<(u32, Timestamp)>, why: &str) {
+    async fn lost(&mut self, why: &str) {
         let id = self.job.spec.id;
-        let session = started.map(|(pid, _)| pid);
+        let main = self.began.and_then(|began| Some((began.pid, began.birth?)));
         loop {
             let cgroup = self.launch.cgroups.as_ref().map(|cgroups| cgroups.of(id));
             let killed =
-                tokio::task::spawn_blocking(move || kill_orphans(id, session, cgroup.as_deref()));
+                tokio::task::spawn_blocking(move || kill_orphans(id, main, cgroup.as_deref()));
             match killed
                 .await
                 .unwrap_or_else(|panic| Err(io::Error::other(panic)))
@@ -541,7 +568,7 @@ impl Task {
             Ok(Err(error)) => tracing::error!(job_id = %id, %error, "cannot repair output"),
             Err(error) => tracing::error!(job_id = %id, %error, "cannot repair output"),
         }
-        self.end(started, How::Lost(why.to_owned()));
+        self.end(How::Lost(why.to_owned()));
     }
 
     fn refusal(&self, why: NotStarted, message: String) -> Refusal {
@@ -566,7 +593,7 @@ impl Task {
         }
     }
 
-    fn finish(&mut self, started: Option<(u32, Timestamp)>, ended: &Ended) {
+    fn finish(&mut self, ended: &Ended) {
         let bytes = ended.output_bytes;
         self.extent.send_modify(|extent| extent.bytes = bytes);
         let cause = ended.cause;
@@ -576,7 +603,7 @@ impl Task {
             (None, None) => How::Lost("its shim could not tell".to_owned()),
         };
         self.set_ended(End {
-            started,
+            started: self.started(),
             at: timestamp(ended.at_us),
             how,
             output_lost: ended
@@ -586,13 +613,17 @@ impl Task {
         });
     }
 
-    fn end(&mut self, started: Option<(u32, Timestamp)>, how: How) {
+    fn end(&mut self, how: How) {
         self.set_ended(End {
-            started,
+            started: self.started(),
             at: Timestamp::now(),
             how,
             output_lost: None,
         });
+    }
+
+    fn started(&self) -> Option<(u32, Timestamp)> {
+        self.began.map(|began| (began.pid, began.since))
     }
 
     fn set_ended(&mut self, end: End) {
@@ -624,140 +655,23 @@ fn timestamp(us: i64) -> Timestamp {
     Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
-/// What is no event is `InvalidData`.
-fn read_event(frame: io::Result<bytes::BytesMut>) -> io::Result<Event> {
-    let event = serde_json::from_slice(&frame?);
-    event.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
-/// The worker's end of one shim.
-struct Shim {
-    /// `None`: an earlier worker's.
-    process: Option<Child>,
-    events: FramedRead<tokio::net::unix::OwnedReadHalf, LengthDelimitedCodec>,
-    commands: OwnedWriteHalf,
-}
-
-impl Shim {
-    /// Starts a shim and tells it what to run.
-    fn spawn(launch: &Launch, spec: &Spec, runnable: Runnable) -> io::Result<Self> {
-        let (ours, theirs) = StdUnixStream::pair()?;
-        // Made here, so that there is no moment in which the shim lives and cannot
-        // be called.
-        let name = SocketAddr::from_abstract_name(socket_name(spec.id))?;
-        let calls = UnixListener::bind_addr(&name)?;
-        let cgroup = match &launch.cgroups {
-            Some(cgroups) => Some(cgroups.make(spec.id)?),
-            None => None,
-        };
-        let message = protocol::Command::Start(Box::new(protocol::Spec {
-            job_id: spec.id,
-            program: runnable.program,
-            arg0: runnable.arg0,
-            script: runnable.script.is_some(),
-            args: spec.args.clone(),
-            env: runnable.env,
-            cwd: runnable.cwd,
-            timeout_ms: spec.timeout.map(milliseconds),
-            grace_ms: milliseconds(launch.grace),
-            output: launch.place.output(spec.id),
-            output_limit: launch.output_limit,
-            open_files: launch.open_files,
-            result: launch.place.result(spec.id),
-            cgroup,
-        }));
-        let process = Command::new(&launch.shim)
-            .arg("shim")
-            // So that a list of processes says whose it is.
-            .arg(spec.id.to_string())
-            .env_clear()
-            // Its files are there; any other folder would be held for no reason.
-            .current_dir(&launch.place.output)
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(runnable.script.map_or_else(Stdio::null, Stdio::from))
-            .stderr(Stdio::from(OwnedFd::from(calls)))
-            // A Ctrl-C at the worker's terminal is the worker's alone.
-            .process_group(0)
-            .spawn()?;
-        // With the last thing that can fail here behind it, the job may begin.
-        let mut shim = Self::new(ours, Some(process))?;
-        let message = protocol::encode(&message);
-        tokio::runtime::Handle::current().block_on(shim.commands.write_all(&message))?;
-        Ok(shim)
-    }
-
-    /// Calls the shim of a job that an earlier worker started.
-    fn call(id: JobId) -> io::Result<Self> {
-        let name = SocketAddr::from_abstract_name(socket_name(id))?;
-        let socket = StdUnixStream::connect_addr(&name)?;
-        // Anybody on this machine can take a name that nobody has.
-        if socket_peercred(&socket)?.uid != geteuid() {
-            return Err(io::ErrorKind::ConnectionRefused.into());
-        }
-        Self::new(socket, None)
-    }
-
-    fn new(socket: StdUnixStream, process: Option<Child>) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        let (events, commands) = UnixStream::from_std(socket)?.into_split();
-        let codec = LengthDelimitedCodec::builder()
-            .little_endian()
-            .max_frame_length(protocol::MAX_MESSAGE)
-            .new_codec();
-        Ok(Self {
-            process,
-            events: FramedRead::new(events, codec),
-            commands,
-        })
-    }
-
-    async fn stop(&mut self, stop: &Stop) -> io::Result<()> {
-        let command = protocol::Command::Stop {
-            signal: stop.signal,
-            grace_ms: milliseconds(stop.grace),
-        };
-        self.commands.write_all(&protocol::encode(&command)).await
-    }
-
-    /// Lets the shim go, and returns when it has gone.
-    async fn receipt(mut self) {
-        let receipt = protocol::encode(&protocol::Command::Receipt);
-        // One that has gone already needs none.
-        let _ = self.commands.write_all(&receipt).await;
-        if let Some(mut process) = self.process {
-            // Only so that it does not stay a zombie; what it returned says nothing.
-            let _ = process.wait().await;
-        }
-    }
-}
-
-/// Ends a job that no worker follows. Returns once nothing of it is left; its
-/// shim keeps the result for the next worker.
-pub(super) async fn end_unfollowed(id: JobId, grace: Duration) -> io::Result<()> {
-    let mut shim = Shim::call(id)?;
-    let (sent, _) = oneshot::channel();
-    let stop = Stop {
-        signal: rustix::process::Signal::TERM.as_raw(),
-        grace,
-        sent,
-    };
-    shim.stop(&stop).await?;
-    while let Some(event) = shim.events.next().await {
-        match read_event(event)? {
-            Event::Ended(_) | Event::NotStarted { .. } => return Ok(()),
-            Event::Started { .. } | Event::Output { .. } | Event::Stopping => {}
-        }
-    }
-    Err(io::ErrorKind::UnexpectedEof.into())
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{
+        os::{
+            linux::net::SocketAddrExt as _,
+            unix::net::{SocketAddr, UnixListener},
+        },
+        path::Path,
+    };
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::UnixStream,
+    };
+
     use super::*;
+    use crate::roles::shim::protocol::{self, socket_name};
 
     fn reason(how: How) -> String {
         let end = End {
@@ -818,6 +732,120 @@ mod tests {
             reason(How::Lost("its shim was killed".into())),
             "lost: its shim was killed"
         );
+    }
+
+    /// A job and its task, in a worker whose folders are in `dir`.
+    fn task(dir: &Path) -> (Job, Task) {
+        let launch = Launch {
+            worker: "w1".into(),
+            shim: "/no/such/jobctl".into(),
+            scripts: Scripts::new("w1".into(), dir.to_owned()),
+            grace: Duration::from_secs(10),
+            output_limit: 1 << 20,
+            open_files: None,
+            place: Place {
+                output: dir.join("output"),
+                results: dir.join("results"),
+            },
+            cgroups: None,
+            boot_id: "b".into(),
+            journal: Journal::open(&dir.join("journal"), |_| {}).unwrap().0,
+            closing: CancellationToken::new(),
+        };
+        let spec = Spec {
+            id: JobId::random(),
+            command: Some("true".into()),
+            path: None,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            cwd: None,
+            name: None,
+            timeout: None,
+            created: Timestamp::now(),
+        };
+        Job::new(spec, None, Arc::new(launch), Changes::default())
+    }
+
+    /// A shim that is there only as far as the worker can see.
+    struct FakeShim(tokio::net::UnixListener);
+
+    impl FakeShim {
+        fn of(job: JobId) -> Self {
+            let name = SocketAddr::from_abstract_name(socket_name(job)).unwrap();
+            let listener = UnixListener::bind_addr(&name).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            Self(tokio::net::UnixListener::from_std(listener).unwrap())
+        }
+
+        /// Takes the next call, and says that the job runs.
+        async fn accept(&self) -> UnixStream {
+            let (mut worker, _) = self.0.accept().await.unwrap();
+            let started = Event::Started {
+                version: protocol::VERSION,
+                pid: 7,
+                at_us: 0,
+                birth: None,
+            };
+            say(&mut worker, &started).await;
+            worker
+        }
+    }
+
+    async fn say(worker: &mut UnixStream, event: &Event) {
+        worker.write_all(&protocol::encode(event)).await.unwrap();
+    }
+
+    /// The next command, which must be a stop: its signal.
+    async fn hear_stop(worker: &mut UnixStream) -> i32 {
+        let length = worker.read_u32_le().await.unwrap();
+        let mut body = vec![0; length as usize];
+        worker.read_exact(&mut body).await.unwrap();
+        match serde_json::from_slice(&body).unwrap() {
+            protocol::Command::Stop { signal, .. } => signal,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_that_was_not_confirmed_is_sent_again_on_the_next_connection() {
+        let dir = tempfile::tempdir().unwrap();
+        let (job, task) = task(dir.path());
+        let shim = FakeShim::of(job.spec.id);
+        let following = tokio::spawn(task.take_over("b", None));
+        let stop = |signal| {
+            let job = job.clone();
+            tokio::spawn(async move { job.stop(signal, Duration::from_secs(1)).await })
+        };
+
+        let mut worker = shim.accept().await;
+        let confirmed = stop(1);
+        assert_eq!(hear_stop(&mut worker).await, 1);
+        let second = stop(2);
+        assert_eq!(hear_stop(&mut worker).await, 2);
+        let third = stop(3);
+        assert_eq!(hear_stop(&mut worker).await, 3);
+        say(&mut worker, &Event::Stopping).await;
+        confirmed.await.unwrap();
+        drop(worker);
+
+        let mut worker = shim.accept().await;
+        assert_eq!(hear_stop(&mut worker).await, 2);
+        assert_eq!(hear_stop(&mut worker).await, 3);
+        say(&mut worker, &Event::Stopping).await;
+        second.await.unwrap();
+        assert!(!third.is_finished(), "each is answered for itself");
+        let ended = Event::Ended(Ended {
+            at_us: 0,
+            exit_code: None,
+            signal: Some(3),
+            cause: Cause::Stopped,
+            output_bytes: 0,
+            output_lost: None,
+        });
+        say(&mut worker, &ended).await;
+        third.await.unwrap();
+        following.await.unwrap();
+        assert!(matches!(job.ended().await, State::Ended(_)));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    ffi::OsStr,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -67,6 +69,7 @@ impl Jobs {
     /// shims have left behind, ends that the scheduler has not acknowledged.
     /// Returns when of each job it is known how it stands.
     pub(super) async fn take_over(&self, contents: Contents) {
+        remove_strays(&self.launch.place.results, &contents).await;
         self.epoch.fetch_max(contents.epoch, Ordering::Relaxed);
         let mut jobs = Vec::new();
         for (id, known) in contents.jobs {
@@ -84,7 +87,7 @@ impl Jobs {
             } else {
                 let all = self.clone();
                 self.tasks.spawn(async move {
-                    task.take_over(&known.boot_id).await;
+                    task.take_over(&known.boot_id, known.began).await;
                     all.forget_oldest(id);
                 });
             }
@@ -185,9 +188,9 @@ impl Jobs {
     }
 
     /// The output of a job that ended so long ago that only its output is left.
-    pub(super) fn old_output(&self, id: JobId) -> Result<Output, Error> {
+    pub(super) async fn old_output(&self, id: JobId) -> Result<Output, Error> {
         let output = self.launch.place.output(id);
-        match std::fs::metadata(data_path(&output)) {
+        match tokio::fs::metadata(data_path(&output)).await {
             Ok(data) => {
                 let extent = Extent {
                     bytes: data.len(),
@@ -319,6 +322,35 @@ impl Jobs {
     fn table(&self) -> MutexGuard<'_, Table> {
         // Every change of the table is a single step, so it is whole even then.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Removes results that nobody needs any more: of jobs whose end the journal has,
+/// or has had. A worker that is killed between the end in its journal and the
+/// receipt makes a shim leave one behind.
+async fn remove_strays(results: &Path, contents: &Contents) {
+    // A journal that was put there anew has forgotten whose result is needed.
+    if *contents == Contents::default() {
+        return;
+    }
+    let mut entries = match tokio::fs::read_dir(results).await {
+        Ok(entries) => entries,
+        Err(error) => {
+            tracing::warn!(path = %results.display(), %error, "cannot list results");
+            return;
+        }
+    };
+    // What is missed now is met by the next worker.
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        let path = entry.path();
+        let name = path.file_stem().and_then(OsStr::to_str);
+        let Some(id) = name.and_then(|name| name.parse::<JobId>().ok()) else {
+            continue;
+        };
+        let is_needed = contents.jobs.get(&id).is_some_and(|job| job.end.is_none());
+        if !is_needed && let Err(error) = tokio::fs::remove_file(&path).await {
+            tracing::warn!(path = %path.display(), %error, "cannot remove an old result");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::job::{End, Spec};
+use super::job::{Began, End, Spec};
 use crate::ids::JobId;
 
 /// The longest body, in bytes.
@@ -45,6 +45,14 @@ pub(super) enum Record {
         /// The boot of the machine it is started in.
         boot_id: String,
     },
+    /// A job runs. Of use only in the boot of its intent, and so not worth a sync:
+    /// what the kernel was given outlives the worker.
+    Began {
+        /// The job.
+        job_id: JobId,
+        /// Its main process.
+        began: Began,
+    },
     /// Nothing of a job is left.
     Ended {
         /// The job.
@@ -63,6 +71,8 @@ pub(super) enum Record {
 pub(super) struct Known {
     pub(super) spec: Spec,
     pub(super) boot_id: String,
+    /// `None`: the worker died before it knew, or was older than the record of it.
+    pub(super) began: Option<Began>,
     /// Its end and the bytes of its output; `None`: its shim may live.
     pub(super) end: Option<(End, u64)>,
 }
@@ -82,9 +92,15 @@ impl Contents {
                 let known = Known {
                     spec,
                     boot_id,
+                    began: None,
                     end: None,
                 };
                 self.jobs.insert(known.spec.id, known);
+            }
+            Record::Began { job_id, began } => {
+                if let Some(known) = self.jobs.get_mut(&job_id) {
+                    known.began = Some(began);
+                }
             }
             Record::Ended {
                 job_id,
@@ -111,6 +127,12 @@ impl Contents {
                 spec: known.spec.clone(),
                 boot_id: known.boot_id.clone(),
             });
+            if let Some(began) = known.began {
+                records.push(Record::Began {
+                    job_id: *job_id,
+                    began,
+                });
+            }
             if let Some((end, output_bytes)) = &known.end {
                 records.push(Record::Ended {
                     job_id: *job_id,
@@ -215,12 +237,24 @@ impl Journal {
 
     /// Returns once the record is on the disk. Many callers share one sync.
     pub(super) async fn append(&self, record: Record) -> Result<(), AppendError> {
-        let (sender, done) = oneshot::channel();
-        self.sender
-            .send((record, sender))
-            .await
-            .map_err(|_| AppendError::Broken)?;
+        let done = self.enqueue(record).await?;
         done.await.unwrap_or(Err(AppendError::Broken))
+    }
+
+    /// Has the record written in its turn, if there is room for it, and does not
+    /// wait for that.
+    pub(super) async fn note(&self, record: Record) {
+        let _ = self.enqueue(record).await;
+    }
+
+    async fn enqueue(
+        &self,
+        record: Record,
+    ) -> Result<oneshot::Receiver<Result<(), AppendError>>, AppendError> {
+        let (sender, done) = oneshot::channel();
+        let sent = self.sender.send((record, sender)).await;
+        sent.map_err(|_| AppendError::Broken)?;
+        Ok(done)
     }
 }
 
@@ -251,7 +285,8 @@ impl Writer {
                 .iter()
                 .flat_map(|(record, _)| encode(record))
                 .collect();
-            let answer = match self.commit(&bytes) {
+            let needs_sync = |(record, _): &Waiting| !matches!(record, Record::Began { .. });
+            let answer = match self.commit(&bytes, batch.iter().any(needs_sync)) {
                 Ok(()) => Ok(()),
                 Err(Failure::Full) => Err(AppendError::Full),
                 Err(Failure::Broken(error)) => {
@@ -280,7 +315,7 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+    fn commit(&mut self, bytes: &[u8], sync: bool) -> Result<(), Failure> {
         if let Err(error) = self.file.write_all(bytes) {
             if !is_full(&error) {
                 return Err(Failure::Broken(error));
@@ -293,7 +328,9 @@ impl Writer {
         }
         // Never again after a failed one: the kernel may have dropped the bytes
         // and forgotten that it did.
-        self.file.sync_data().map_err(Failure::Broken)?;
+        if sync {
+            self.file.sync_data().map_err(Failure::Broken)?;
+        }
         self.length += bytes.len() as u64;
         Ok(())
     }
@@ -382,7 +419,10 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::roles::{shim::protocol::Cause, worker::job::How};
+    use crate::roles::{
+        shim::protocol::{Birth, Cause},
+        worker::job::How,
+    };
 
     fn spec() -> Spec {
         Spec {
@@ -402,6 +442,20 @@ mod tests {
         Record::Intent {
             spec: spec.clone(),
             boot_id: "b".into(),
+        }
+    }
+
+    fn began(spec: &Spec) -> Record {
+        Record::Began {
+            job_id: spec.id,
+            began: Began {
+                pid: 12,
+                since: spec.created,
+                birth: Some(Birth {
+                    ticks: 3,
+                    forks: 40,
+                }),
+            },
         }
     }
 
@@ -437,6 +491,7 @@ mod tests {
             journal.append(intent(spec)).await.unwrap();
         }
         journal.append(Record::Epoch(3)).await.unwrap();
+        journal.note(began(&a)).await;
         journal.append(ended(&a)).await.unwrap();
         journal.append(ended(&b)).await.unwrap();
         journal
@@ -447,7 +502,9 @@ mod tests {
         assert_eq!(contents.epoch, 3);
         assert_eq!(contents.jobs.len(), 2);
         assert_eq!(contents.jobs[&a.id].end.as_ref().unwrap().1, 5);
-        assert_eq!(contents.jobs[&c.id].end, None);
+        assert_eq!(contents.jobs[&a.id].began.unwrap().pid, 12);
+        let c = &contents.jobs[&c.id];
+        assert_eq!((&c.began, &c.end), (&None, &None));
         // What was read back is written back the same.
         assert_eq!(open(&path).unwrap().1, contents);
     }
@@ -455,7 +512,13 @@ mod tests {
     #[test]
     fn every_prefix_is_recovered_and_every_flipped_byte_refused() {
         let (a, b) = (spec(), spec());
-        let records = [Record::Epoch(1), intent(&a), intent(&b), ended(&a)];
+        let records = [
+            Record::Epoch(1),
+            intent(&a),
+            intent(&b),
+            began(&a),
+            ended(&a),
+        ];
         let mut whole = Vec::new();
         let mut ends = vec![0];
         for record in &records {
@@ -529,7 +592,7 @@ mod tests {
             renamed: false,
         };
         assert!(matches!(
-            writer.commit(b"x"),
+            writer.commit(b"x", true),
             Err(Failure::Full | Failure::Broken(_))
         ));
         writer.file = File::create(&path).unwrap();

@@ -11,13 +11,14 @@ mod journal;
 mod output;
 mod scripts;
 mod session;
+mod shim;
 
 use std::{
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt as _,
     path::{self, Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::StreamExt as _;
@@ -36,16 +37,20 @@ pub use self::error::RunError as Error;
 use self::{
     cgroup::Cgroups,
     grpc::Service,
-    job::{Launch, Place, end_unfollowed},
+    job::{Launch, Place},
     jobs::Jobs,
     journal::Journal,
     scripts::Scripts,
     session::Identity,
+    shim::end_unfollowed,
 };
 use crate::proto::{DESCRIPTORS, worker_server::WorkerServer};
 
 /// How long readers of output get to take the rest once all jobs have ended.
 const DRAIN: Duration = Duration::from_secs(5);
+
+/// How long a data folder may still be held by what a killed worker was starting.
+const LET_GO: Duration = Duration::from_secs(1);
 
 /// What a worker has to be told: finished values.
 #[derive(Clone, Debug)]
@@ -107,7 +112,7 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let folders = Folders::prepare(&config)?;
+    let folders = Folders::prepare(&config).await?;
     let address = match config.advertise {
         Some(address) => address,
         None => listener.local_addr().map_err(Error::Listener)?.to_string(),
@@ -219,7 +224,7 @@ pub async fn run(
 /// cannot be ended.
 pub async fn kill_all(data_dir: &Path, grace: Duration) -> Result<usize, Error> {
     let data = data_dir.to_owned();
-    let _lock = lock(&data)?;
+    let _lock = lock(&data).await?;
     let (_, contents) = Journal::open(&data.join("journal"), |_| {})?;
     let living = contents
         .jobs
@@ -315,14 +320,14 @@ struct Folders {
 }
 
 impl Folders {
-    fn prepare(config: &Config) -> Result<Self, Error> {
+    async fn prepare(config: &Config) -> Result<Self, Error> {
         // Whole paths, for shims do not run in this folder.
         let data = path::absolute(&config.data_dir).map_err(|source| Error::Path {
             path: config.data_dir.clone(),
             source,
         })?;
         make_dir(&data)?;
-        let lock = lock(&data)?;
+        let lock = lock(&data).await?;
         make_dir(&data.join("output"))?;
         make_dir(&data.join("results"))?;
         let scripts = match &config.script_dir {
@@ -361,7 +366,7 @@ impl Folders {
 }
 
 /// Held by one worker at a time.
-fn lock(data: &Path) -> Result<File, Error> {
+async fn lock(data: &Path) -> Result<File, Error> {
     let path = data.join("lock");
     let lock = File::options()
         .create(true)
@@ -369,10 +374,16 @@ fn lock(data: &Path) -> Result<File, Error> {
         .write(true)
         .open(&path)
         .map_err(|source| Error::Path { path, source })?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(_) => Err(Error::DataDirInUse(data.to_owned())),
+    // A shim that was about to be executed when its worker was killed has the
+    // worker's lock until then, and no event says when it lets go.
+    let until = Instant::now() + LET_GO;
+    while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > until {
+            return Err(Error::DataDirInUse(data.to_owned()));
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    Ok(lock)
 }
 
 /// For its owner alone: output may hold anything.

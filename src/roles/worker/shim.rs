@@ -1,0 +1,175 @@
+//! The worker's line to the shim of one job: starting the shim, calling one that
+//! lives, and what is said between them. What the job makes of that is the
+//! business of `job.rs`, the other end of the line `roles/shim/control.rs`.
+
+use std::{
+    io,
+    os::{
+        fd::OwnedFd,
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixListener, UnixStream as StdUnixStream},
+    },
+    process::Stdio,
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use rustix::{net::sockopt::socket_peercred, process::geteuid};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    process::{Child, Command},
+};
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+
+use super::{
+    job::{Launch, Spec},
+    scripts::Runnable,
+};
+use crate::{
+    ids::JobId,
+    roles::shim::protocol::{self, Event, socket_name},
+};
+
+/// The worker's end of one shim.
+pub(super) struct Shim {
+    /// `None`: an earlier worker's.
+    process: Option<Child>,
+    events: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
+    commands: OwnedWriteHalf,
+}
+
+impl Shim {
+    /// Starts a shim and tells it what to run.
+    pub(super) fn spawn(launch: &Launch, spec: &Spec, runnable: Runnable) -> io::Result<Self> {
+        let (ours, theirs) = StdUnixStream::pair()?;
+        // Made here, so that there is no moment in which the shim lives and cannot
+        // be called.
+        let name = SocketAddr::from_abstract_name(socket_name(spec.id))?;
+        let calls = UnixListener::bind_addr(&name)?;
+        let cgroup = match &launch.cgroups {
+            Some(cgroups) => Some(cgroups.make(spec.id)?),
+            None => None,
+        };
+        let message = protocol::Command::Start(Box::new(protocol::Spec {
+            job_id: spec.id,
+            program: runnable.program,
+            arg0: runnable.arg0,
+            script: runnable.script.is_some(),
+            args: spec.args.clone(),
+            env: runnable.env,
+            cwd: runnable.cwd,
+            timeout_ms: spec.timeout.map(milliseconds),
+            grace_ms: milliseconds(launch.grace),
+            output: launch.place.output(spec.id),
+            output_limit: launch.output_limit,
+            open_files: launch.open_files,
+            result: launch.place.result(spec.id),
+            cgroup,
+        }));
+        let process = Command::new(&launch.shim)
+            .arg("shim")
+            // So that a list of processes says whose it is.
+            .arg(spec.id.to_string())
+            .env_clear()
+            // Its files are there; any other folder would be held for no reason.
+            .current_dir(&launch.place.output)
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(runnable.script.map_or_else(Stdio::null, Stdio::from))
+            .stderr(Stdio::from(OwnedFd::from(calls)))
+            // A Ctrl-C at the worker's terminal is the worker's alone.
+            .process_group(0)
+            .spawn()?;
+        // With the last thing that can fail here behind it, the job may begin.
+        let mut shim = Self::new(ours, Some(process))?;
+        let message = protocol::encode(&message);
+        tokio::runtime::Handle::current().block_on(shim.commands.write_all(&message))?;
+        Ok(shim)
+    }
+
+    /// Calls the shim of a job that an earlier worker started.
+    pub(super) fn call(id: JobId) -> io::Result<Self> {
+        let name = SocketAddr::from_abstract_name(socket_name(id))?;
+        let socket = StdUnixStream::connect_addr(&name)?;
+        // Anybody on this machine can take a name that nobody has.
+        if socket_peercred(&socket)?.uid != geteuid() {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        Self::new(socket, None)
+    }
+
+    fn new(socket: StdUnixStream, process: Option<Child>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let (events, commands) = UnixStream::from_std(socket)?.into_split();
+        let codec = LengthDelimitedCodec::builder()
+            .little_endian()
+            .max_frame_length(protocol::MAX_MESSAGE)
+            .new_codec();
+        Ok(Self {
+            process,
+            events: FramedRead::new(events, codec),
+            commands,
+        })
+    }
+
+    /// What the shim says next; what is no event is `InvalidData`. `None`: the
+    /// connection has ended, which a shim may survive. Safe to be dropped midway.
+    pub(super) async fn event(&mut self) -> Option<io::Result<Event>> {
+        let frame = self.events.next().await?;
+        Some(frame.and_then(|frame| {
+            let event = serde_json::from_slice(&frame);
+            event.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        }))
+    }
+
+    /// The same shim, as it answered another call.
+    pub(super) fn reconnected(self, again: Self) -> Self {
+        Self {
+            process: self.process,
+            ..again
+        }
+    }
+
+    /// Has the whole tree ended, beginning with `signal`. An error here is an end of
+    /// the events in a moment.
+    pub(super) async fn stop(&mut self, signal: i32, grace: Duration) -> io::Result<()> {
+        let command = protocol::Command::Stop {
+            signal,
+            grace_ms: milliseconds(grace),
+        };
+        self.commands.write_all(&protocol::encode(&command)).await
+    }
+
+    /// Lets the shim go, and returns when it has gone.
+    pub(super) async fn receipt(mut self) {
+        let receipt = protocol::encode(&protocol::Command::Receipt);
+        // One that has gone already needs none.
+        let _ = self.commands.write_all(&receipt).await;
+        if let Some(mut process) = self.process {
+            // Only so that it does not stay a zombie; what it returned says nothing.
+            let _ = process.wait().await;
+        }
+    }
+}
+
+/// Ends a job that no worker follows. Returns once nothing of it is left; its
+/// shim keeps the result for the next worker.
+pub(super) async fn end_unfollowed(id: JobId, grace: Duration) -> io::Result<()> {
+    let mut shim = Shim::call(id)?;
+    let term = rustix::process::Signal::TERM.as_raw();
+    shim.stop(term, grace).await?;
+    while let Some(event) = shim.event().await {
+        match event? {
+            Event::Ended(_) | Event::NotStarted { .. } => return Ok(()),
+            Event::Started { .. } | Event::Output { .. } | Event::Stopping => {}
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
