@@ -24,6 +24,9 @@ use super::protocol::{self, Command, Event, Spec};
 /// Between two attempts to write a result where there was no room for it.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
+/// Between two attempts to take a call where there was no descriptor for it.
+const CALL_AGAIN: Duration = Duration::from_millis(10);
+
 /// Sending never blocks the job: what the worker does not take yet waits here,
 /// and of the lengths of the output only the last.
 pub(super) struct Control {
@@ -86,20 +89,27 @@ impl Control {
 
     /// Takes the next call, if it is one of this user's. It takes the place of
     /// an earlier worker. True if one was taken.
-    pub(super) fn accept(&mut self) -> io::Result<bool> {
+    pub(super) fn accept(&mut self) -> bool {
         let Some(listener) = &self.listener else {
-            return Ok(false);
+            return false;
         };
         let connection = match listener.accept() {
             Ok((connection, _)) => connection,
-            Err(error) if is_passing(&error) => return Ok(false),
-            Err(error) => return Err(error),
+            Err(error) if is_passing(&error) => return false,
+            Err(_) => {
+                // No descriptor or no memory is left: no reason to end a job. The
+                // caller waits in the queue, of which nobody tells a second time.
+                std::thread::sleep(CALL_AGAIN);
+                return false;
+            }
         };
-        let caller = socket_peercred(&connection)?.uid;
-        if caller != geteuid() && !caller.is_root() {
-            return Ok(false);
+        let is_ours = match socket_peercred(&connection) {
+            Ok(caller) => caller.uid == geteuid() || caller.uid.is_root(),
+            Err(_) => false,
+        };
+        if !is_ours || connection.set_nonblocking(true).is_err() {
+            return false;
         }
-        connection.set_nonblocking(true)?;
         self.connection = Some(connection);
         self.inbox.clear();
         self.outbox.clear();
@@ -111,7 +121,7 @@ impl Control {
             self.outbox.extend(protocol::encode(started));
         }
         self.flush();
-        Ok(true)
+        true
     }
 
     /// The next command that is there in full; `None` if there is none yet, or
@@ -205,7 +215,7 @@ impl Control {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            if self.accept()? {
+            if self.accept() {
                 self.send(last);
             }
             while let Some(command) = self.receive() {

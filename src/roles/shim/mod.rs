@@ -206,7 +206,7 @@ impl Shim {
                 self.end(Signal::TERM, self.grace, Cause::Itself);
             }
             if ready.calls {
-                self.control.accept()?;
+                self.control.accept();
             }
             if ready.control || ready.calls {
                 self.obey();
