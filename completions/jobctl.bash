@@ -1175,7 +1175,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --control-groups --keep-finished --log-level --log-format --color --help kill-all help"
+            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-new-privileges --keep-finished --log-level --log-format --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1218,6 +1218,10 @@ _jobctl() {
                     return 0
                     ;;
                 --control-groups)
+                    COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --allow-new-privileges)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
                     return 0
                     ;;

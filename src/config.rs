@@ -114,6 +114,7 @@ impl File for Worker {
         "jobs.keep_finished",
         "jobs.drain_on_stop",
         "jobs.control_groups",
+        "jobs.allow_new_privileges",
         "log.level",
         "log.format",
     ];
@@ -220,6 +221,8 @@ pub struct WorkerJobs {
     pub drain_on_stop: Option<bool>,
     /// Each job gets a control group where the worker may make one.
     pub control_groups: Option<bool>,
+    /// Programs like sudo may give jobs more rights than the worker has.
+    pub allow_new_privileges: Option<bool>,
 }
 
 /// `[log]`: what a role writes about itself.
@@ -426,7 +429,9 @@ mod tests {
     #[test]
     fn every_key_that_is_listed_is_read() {
         let value = |key: &str| match key.rsplit('.').next() {
-            Some("use_tls" | "drain_on_stop" | "control_groups") => "false",
+            Some("use_tls" | "drain_on_stop" | "control_groups" | "allow_new_privileges") => {
+                "false"
+            }
             Some("keep_finished") => "7",
             Some("output_limit") => "\"7MiB\"",
             Some("interval" | "deadline" | "grace" | "keep_for") => "\"3s\"",
@@ -458,6 +463,7 @@ mod tests {
         assert_eq!(read.jobs.script_dir, Some("x".into()));
         assert_eq!(read.jobs.output_limit, Some(ByteSize::mib(7)));
         assert_eq!(read.jobs.drain_on_stop, Some(false));
+        assert_eq!(read.jobs.allow_new_privileges, Some(false));
     }
 
     #[test]

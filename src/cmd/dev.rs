@@ -207,6 +207,7 @@ fn cluster(
         keep_finished: worker::KEEP_FINISHED,
         on_stop: worker_role::OnStop::EndJobs,
         control_groups: worker_role::ControlGroups::WherePossible,
+        rules: worker_role::Rules::default(),
     };
     let no_worker = CancellationToken::new();
     let scheduler = scheduler_role::run(scheduler, listeners, no_worker.clone());

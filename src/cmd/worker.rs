@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::anyhow;
 use bytesize::ByteSize;
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -18,7 +19,7 @@ use crate::{
     client::render,
     config,
     ids::is_name,
-    roles::worker::{self, Config, ControlGroups, OnStop},
+    roles::worker::{self, Config, ControlGroups, OnStop, Rules},
 };
 
 pub(super) const GRPC: Address = Address {
@@ -153,6 +154,17 @@ pub(super) struct Args {
     )]
     control_groups: Option<bool>,
 
+    /// Whether sudo and the like may give jobs more rights [default: false]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_ALLOW_NEW_PRIVILEGES",
+        hide_env_values = true,
+        hide_possible_values = true,
+        value_name = "BOOL",
+        help_heading = "Jobs"
+    )]
+    allow_new_privileges: Option<bool>,
+
     /// How many finished jobs to keep [default: 10000]
     #[arg(
         long,
@@ -214,6 +226,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     }
     let file: config::Worker = args.config.read()?;
     args.log.start(file.log)?;
+    keep_from_jobs()?;
     let name = name(args.name.or(file.worker.name))?;
     let data_dir = data_dir(args.data_dir.or(file.worker.data_dir), &name)?;
     let scheduler = args.scheduler.or(file.scheduler.addr);
@@ -257,10 +270,22 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
             true => ControlGroups::WherePossible,
             false => ControlGroups::Never,
         },
+        rules: Rules {
+            allow_new_privileges: args
+                .allow_new_privileges
+                .or(file.jobs.allow_new_privileges)
+                .unwrap_or(false),
+        },
     };
     let shutdown = CancellationToken::new();
     let role = worker::run(config, listener, shutdown.clone());
     until_signalled(role, shutdown).await
+}
+
+/// Keeps memory, environment and descriptors of this process from jobs of the same
+/// user (PR_SET_DUMPABLE(2const)).
+fn keep_from_jobs() -> io::Result<()> {
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 fn name(asked: Option<String>) -> anyhow::Result<String> {

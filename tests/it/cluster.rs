@@ -123,6 +123,7 @@ impl TestCluster {
             keep_finished: 1000,
             on_stop: worker::OnStop::EndJobs,
             control_groups: worker::ControlGroups::WherePossible,
+            rules: Default::default(),
         };
         let listener = TcpListener::bind(self.place.worker(number)).await.unwrap();
         let shutdown = CancellationToken::new();

@@ -12,6 +12,7 @@ mod completions;
 mod context;
 mod dev;
 mod faults;
+mod hostile;
 mod jobs;
 mod logs;
 mod query;

@@ -27,9 +27,9 @@ use crate::support::{self, Folder, gone, within};
 const BOTH_WAYS: [ControlGroups; 2] = [ControlGroups::WherePossible, ControlGroups::Never];
 
 /// A worker whose scheduler is not there.
-struct TestWorker {
-    dir: Folder,
-    client: WorkerClient<Channel>,
+pub(crate) struct TestWorker {
+    pub(crate) dir: Folder,
+    pub(crate) client: WorkerClient<Channel>,
     address: String,
     shutdown: CancellationToken,
     role: JoinHandle<Result<(), worker::Error>>,
@@ -49,15 +49,16 @@ fn config(dir: &Path) -> Config {
         keep_finished: 100,
         on_stop: OnStop::EndJobs,
         control_groups: ControlGroups::WherePossible,
+        rules: Default::default(),
     }
 }
 
 impl TestWorker {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
-    async fn with(change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let dir = Folder::new();
         let mut config = config(dir.path());
         change(&mut config);
@@ -75,16 +76,16 @@ impl TestWorker {
         }
     }
 
-    fn scripts(&self) -> std::path::PathBuf {
+    pub(crate) fn scripts(&self) -> std::path::PathBuf {
         self.dir.path().join("data/scripts")
     }
 
-    async fn start_job(&self, request: StartJobRequest) -> Result<JobId, Status> {
+    pub(crate) async fn start_job(&self, request: StartJobRequest) -> Result<JobId, Status> {
         let response = within(self.client.clone().start_job(request)).await?;
         Ok(response.into_inner().job_id.parse().unwrap())
     }
 
-    async fn sh(&self, script: &str) -> JobId {
+    pub(crate) async fn sh(&self, script: &str) -> JobId {
         self.start_job(sh(script)).await.unwrap()
     }
 
@@ -98,7 +99,7 @@ impl TestWorker {
         Ok(())
     }
 
-    async fn query(&self, id: JobId) -> Result<JobStatus, Status> {
+    pub(crate) async fn query(&self, id: JobId) -> Result<JobStatus, Status> {
         let job_id = id.to_string();
         let request = QueryJobRequest { job_id, epoch: 0 };
         let response = within(self.client.clone().query_job(request)).await?;
@@ -106,37 +107,49 @@ impl TestWorker {
     }
 
     async fn stream(&self, request: StreamJobRequest) -> Result<Vec<StreamJobResponse>, Status> {
-        let mut stream = within(self.client.clone().stream_job(request))
-            .await?
-            .into_inner();
-        let mut messages = Vec::new();
-        while let Some(message) = within(stream.message()).await? {
-            messages.push(message);
-        }
-        Ok(messages)
+        stream(&self.client, request).await
     }
 
     /// Follows a job to its end. Returns what it wrote and how it ended.
-    async fn follow(&self, id: JobId) -> (Vec<u8>, JobStatus) {
-        let messages = self.stream(from(id, 0)).await.unwrap();
-        let (end, output) = messages.split_last().unwrap();
-        let bytes: Vec<u8> = output.iter().flat_map(|m| m.output.to_vec()).collect();
-        assert_eq!(end.offset, bytes.len() as u64);
-        (bytes, end.end.clone().unwrap())
+    pub(crate) async fn follow(&self, id: JobId) -> (Vec<u8>, JobStatus) {
+        follow(&self.client, id).await
     }
 
-    async fn text(&self, id: JobId) -> String {
+    pub(crate) async fn text(&self, id: JobId) -> String {
         String::from_utf8(self.follow(id).await.0).unwrap()
     }
 
     /// Shuts the worker down and returns once it has ended.
-    async fn shut_down(self) {
+    pub(crate) async fn shut_down(self) {
         self.shutdown.cancel();
         within(self.role).await.unwrap().unwrap();
     }
 }
 
-fn sh(script: &str) -> StartJobRequest {
+async fn stream(
+    client: &WorkerClient<Channel>,
+    request: StreamJobRequest,
+) -> Result<Vec<StreamJobResponse>, Status> {
+    let mut stream = within(client.clone().stream_job(request))
+        .await?
+        .into_inner();
+    let mut messages = Vec::new();
+    while let Some(message) = within(stream.message()).await? {
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+/// Follows a job to its end. Returns what it wrote and how it ended.
+pub(crate) async fn follow(client: &WorkerClient<Channel>, id: JobId) -> (Vec<u8>, JobStatus) {
+    let messages = stream(client, from(id, 0)).await.unwrap();
+    let (end, output) = messages.split_last().unwrap();
+    let bytes: Vec<u8> = output.iter().flat_map(|m| m.output.to_vec()).collect();
+    assert_eq!(end.offset, bytes.len() as u64);
+    (bytes, end.end.clone().unwrap())
+}
+
+pub(crate) fn sh(script: &str) -> StartJobRequest {
     StartJobRequest {
         command: "sh".into(),
         args: vec!["-c".into(), script.into()],
@@ -152,7 +165,7 @@ fn from(id: JobId, offset: u64) -> StreamJobRequest {
     }
 }
 
-fn code(status: &Status) -> &str {
+pub(crate) fn code(status: &Status) -> &str {
     status.metadata().get(CODE).unwrap().to_str().unwrap()
 }
 

@@ -94,6 +94,7 @@ async fn a_second_worker_of_a_name_is_refused() {
         keep_finished: 1,
         on_stop: jobctl::roles::worker::OnStop::EndJobs,
         control_groups: jobctl::roles::worker::ControlGroups::WherePossible,
+        rules: Default::default(),
     };
     let listener = tokio::net::TcpListener::bind(cluster.place.worker(2))
         .await

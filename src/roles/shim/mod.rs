@@ -37,7 +37,8 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, ioctl_fionbio, ioctl_fionread, read},
     process::{
-        Pid, Resource, Signal, WaitStatus, getpid, getrlimit, set_child_subreaper, setrlimit,
+        DumpableBehavior, Pid, Resource, Signal, WaitStatus, getpid, getrlimit,
+        set_child_subreaper, set_dumpable_behavior, setrlimit,
     },
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
@@ -73,6 +74,8 @@ pub fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     spawn::close_inherited()?;
+    // Or a job of the same user could rewrite what watches it.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let script = io::stdout().as_fd().try_clone_to_owned()?;
     let calls = io::stderr().as_fd().try_clone_to_owned()?;

@@ -72,6 +72,9 @@ pub struct Spec {
     pub open_files: Option<u64>,
     /// The control group to run in, where there is one for the job alone.
     pub cgroup: Option<PathBuf>,
+    /// Programs like sudo may give the job rights that the worker does not have.
+    #[serde(default)]
+    pub allow_new_privileges: bool,
 }
 
 /// From the shim. To every worker that connects it says `Started` and how far

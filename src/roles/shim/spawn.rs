@@ -19,6 +19,7 @@ use std::{
 use rustix::{
     io::{FdFlags, fcntl_setfd},
     process::{Signal, set_parent_process_death_signal, setsid},
+    thread::set_no_new_privs,
 };
 
 use super::protocol::{NotStarted, Spec};
@@ -81,6 +82,7 @@ pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
         ),
         None => None,
     };
+    let allow_new_privileges = spec.allow_new_privileges;
     // SAFETY: each is a single system call, allowed between fork and exec.
     unsafe {
         command.pre_exec(move || {
@@ -96,6 +98,9 @@ pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
             setsid()?;
             // Should the shim be killed, its job does not run on unseen.
             set_parent_process_death_signal(Some(Signal::KILL))?;
+            if !allow_new_privileges {
+                set_no_new_privs(true)?;
+            }
             Ok(())
         });
     }

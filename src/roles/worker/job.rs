@@ -22,6 +22,7 @@ use super::{
     jobs::{Change, Changes},
     journal::{AppendError, Journal, Record},
     output::{Extent, Output},
+    rules::Rules,
     scripts::Scripts,
     shim::Shim,
 };
@@ -286,6 +287,7 @@ pub(super) struct Launch {
     pub(super) output_limit: u64,
     /// The soft limit of open files that jobs get; `None`: none.
     pub(super) open_files: Option<u64>,
+    pub(super) rules: Rules,
     pub(super) place: Place,
     pub(super) cgroups: Option<Cgroups>,
     pub(super) boot_id: String,
@@ -743,6 +745,7 @@ mod tests {
             grace: Duration::from_secs(10),
             output_limit: 1 << 20,
             open_files: None,
+            rules: Rules::default(),
             place: Place {
                 output: dir.join("output"),
                 results: dir.join("results"),

@@ -9,6 +9,7 @@ mod job;
 mod jobs;
 mod journal;
 mod output;
+mod rules;
 mod scripts;
 mod session;
 mod shim;
@@ -33,7 +34,6 @@ use tokio_util::{
 };
 use tonic::transport::server::TcpIncoming;
 
-pub use self::error::RunError as Error;
 use self::{
     cgroup::Cgroups,
     grpc::Service,
@@ -44,6 +44,7 @@ use self::{
     session::Identity,
     shim::end_unfollowed,
 };
+pub use self::{error::RunError as Error, rules::Rules};
 use crate::proto::{DESCRIPTORS, worker_server::WorkerServer};
 
 /// How long readers of output get to take the rest once all jobs have ended.
@@ -77,6 +78,8 @@ pub struct Config {
     pub keep_finished: usize,
     /// Whether jobs get control groups.
     pub control_groups: ControlGroups,
+    /// What jobs may be.
+    pub rules: Rules,
     /// What happens to the jobs at `shutdown`.
     pub on_stop: OnStop,
 }
@@ -151,6 +154,7 @@ pub async fn run(
         grace: config.grace,
         output_limit: config.output_limit,
         open_files: raise_open_files(),
+        rules: config.rules,
         place: folders.place(),
         cgroups: cgroups.clone(),
         boot_id: boot_id.clone(),

@@ -69,6 +69,7 @@ impl Shim {
             open_files: launch.open_files,
             result: launch.place.result(spec.id),
             cgroup,
+            allow_new_privileges: launch.rules.allow_new_privileges,
         }));
         let process = Command::new(&launch.shim)
             .arg("shim")
