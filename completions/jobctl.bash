@@ -1175,7 +1175,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-new-privileges --keep-finished --log-level --log-format --color --help kill-all help"
+            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --allow-new-privileges --keep-finished --log-level --log-format --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1219,6 +1219,10 @@ _jobctl() {
                     ;;
                 --control-groups)
                     COMPREPLY=($(compgen -W "true false" -- "${cur}"))
+                    return 0
+                    ;;
+                --allow-commands)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --allow-new-privileges)

@@ -262,6 +262,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_see
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l output-limit -d 'The most output kept of a job; beyond it the oldest goes [default: 1GiB]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l control-groups -d 'Whether jobs get control groups, where possible [default: true]' -r -f -a "true\t''
 false\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l allow-commands -d 'Programs that jobs may execute, or `scripts` or `all` [default: all]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l allow-new-privileges -d 'Whether sudo and the like may give jobs more rights [default: false]' -r -f -a "true\t''
 false\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l keep-finished -d 'How many finished jobs to keep [default: 10000]' -r

@@ -114,6 +114,7 @@ impl File for Worker {
         "jobs.keep_finished",
         "jobs.drain_on_stop",
         "jobs.control_groups",
+        "jobs.allow_commands",
         "jobs.allow_new_privileges",
         "log.level",
         "log.format",
@@ -221,6 +222,9 @@ pub struct WorkerJobs {
     pub drain_on_stop: Option<bool>,
     /// Each job gets a control group where the worker may make one.
     pub control_groups: Option<bool>,
+    /// `all`, `scripts`, or the programs that jobs may execute.
+    #[serde(deserialize_with = "some_words")]
+    pub allow_commands: Option<Vec<String>>,
     /// Programs like sudo may give jobs more rights than the worker has.
     pub allow_new_privileges: Option<bool>,
 }
@@ -379,6 +383,15 @@ pub(crate) fn distance(a: &str, b: &str) -> usize {
     strsim::damerau_levenshtein(a, b)
 }
 
+/// One word, or a list of them.
+fn some_words<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    match toml::Value::deserialize(from)? {
+        toml::Value::String(word) => Ok(Some(vec![word])),
+        list @ toml::Value::Array(_) => list.try_into().map(Some).map_err(D::Error::custom),
+        _ => Err(D::Error::custom("expected a word or a list of words")),
+    }
+}
+
 fn some_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(from)?;
     duration(&text).map(Some).map_err(D::Error::custom)
@@ -464,6 +477,15 @@ mod tests {
         assert_eq!(read.jobs.output_limit, Some(ByteSize::mib(7)));
         assert_eq!(read.jobs.drain_on_stop, Some(false));
         assert_eq!(read.jobs.allow_new_privileges, Some(false));
+        assert_eq!(read.jobs.allow_commands, Some(vec!["x".into()]));
+        let list = "[jobs]\nallow_commands = [\"bash\", \"/bin/ls\"]";
+        let read: Worker = parse(list, Path::new("w")).unwrap();
+        assert_eq!(
+            read.jobs.allow_commands,
+            Some(vec!["bash".into(), "/bin/ls".into()])
+        );
+        let wrong = "[jobs]\nallow_commands = 7";
+        assert!(parse::<Worker>(wrong, Path::new("w")).is_err());
     }
 
     #[test]

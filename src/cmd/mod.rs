@@ -605,6 +605,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         worker_role::Error::StillThere(_) => {
             Some("start the worker again and stop them with `jobctl stop --grace 0s`".to_owned())
         }
+        worker_role::Error::Program { .. } => {
+            Some("give its whole path, or take it from `jobs.allow_commands`".to_owned())
+        }
         worker_role::Error::Path { .. }
         | worker_role::Error::Journal(_)
         | worker_role::Error::JournalBroken(_)

@@ -19,7 +19,7 @@ use crate::{
     client::render,
     config,
     ids::is_name,
-    roles::worker::{self, Config, ControlGroups, OnStop, Rules},
+    roles::worker::{self, Commands, Config, ControlGroups, OnStop, Rules},
 };
 
 pub(super) const GRPC: Address = Address {
@@ -154,6 +154,17 @@ pub(super) struct Args {
     )]
     control_groups: Option<bool>,
 
+    /// Programs that jobs may execute, or `scripts` or `all` [default: all]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_ALLOW_COMMANDS",
+        hide_env_values = true,
+        value_name = "PROGRAM",
+        value_delimiter = ',',
+        help_heading = "Jobs"
+    )]
+    allow_commands: Option<Vec<String>>,
+
     /// Whether sudo and the like may give jobs more rights [default: false]
     #[arg(
         long,
@@ -271,6 +282,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
             false => ControlGroups::Never,
         },
         rules: Rules {
+            allow_commands: commands(args.allow_commands.or(file.jobs.allow_commands))?,
             allow_new_privileges: args
                 .allow_new_privileges
                 .or(file.jobs.allow_new_privileges)
@@ -280,6 +292,29 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     let shutdown = CancellationToken::new();
     let role = worker::run(config, listener, shutdown.clone());
     until_signalled(role, shutdown).await
+}
+
+/// A program called like one of the two words is listed by its path.
+fn commands(asked: Option<Vec<String>>) -> anyhow::Result<Commands> {
+    let Some(asked) = asked else {
+        return Ok(Commands::All);
+    };
+    let is_word = |word: &String| ["all", "scripts"].contains(&&**word);
+    match asked.as_slice() {
+        [word] if word == "all" => Ok(Commands::All),
+        [word] if word == "scripts" => Ok(Commands::Scripts),
+        programs if programs.iter().any(|word| is_word(word) || word.is_empty()) => {
+            Err(BadSetting {
+                message: "`jobs.allow_commands` is `all`, `scripts` or a list of programs"
+                    .to_owned(),
+                hint: "name programs alone, as in `--allow-commands bash,/usr/bin/rsync`; \
+                       scripts of the script folder are allowed with them"
+                    .to_owned(),
+            }
+            .into())
+        }
+        _ => Ok(Commands::Programs(asked)),
+    }
 }
 
 /// Keeps memory, environment and descriptors of this process from jobs of the same
@@ -347,6 +382,25 @@ fn name_of(host: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_allowed_is_a_word_or_a_list() {
+        let read = |words: &[&str]| {
+            let words = words.iter().map(|word| (*word).to_owned());
+            commands(Some(words.collect()))
+        };
+        assert_eq!(commands(None).unwrap(), Commands::All);
+        assert_eq!(read(&["all"]).unwrap(), Commands::All);
+        assert_eq!(read(&["scripts"]).unwrap(), Commands::Scripts);
+        assert_eq!(read(&[]).unwrap(), Commands::Programs(Vec::new()));
+        assert_eq!(
+            read(&["bash", "/bin/ls"]).unwrap(),
+            Commands::Programs(vec!["bash".into(), "/bin/ls".into()])
+        );
+        for bad in [&["all", "bash"][..], &["bash", "scripts"], &[""]] {
+            assert!(read(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_host_name_becomes_a_name() {

@@ -115,6 +115,27 @@ pub enum Refusal {
         /// The worker's name.
         worker: String,
     },
+    /// The operator does not have it run here.
+    #[error("program {program} is not allowed on worker {worker}, only {allowed}")]
+    CommandNotAllowed {
+        /// As asked for.
+        program: String,
+        /// The worker's name.
+        worker: String,
+        /// What is.
+        allowed: String,
+    },
+    /// It would have an allowed program run something else.
+    #[error(
+        "variable {variable} is not allowed on worker {worker}: \
+         it can make an allowed program run something else"
+    )]
+    VariableNotAllowed {
+        /// Its name.
+        variable: String,
+        /// The worker's name.
+        worker: String,
+    },
     /// The folder to run in.
     #[error("cannot run in {cwd} on worker {worker}: {why}")]
     BadCwd {
@@ -152,6 +173,8 @@ impl Refusal {
             Self::ScriptNotFound { .. } => "script_not_found",
             Self::OutsideScriptFolder { .. } => "outside_script_folder",
             Self::NotAFile { .. } => "not_a_file",
+            Self::CommandNotAllowed { .. } => "command_not_allowed",
+            Self::VariableNotAllowed { .. } => "variable_not_allowed",
             Self::BadCwd { .. } => "bad_cwd",
             Self::DiskFull { .. } => "disk_full",
             Self::NotStarted { .. } => "not_started",
@@ -220,6 +243,14 @@ pub enum RunError {
     Path {
         /// Which.
         path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A program of the operator's list.
+    #[error("cannot allow the program {program}")]
+    Program {
+        /// As it was written.
+        program: String,
         /// Why.
         source: io::Error,
     },

@@ -741,7 +741,11 @@ mod tests {
         let launch = Launch {
             worker: "w1".into(),
             shim: "/no/such/jobctl".into(),
-            scripts: Scripts::new("w1".into(), dir.to_owned()),
+            scripts: Scripts::new(
+                "w1".into(),
+                dir.to_owned(),
+                crate::roles::worker::rules::Allowed::All,
+            ),
             grace: Duration::from_secs(10),
             output_limit: 1 << 20,
             open_files: None,

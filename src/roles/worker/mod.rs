@@ -40,11 +40,15 @@ use self::{
     job::{Launch, Place},
     jobs::Jobs,
     journal::Journal,
+    rules::Allowed,
     scripts::Scripts,
     session::Identity,
     shim::end_unfollowed,
 };
-pub use self::{error::RunError as Error, rules::Rules};
+pub use self::{
+    error::RunError as Error,
+    rules::{Commands, Rules},
+};
 use crate::proto::{DESCRIPTORS, worker_server::WorkerServer};
 
 /// How long readers of output get to take the rest once all jobs have ended.
@@ -116,6 +120,8 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let folders = Folders::prepare(&config).await?;
+    let allowed = Allowed::find(&config.rules.allow_commands, &scripts::own_path())
+        .map_err(|(program, source)| Error::Program { program, source })?;
     let address = match config.advertise {
         Some(address) => address,
         None => listener.local_addr().map_err(Error::Listener)?.to_string(),
@@ -139,6 +145,7 @@ pub async fn run(
         version = env!("CARGO_PKG_VERSION"),
         "worker listens"
     );
+    tracing::info!(%allowed, "what jobs may execute");
     match &cgroups {
         Some(cgroups) => {
             tracing::info!(root = %cgroups.root().display(), "jobs are ended by control group");
@@ -150,7 +157,7 @@ pub async fn run(
     let launch = Launch {
         worker: config.name.clone(),
         shim: config.shim,
-        scripts: Scripts::new(config.name.clone(), folders.scripts.clone()),
+        scripts: Scripts::new(config.name.clone(), folders.scripts.clone(), allowed),
         grace: config.grace,
         output_limit: config.output_limit,
         open_files: raise_open_files(),

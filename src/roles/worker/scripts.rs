@@ -17,7 +17,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{error::Refusal, job::Spec};
+use super::{error::Refusal, job::Spec, rules::Allowed};
 
 /// What a job gets of the worker's own environment, where the worker has it;
 /// beside it only what the job asked for, and what names the job.
@@ -44,15 +44,26 @@ pub(super) struct Runnable {
 pub(super) struct Scripts {
     worker: String,
     dir: PathBuf,
+    allowed: Allowed,
 }
 
 impl Scripts {
-    pub(super) fn new(worker: String, dir: PathBuf) -> Self {
-        Self { worker, dir }
+    pub(super) fn new(worker: String, dir: PathBuf, allowed: Allowed) -> Self {
+        Self {
+            worker,
+            dir,
+            allowed,
+        }
     }
 
     /// Finds everything the job needs, or says what is missing.
     pub(super) fn prepare(&self, spec: &Spec) -> Result<Runnable, Refusal> {
+        // First, so that what is refused anyway tells nothing of the machine.
+        if let Some(command) = &spec.command {
+            self.allowed.check_name(command, &self.worker)?;
+        }
+        self.allowed
+            .check_variables(spec.env.keys(), &self.worker)?;
         let cwd = self.cwd(spec)?;
         let env = environment(spec);
         let script = match &spec.path {
@@ -62,7 +73,9 @@ impl Scripts {
         let (program, arg0) = match (&spec.command, &spec.path) {
             (Some(command), _) => {
                 let path = env.get("PATH").map_or(DEFAULT_PATH, String::as_str);
-                (Some(self.find(command, path, &cwd)?), command.clone())
+                let found = self.find(command, path, &cwd)?;
+                let program = self.allowed.check(command, found, &self.worker)?;
+                (Some(program), command.clone())
             }
             (None, path) => (None, path.clone().unwrap_or_default()),
         };
@@ -132,36 +145,47 @@ impl Scripts {
         }
     }
 
-    /// Finds a program as execvp(3) would: with a slash in it, relative to the
-    /// job's folder; else along `path`.
     fn find(&self, program: &str, path: &str, cwd: &Path) -> Result<PathBuf, Refusal> {
-        let candidates: Vec<PathBuf> = match program.contains('/') {
-            true => vec![cwd.join(program)],
-            false => env::split_paths(path)
-                .map(|dir| cwd.join(dir).join(program))
-                .collect(),
-        };
-        let mut not_executable = None;
-        for candidate in candidates {
-            match executable(&candidate) {
-                Ok(()) => return Ok(candidate),
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    not_executable.get_or_insert(error);
-                }
-                Err(_) => {}
+        lookup(program, path, cwd).map_err(|error| {
+            let program = program.to_owned();
+            let worker = self.worker.clone();
+            match error.kind() {
+                io::ErrorKind::PermissionDenied => Refusal::NotExecutable {
+                    program,
+                    worker,
+                    why: error.to_string(),
+                },
+                _ => Refusal::ProgramNotFound { program, worker },
             }
-        }
-        let program = program.to_owned();
-        let worker = self.worker.clone();
-        Err(match not_executable {
-            Some(error) => Refusal::NotExecutable {
-                program,
-                worker,
-                why: error.to_string(),
-            },
-            None => Refusal::ProgramNotFound { program, worker },
         })
     }
+}
+
+/// Finds a program as execvp(3) would: with a slash in it, relative to the job's
+/// folder; else along `path`.
+pub(super) fn lookup(program: &str, path: &str, cwd: &Path) -> io::Result<PathBuf> {
+    let candidates: Vec<PathBuf> = match program.contains('/') {
+        true => vec![cwd.join(program)],
+        false => env::split_paths(path)
+            .map(|dir| cwd.join(dir).join(program))
+            .collect(),
+    };
+    let mut not_executable = None;
+    for candidate in candidates {
+        match executable(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                not_executable.get_or_insert(error);
+            }
+            Err(_) => {}
+        }
+    }
+    Err(not_executable.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+}
+
+/// The worker's own `PATH`.
+pub(super) fn own_path() -> String {
+    env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned())
 }
 
 fn executable(path: &Path) -> io::Result<()> {
@@ -206,7 +230,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
-    use crate::ids::JobId;
+    use crate::{ids::JobId, roles::worker::rules::Commands};
 
     struct Place {
         root: tempfile::TempDir,
@@ -225,7 +249,7 @@ mod tests {
         symlink("count.sh", dir.join("within.sh")).unwrap();
         symlink("/proc/self/exe", dir.join("magic.sh")).unwrap();
         Place {
-            scripts: Scripts::new("w1".into(), dir),
+            scripts: Scripts::new("w1".into(), dir, Allowed::All),
             root,
         }
     }
@@ -312,6 +336,108 @@ mod tests {
                 .prepare(&spec(Some("./count.sh"), None))
                 .is_ok()
         );
+    }
+
+    /// The place, where only `programs` are allowed.
+    fn place_with(programs: &[&str]) -> Place {
+        let mut place = place();
+        let programs = programs.iter().map(|program| (*program).to_owned());
+        let commands = Commands::Programs(programs.collect());
+        place.scripts.allowed = Allowed::find(&commands, DEFAULT_PATH).unwrap();
+        place
+    }
+
+    #[test]
+    fn a_listed_program_is_known_by_its_file() {
+        let place = place_with(&["sh", "/bin/ls"]);
+        let folder = place.root.path();
+        let sh = fs::canonicalize("/bin/sh").unwrap();
+        symlink(&sh, folder.join("sh")).unwrap();
+        fs::copy(&sh, folder.join("ls")).unwrap();
+        fs::hard_link(folder.join("ls"), folder.join("evil")).unwrap();
+        symlink(&sh, folder.join("link")).unwrap();
+        let shown = folder.display();
+        let prepare = |command: &str, change: fn(&mut Spec)| {
+            let mut spec = spec(Some(command), None);
+            spec.cwd = Some(folder.to_owned());
+            change(&mut spec);
+            place.scripts.prepare(&spec)
+        };
+        for good in ["sh", "/bin/sh", "./sh", &format!("{shown}/sh")] {
+            let runnable = prepare(good, |_| {}).unwrap();
+            assert_eq!(runnable.program.as_deref(), Some(&*sh), "{good}");
+        }
+        for bad in [
+            "./ls",
+            "./evil",
+            "./link",
+            "cat",
+            "/bin/cat",
+            "/",
+            &format!("{shown}/ls"),
+            "/lib64/ld-linux-x86-64.so.2",
+        ] {
+            let error = prepare(bad, |_| {}).unwrap_err();
+            assert_eq!(error.code(), "command_not_allowed", "{bad}");
+            let text = error.to_string();
+            assert!(text.contains(bad) && text.contains("w1") && text.contains("sh, /bin/ls"));
+        }
+        for name in [
+            "LD_PRELOAD",
+            "BASH_ENV",
+            "ENV",
+            "PATH",
+            "PYTHONSTARTUP",
+            "PERL5OPT",
+        ] {
+            let mut spec = spec(Some("sh"), None);
+            spec.env.insert(name.to_owned(), "x".to_owned());
+            let error = place.scripts.prepare(&spec).unwrap_err();
+            assert_eq!(error.code(), "variable_not_allowed");
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        let greets = |spec: &mut Spec| drop(spec.env.insert("GREETING".into(), "x".into()));
+        assert!(prepare("sh", greets).is_ok());
+    }
+
+    #[test]
+    fn one_file_of_many_programs_is_allowed_by_name() {
+        let place = place();
+        let tool = place.root.path().join("tool");
+        fs::copy("/bin/sh", &tool).unwrap();
+        for name in ["tool-list", "tool-shell"] {
+            symlink(&tool, place.root.path().join(name)).unwrap();
+        }
+        let listed = format!("{}-list", tool.display());
+        let commands = Commands::Programs(vec![listed.clone()]);
+        let allowed = Allowed::find(&commands, DEFAULT_PATH).unwrap();
+        let check = |program: String| allowed.check(&program, program.clone().into(), "w1");
+        assert_eq!(check(listed).unwrap(), tool.canonicalize().unwrap());
+        assert!(check(format!("{}-shell", tool.display())).is_err());
+        assert!(check(tool.display().to_string()).is_err());
+    }
+
+    #[test]
+    fn scripts_alone_run_by_their_own_line() {
+        let mut place = place();
+        place.scripts.allowed = Allowed::Scripts;
+        assert!(place.scripts.prepare(&spec(None, Some("count.sh"))).is_ok());
+        let refused = |command, path| place.scripts.prepare(&spec(command, path)).unwrap_err();
+        for error in [
+            refused(Some("sh"), Some("count.sh")),
+            refused(Some("sh"), None),
+        ] {
+            assert_eq!(error.code(), "command_not_allowed");
+        }
+    }
+
+    #[test]
+    fn a_list_names_programs_that_are_there() {
+        for bad in ["no-such-program", "./sh", "bin/sh", "/bin/", "/etc/passwd"] {
+            let commands = Commands::Programs(vec![bad.to_owned()]);
+            let (program, _) = Allowed::find(&commands, DEFAULT_PATH).unwrap_err();
+            assert_eq!(program, bad);
+        }
     }
 
     #[test]
