@@ -1007,7 +1007,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-f -v -h --worker --script --with --env --cwd --name --timeout --idempotency-key --wait --follow --raw --server --context --client-dir --verbose --color --help"
+            opts="-f -v -h --worker --script --with --env --cwd --user --name --timeout --idempotency-key --wait --follow --raw --server --context --client-dir --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1030,6 +1030,10 @@ _jobctl() {
                     return 0
                     ;;
                 --cwd)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --user)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1175,7 +1179,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --allow-new-privileges --keep-finished --log-level --log-format --color --help kill-all help"
+            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --user --allow-users --allow-new-privileges --keep-finished --log-level --log-format --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1222,6 +1226,14 @@ _jobctl() {
                     return 0
                     ;;
                 --allow-commands)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --user)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --allow-users)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -52,6 +52,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l script -d 'A scr
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l with -d 'What runs the script [default: its own #! line]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l env -d 'A variable of its environment; without `=V` its value here' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l cwd -d 'The folder to run in, absolute [default: the script folder]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l user -d 'Whom to run it as, if the worker allows [default: its usual user]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
@@ -263,6 +264,8 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_see
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l control-groups -d 'Whether jobs get control groups, where possible [default: true]' -r -f -a "true\t''
 false\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l allow-commands -d 'Programs that jobs may execute, or `scripts` or `all` [default: all]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l user -d 'Whom jobs run as [default: the worker\'s own user]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l allow-users -d 'Whom else a job may ask to run as [default: nobody]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l allow-new-privileges -d 'Whether sudo and the like may give jobs more rights [default: false]' -r -f -a "true\t''
 false\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l keep-finished -d 'How many finished jobs to keep [default: 10000]' -r

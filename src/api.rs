@@ -66,6 +66,9 @@ pub struct StartRequest {
     /// The folder to run in, absolute; without it the worker's script folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// Whom to run as; without it the worker's usual user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// What people call the job; need not be unique.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -219,6 +222,8 @@ pub struct Job {
     pub env: Vec<String>,
     /// The folder asked for.
     pub cwd: Option<String>,
+    /// The user asked for.
+    pub user: Option<String>,
     /// Counted from the start of the process.
     pub timeout_ms: Option<u64>,
     /// The main process on its worker.

@@ -115,6 +115,8 @@ impl File for Worker {
         "jobs.drain_on_stop",
         "jobs.control_groups",
         "jobs.allow_commands",
+        "jobs.user",
+        "jobs.allow_users",
         "jobs.allow_new_privileges",
         "log.level",
         "log.format",
@@ -225,6 +227,10 @@ pub struct WorkerJobs {
     /// `all`, `scripts`, or the programs that jobs may execute.
     #[serde(deserialize_with = "some_words")]
     pub allow_commands: Option<Vec<String>>,
+    /// Whom jobs run as.
+    pub user: Option<String>,
+    /// Whom else a start may ask for.
+    pub allow_users: Option<Vec<String>>,
     /// Programs like sudo may give jobs more rights than the worker has.
     pub allow_new_privileges: Option<bool>,
 }
@@ -449,6 +455,7 @@ mod tests {
             Some("output_limit") => "\"7MiB\"",
             Some("interval" | "deadline" | "grace" | "keep_for") => "\"3s\"",
             Some("format") => "\"json\"",
+            Some("allow_users") => "[\"x\"]",
             _ => "\"x\"",
         };
         let file = |keys: &[&str]| -> String {
@@ -478,6 +485,8 @@ mod tests {
         assert_eq!(read.jobs.drain_on_stop, Some(false));
         assert_eq!(read.jobs.allow_new_privileges, Some(false));
         assert_eq!(read.jobs.allow_commands, Some(vec!["x".into()]));
+        assert_eq!(read.jobs.user.as_deref(), Some("x"));
+        assert_eq!(read.jobs.allow_users, Some(vec!["x".into()]));
         let list = "[jobs]\nallow_commands = [\"bash\", \"/bin/ls\"]";
         let read: Worker = parse(list, Path::new("w")).unwrap();
         assert_eq!(

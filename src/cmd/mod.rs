@@ -608,6 +608,9 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         worker_role::Error::Program { .. } => {
             Some("give its whole path, or take it from `jobs.allow_commands`".to_owned())
         }
+        worker_role::Error::User { .. } => {
+            Some("see `jobs.user` and `jobs.allow_users`, or run the worker as root".to_owned())
+        }
         worker_role::Error::Path { .. }
         | worker_role::Error::Journal(_)
         | worker_role::Error::JournalBroken(_)

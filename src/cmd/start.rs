@@ -78,6 +78,15 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", help_heading = "How")]
     cwd: Option<PathBuf>,
 
+    /// Whom to run it as, if the worker allows [default: its usual user]
+    #[arg(
+        long,
+        value_name = "USER",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "How"
+    )]
+    user: Option<String>,
+
     /// What to call the job; it need not be unique
     #[arg(long, value_parser = super::name, help_heading = "How")]
     name: Option<String>,
@@ -229,6 +238,7 @@ fn request(
         args: words,
         env: variables,
         cwd: cwd.transpose()?,
+        user: args.user,
         name: args.name,
         timeout_ms: args.timeout.map(whole_milliseconds),
     })
@@ -290,6 +300,8 @@ mod tests {
             "w1",
             "--cwd",
             "/srv",
+            "--user",
+            "u",
             "--name",
             "n",
             "--timeout",
@@ -299,6 +311,7 @@ mod tests {
         let request = parsed(&line).unwrap();
         assert_eq!(request.worker_id.as_deref(), Some("w1"));
         assert_eq!(request.cwd.as_deref(), Some("/srv"));
+        assert_eq!(request.user.as_deref(), Some("u"));
         assert_eq!(request.name.as_deref(), Some("n"));
         assert_eq!(request.timeout_ms, Some(600_000));
     }

@@ -305,7 +305,7 @@ mod tests {
             json!({
                 "id": "3f2a8b1c-9d4e-4f00-8000-000000000000", "name": null, "state": state,
                 "reason": null, "worker_id": null, "worker": null, "command": "x",
-                "path": null, "args": [], "env": [], "cwd": null, "timeout_ms": null,
+                "path": null, "args": [], "env": [], "cwd": null, "user": null, "timeout_ms": null,
                 "pid": null, "exit_code": 7, "signal": null, "start_error": null,
                 "output_bytes": 0, "created_at": "2026-01-02T03:04:05Z",
                 "started_at": null, "ended_at": null

@@ -165,6 +165,27 @@ pub(super) struct Args {
     )]
     allow_commands: Option<Vec<String>>,
 
+    /// Whom jobs run as [default: the worker's own user]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_USER",
+        hide_env_values = true,
+        value_name = "USER",
+        help_heading = "Jobs"
+    )]
+    user: Option<String>,
+
+    /// Whom else a job may ask to run as [default: nobody]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_ALLOW_USERS",
+        hide_env_values = true,
+        value_name = "USER",
+        value_delimiter = ',',
+        help_heading = "Jobs"
+    )]
+    allow_users: Option<Vec<String>>,
+
     /// Whether sudo and the like may give jobs more rights [default: false]
     #[arg(
         long,
@@ -283,6 +304,11 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         },
         rules: Rules {
             allow_commands: commands(args.allow_commands.or(file.jobs.allow_commands))?,
+            user: args.user.or(file.jobs.user),
+            allow_users: args
+                .allow_users
+                .or(file.jobs.allow_users)
+                .unwrap_or_default(),
             allow_new_privileges: args
                 .allow_new_privileges
                 .or(file.jobs.allow_new_privileges)

@@ -12,7 +12,7 @@ use std::{
 
 use jobctl::{
     ids::JobId,
-    proto::{JobState, worker_client::WorkerClient},
+    proto::{JobState, StartJobRequest, worker_client::WorkerClient},
 };
 use rustix::process::geteuid;
 use tonic::transport::Channel;
@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 use crate::{
     cluster::{Place, Process},
     support::{self, Folder, eventually, within},
-    worker::{TestWorker, follow, sh},
+    worker::{TestWorker, code, follow, sh},
 };
 
 /// Somebody who may do nothing in particular (nobody).
@@ -138,4 +138,74 @@ async fn a_job_that_kills_its_worker_and_one_that_kills_its_shim_do_not_hide_the
     assert_eq!((&*bytes, status.exit_code), (&b"unharmed\n"[..], Some(0)));
     eventually(|| dir.shims().is_empty()).await;
     worker.kill();
+}
+
+#[tokio::test]
+async fn jobs_run_as_another_user_with_nothing_of_the_workers() {
+    if !geteuid().is_root() {
+        // Nobody else can; that a worker says so has its own test.
+        return;
+    }
+    let worker = TestWorker::with(|config| {
+        config.rules.user = Some("nobody".into());
+        config.rules.allow_users = vec!["daemon".into()];
+    })
+    .await;
+    let script = worker.scripts().join("who.sh");
+    fs::write(
+        &script,
+        "#!/bin/sh\necho \"$(id -un) $(id -G) $HOME $USER $LOGNAME $(pwd)\"\n\
+         grep CapPrm /proc/self/status; ls -l /proc/self/fd > /dev/null\n\
+         echo opened > /dev/stdout; cat /etc/shadow 2> /dev/null || echo closed\n\
+         ls \"$JOBCTL_DATA\" 2> /dev/null || echo closed\n",
+    )
+    .unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let start = async |user: &str| {
+        let data = worker.dir.path().join("data").display().to_string();
+        let request = StartJobRequest {
+            path: "who.sh".into(),
+            user: user.into(),
+            env: [("JOBCTL_DATA".to_owned(), data)].into(),
+            ..Default::default()
+        };
+        worker.start_job(request).await
+    };
+    for (asked, name) in [("", "nobody"), ("nobody", "nobody"), ("daemon", "daemon")] {
+        let text = worker.text(start(asked).await.unwrap()).await;
+        let lines: Vec<_> = text.lines().collect();
+        let user = nix::unistd::User::from_name(name).unwrap().unwrap();
+        let (gid, home) = (user.gid, user.dir.display());
+        let who = format!("{name} {gid} {home} {name} {name} /");
+        assert_eq!(lines[0], who, "{text}");
+        assert_eq!(lines[1], "CapPrm:\t0000000000000000");
+        assert_eq!(lines[2..], ["opened", "closed", "closed"]);
+    }
+    for stranger in ["root", "bin", "0", "no-such-user"] {
+        let error = start(stranger).await.unwrap_err();
+        assert_eq!(code(&error), "user_not_allowed");
+        assert!(error.message().contains(stranger), "{error}");
+    }
+    // It is stopped as any other.
+    let request = StartJobRequest {
+        user: "daemon".into(),
+        ..sh("trap '' TERM; sleep 600 & wait; wait")
+    };
+    let id = worker.start_job(request).await.unwrap();
+    worker.shut_down().await;
+    assert!(support::processes_of(id).is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_without_the_right_to_change_users_says_so() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let mut command = without_rights(place, &dir);
+    let output = command.args(["--user", "daemon"]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("cannot run jobs as user daemon"), "{text}");
+    assert!(
+        text.contains("CAP_SETUID") && text.contains("hint:"),
+        "{text}"
+    );
 }

@@ -74,7 +74,7 @@ async fn taciturn(asked_of_another: Arc<Notify>) -> String {
         "done": true, "error": false, "error_text": "", "job": {
             "id": "3f2a8b1c-9d4e-4f00-8000-000000000000", "name": "a",
             "state": "succeeded", "reason": null, "worker_id": null, "worker": null,
-            "command": "true", "path": null, "args": [], "env": [], "cwd": null,
+            "command": "true", "path": null, "args": [], "env": [], "cwd": null, "user": null,
             "timeout_ms": null, "pid": null, "exit_code": 0, "signal": null,
             "start_error": null, "output_bytes": 0, "created_at": "2026-01-02T03:04:05Z",
             "started_at": null, "ended_at": null

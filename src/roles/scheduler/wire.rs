@@ -92,6 +92,7 @@ fn spec(wire: proto::StartJobRequest) -> Spec {
         args: wire.args,
         env: wire.env.into_iter().collect(),
         cwd: given(wire.cwd),
+        user: given(wire.user),
         name: given(wire.name),
         timeout: (wire.timeout_ms > 0).then(|| Duration::from_millis(wire.timeout_ms)),
     }
@@ -106,6 +107,7 @@ pub(super) fn start_request(record: &Record, spec: Spec, epoch: u64) -> proto::S
         args: spec.args,
         env: spec.env.into_iter().collect(),
         cwd: spec.cwd.unwrap_or_default(),
+        user: spec.user.unwrap_or_default(),
         name: spec.name.unwrap_or_default(),
         timeout_ms: spec.timeout.map_or(0, millis),
         session: record.session.to_string(),

@@ -58,6 +58,9 @@ pub struct Spec {
     pub env: BTreeMap<String, String>,
     /// The folder to run in.
     pub cwd: PathBuf,
+    /// Whom to run as; `None`: as the shim.
+    #[serde(default)]
+    pub user: Option<User>,
     /// Counted from the start of the process.
     pub timeout_ms: Option<u64>,
     /// TERM to KILL, for the timeout and for what the main process leaves behind.
@@ -75,6 +78,17 @@ pub struct Spec {
     /// Programs like sudo may give the job rights that the worker does not have.
     #[serde(default)]
     pub allow_new_privileges: bool,
+}
+
+/// A user and all its groups, by number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// Its own group.
+    pub gid: u32,
+    /// All of its groups.
+    pub groups: Vec<u32>,
 }
 
 /// From the shim. To every worker that connects it says `Started` and how far

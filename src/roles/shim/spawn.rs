@@ -6,6 +6,7 @@
 )]
 
 use std::{
+    ffi::CString,
     fs::{self, File},
     io,
     os::{
@@ -18,11 +19,11 @@ use std::{
 
 use rustix::{
     io::{FdFlags, fcntl_setfd},
-    process::{Signal, set_parent_process_death_signal, setsid},
+    process::{Signal, chdir, set_parent_process_death_signal, setsid},
     thread::set_no_new_privs,
 };
 
-use super::protocol::{NotStarted, Spec};
+use super::protocol::{NotStarted, Spec, User};
 
 /// Closes every descriptor but the three standard ones. Whoever started the
 /// worker may have left some open, and neither shim nor job shall hold them.
@@ -70,7 +71,6 @@ pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
         .args(&spec.args)
         .env_clear()
         .envs(&spec.env)
-        .current_dir(&spec.cwd)
         .stdin(Stdio::from(File::open("/dev/null")?))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -82,6 +82,8 @@ pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
         ),
         None => None,
     };
+    let cwd = CString::new(spec.cwd.as_os_str().as_encoded_bytes())?;
+    let user = spec.user.clone();
     let allow_new_privileges = spec.allow_new_privileges;
     // SAFETY: each is a single system call, allowed between fork and exec.
     unsafe {
@@ -96,6 +98,12 @@ pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
                 libc::signal(signal, libc::SIG_DFL);
             }
             setsid()?;
+            if let Some(user) = &user {
+                become_user(user)?;
+            }
+            // As the user, who may not be let in.
+            chdir(&*cwd)?;
+            // Behind the change of user, which resets it.
             // Should the shim be killed, its job does not run on unseen.
             set_parent_process_death_signal(Some(Signal::KILL))?;
             if !allow_new_privileges {
@@ -105,6 +113,29 @@ pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
         });
     }
     command.spawn()
+}
+
+/// Gives the rights of this process up for those of `user`, for good. Its output
+/// goes with it, so that it can open `/dev/stdout` as its own.
+fn become_user(user: &User) -> io::Result<()> {
+    let check = |result: i32| match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: system calls with numbers, and a list that lives meanwhile. There is
+    // one thread between fork and exec, so the rights of the thread are all of them.
+    unsafe {
+        for output in [1, 2] {
+            // Without the right to, it just cannot be opened again.
+            let _ = libc::fchown(output, user.uid, user.gid);
+        }
+        check(libc::setgroups(user.groups.len(), user.groups.as_ptr()))?;
+        check(libc::setresgid(user.gid, user.gid, user.gid))?;
+        // From one user to another that is not root rights of the worker would stay.
+        let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL;
+        check(libc::prctl(libc::PR_CAP_AMBIENT, clear, 0, 0, 0))?;
+        check(libc::setresuid(user.uid, user.uid, user.uid))
+    }
 }
 
 /// What an error of [`spawn`] means.

@@ -136,6 +136,16 @@ pub enum Refusal {
         /// The worker's name.
         worker: String,
     },
+    /// The operator does not have jobs of this user here.
+    #[error("user {user} is not allowed on worker {worker}, only {allowed}")]
+    UserNotAllowed {
+        /// As asked for.
+        user: String,
+        /// The worker's name.
+        worker: String,
+        /// Who is.
+        allowed: String,
+    },
     /// The folder to run in.
     #[error("cannot run in {cwd} on worker {worker}: {why}")]
     BadCwd {
@@ -175,6 +185,7 @@ impl Refusal {
             Self::NotAFile { .. } => "not_a_file",
             Self::CommandNotAllowed { .. } => "command_not_allowed",
             Self::VariableNotAllowed { .. } => "variable_not_allowed",
+            Self::UserNotAllowed { .. } => "user_not_allowed",
             Self::BadCwd { .. } => "bad_cwd",
             Self::DiskFull { .. } => "disk_full",
             Self::NotStarted { .. } => "not_started",
@@ -251,6 +262,14 @@ pub enum RunError {
     Program {
         /// As it was written.
         program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A user that jobs are to run as.
+    #[error("cannot run jobs as user {user}")]
+    User {
+        /// Its name.
+        user: String,
         /// Why.
         source: io::Error,
     },

@@ -251,6 +251,7 @@ pub(super) fn full_report(job: &Job) -> proto::JobReport {
                 .cwd
                 .map_or_else(String::new, |cwd| cwd.display().to_string()),
             name: spec.name.unwrap_or_default(),
+            user: spec.user.unwrap_or_default(),
             timeout_ms: spec.timeout.map_or(0, |timeout| {
                 u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
             }),
@@ -317,7 +318,7 @@ fn id(text: &str) -> Result<JobId, Error> {
 fn spec(request: proto::StartJobRequest) -> Result<Spec, Error> {
     let bad = |what: &str| Error::BadRequest(what.to_owned());
     let given = |text: String| Some(text).filter(|text| !text.is_empty());
-    let paths = [&request.command, &request.path, &request.cwd];
+    let paths = [&request.command, &request.path, &request.cwd, &request.user];
     let texts = || {
         let env = request.env.iter().flat_map(|(name, value)| [name, value]);
         request.args.iter().chain(env)
@@ -326,7 +327,9 @@ fn spec(request: proto::StartJobRequest) -> Result<Spec, Error> {
         return Err(bad("a job needs a command or a path"));
     }
     if paths.iter().any(|path| path.len() > MAX_PATH) {
-        return Err(bad("command, path and cwd take 4096 bytes each at most"));
+        return Err(bad(
+            "command, path, cwd and user take 4096 bytes each at most",
+        ));
     }
     if paths
         .into_iter()
@@ -374,6 +377,7 @@ fn spec(request: proto::StartJobRequest) -> Result<Spec, Error> {
         env: request.env.into_iter().collect(),
         cwd: given(request.cwd).map(Into::into),
         name: given(request.name),
+        user: given(request.user),
         timeout: match request.timeout_ms {
             0 => None,
             ms => Some(Duration::from_millis(ms)),

@@ -48,6 +48,8 @@ pub(super) struct Spec {
     pub(super) args: Vec<String>,
     pub(super) env: BTreeMap<String, String>,
     pub(super) cwd: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) user: Option<String>,
     pub(super) name: Option<String>,
     pub(super) timeout: Option<Duration>,
     pub(super) created: Timestamp,
@@ -667,6 +669,8 @@ mod tests {
         path::Path,
     };
 
+    use crate::roles::worker::{rules::Allowed, users::Users};
+
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::UnixStream,
@@ -741,11 +745,7 @@ mod tests {
         let launch = Launch {
             worker: "w1".into(),
             shim: "/no/such/jobctl".into(),
-            scripts: Scripts::new(
-                "w1".into(),
-                dir.to_owned(),
-                crate::roles::worker::rules::Allowed::All,
-            ),
+            scripts: Scripts::new("w1".into(), dir.to_owned(), Allowed::All, Users::default()),
             grace: Duration::from_secs(10),
             output_limit: 1 << 20,
             open_files: None,
@@ -766,6 +766,7 @@ mod tests {
             args: Vec::new(),
             env: BTreeMap::new(),
             cwd: None,
+            user: None,
             name: None,
             timeout: None,
             created: Timestamp::now(),

@@ -432,6 +432,7 @@ mod tests {
             args: vec!["-c".into(), "exit 7".into()],
             env: BTreeMap::new(),
             cwd: None,
+            user: None,
             name: None,
             timeout: None,
             created: Timestamp::from_microsecond(1_700_000_000_000_000).unwrap(),

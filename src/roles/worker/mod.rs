@@ -13,6 +13,7 @@ mod rules;
 mod scripts;
 mod session;
 mod shim;
+mod users;
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -44,6 +45,7 @@ use self::{
     scripts::Scripts,
     session::Identity,
     shim::end_unfollowed,
+    users::Users,
 };
 pub use self::{
     error::RunError as Error,
@@ -122,6 +124,8 @@ pub async fn run(
     let folders = Folders::prepare(&config).await?;
     let allowed = Allowed::find(&config.rules.allow_commands, &scripts::own_path())
         .map_err(|(program, source)| Error::Program { program, source })?;
+    let users =
+        Users::find(&config.rules).map_err(|(user, source)| Error::User { user, source })?;
     let address = match config.advertise {
         Some(address) => address,
         None => listener.local_addr().map_err(Error::Listener)?.to_string(),
@@ -145,7 +149,7 @@ pub async fn run(
         version = env!("CARGO_PKG_VERSION"),
         "worker listens"
     );
-    tracing::info!(%allowed, "what jobs may execute");
+    tracing::info!(%allowed, users = users.names(), "what jobs may be");
     match &cgroups {
         Some(cgroups) => {
             tracing::info!(root = %cgroups.root().display(), "jobs are ended by control group");
@@ -157,7 +161,7 @@ pub async fn run(
     let launch = Launch {
         worker: config.name.clone(),
         shim: config.shim,
-        scripts: Scripts::new(config.name.clone(), folders.scripts.clone(), allowed),
+        scripts: Scripts::new(config.name.clone(), folders.scripts.clone(), allowed, users),
         grace: config.grace,
         output_limit: config.output_limit,
         open_files: raise_open_files(),

@@ -71,6 +71,11 @@ const TREACHEROUS_STARTS: [&str; 14] = [
 pub struct Rules {
     /// What may be executed.
     pub allow_commands: Commands,
+    /// Whom jobs run as; `None`: as the worker.
+    pub user: Option<String>,
+    /// Whom else a start may ask for. Names, which are looked up when the worker
+    /// starts; root is among them only if it is named.
+    pub allow_users: Vec<String>,
     /// Programs like sudo, and files with capabilities, give a job the rights that
     /// the worker does not have. Without this they do not.
     pub allow_new_privileges: bool,

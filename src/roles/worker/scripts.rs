@@ -17,7 +17,12 @@ use rustix::{
     io::Errno,
 };
 
-use super::{error::Refusal, job::Spec, rules::Allowed};
+use super::{
+    error::Refusal,
+    job::Spec,
+    rules::Allowed,
+    users::{User, Users},
+};
 
 /// What a job gets of the worker's own environment, where the worker has it;
 /// beside it only what the job asked for, and what names the job.
@@ -37,6 +42,8 @@ pub(super) struct Runnable {
     pub(super) script: Option<OwnedFd>,
     pub(super) env: BTreeMap<String, String>,
     pub(super) cwd: PathBuf,
+    /// `None`: as the worker.
+    pub(super) user: Option<User>,
 }
 
 /// The script folder, and what there is to know about running jobs here.
@@ -45,14 +52,16 @@ pub(super) struct Scripts {
     worker: String,
     dir: PathBuf,
     allowed: Allowed,
+    users: Users,
 }
 
 impl Scripts {
-    pub(super) fn new(worker: String, dir: PathBuf, allowed: Allowed) -> Self {
+    pub(super) fn new(worker: String, dir: PathBuf, allowed: Allowed, users: Users) -> Self {
         Self {
             worker,
             dir,
             allowed,
+            users,
         }
     }
 
@@ -64,8 +73,9 @@ impl Scripts {
         }
         self.allowed
             .check_variables(spec.env.keys(), &self.worker)?;
-        let cwd = self.cwd(spec)?;
-        let env = environment(spec);
+        let user = self.users.choose(spec.user.as_deref(), &self.worker)?;
+        let cwd = self.cwd(spec, user)?;
+        let env = environment(spec, user);
         let script = match &spec.path {
             Some(path) => Some(self.open(path)?),
             None => None,
@@ -85,17 +95,23 @@ impl Scripts {
             script,
             env,
             cwd,
+            user: user.cloned(),
         })
     }
 
-    fn cwd(&self, spec: &Spec) -> Result<PathBuf, Refusal> {
-        let cwd = spec.cwd.as_ref().map_or(&self.dir, |cwd| cwd);
+    fn cwd(&self, spec: &Spec, user: Option<&User>) -> Result<PathBuf, Refusal> {
+        let cwd = match (&spec.cwd, user) {
+            (Some(cwd), _) => cwd,
+            // The script folder is the worker's, and perhaps closed to others.
+            (None, Some(_)) => Path::new("/"),
+            (None, None) => &self.dir,
+        };
         let checked = fs::metadata(cwd).and_then(|metadata| match metadata.is_dir() {
             true => Ok(accessat(CWD, cwd, Access::EXEC_OK, AtFlags::EACCESS)?),
             false => Err(io::ErrorKind::NotADirectory.into()),
         });
         match checked {
-            Ok(()) => Ok(cwd.clone()),
+            Ok(()) => Ok(cwd.to_owned()),
             Err(error) => Err(Refusal::BadCwd {
                 cwd: cwd.display().to_string(),
                 worker: self.worker.clone(),
@@ -199,7 +215,7 @@ fn executable(path: &Path) -> io::Result<()> {
     Ok(accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?)
 }
 
-fn environment(spec: &Spec) -> BTreeMap<String, String> {
+fn environment(spec: &Spec, user: Option<&User>) -> BTreeMap<String, String> {
     let passed_on = PASSED_ON
         .iter()
         .filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?)));
@@ -207,6 +223,16 @@ fn environment(spec: &Spec) -> BTreeMap<String, String> {
     environment
         .entry("PATH".to_owned())
         .or_insert_with(|| DEFAULT_PATH.to_owned());
+    if let Some(user) = user {
+        let home = user.home.display().to_string();
+        for (name, value) in [
+            ("HOME", &home),
+            ("LOGNAME", &user.name),
+            ("USER", &user.name),
+        ] {
+            environment.insert(name.to_owned(), value.clone());
+        }
+    }
     environment.extend(spec.env.clone());
     // Last, so that a job can always tell who it is.
     environment.insert("JOBCTL_JOB_ID".to_owned(), spec.id.to_string());
@@ -249,7 +275,7 @@ mod tests {
         symlink("count.sh", dir.join("within.sh")).unwrap();
         symlink("/proc/self/exe", dir.join("magic.sh")).unwrap();
         Place {
-            scripts: Scripts::new("w1".into(), dir, Allowed::All),
+            scripts: Scripts::new("w1".into(), dir, Allowed::All, Users::default()),
             root,
         }
     }
@@ -262,6 +288,7 @@ mod tests {
             args: Vec::new(),
             env: BTreeMap::new(),
             cwd: None,
+            user: None,
             name: None,
             timeout: None,
             created: jiff::Timestamp::now(),
@@ -459,7 +486,7 @@ mod tests {
         let mut spec = spec(Some("sh"), Some("count.sh"));
         spec.env.insert("JOBCTL_JOB_ID".into(), "another".into());
         spec.env.insert("GREETING".into(), "hello".into());
-        let env = environment(&spec);
+        let env = environment(&spec, None);
         assert_eq!(env["JOBCTL_JOB_ID"], spec.id.to_string());
         assert_eq!(env["GREETING"], "hello");
         assert_eq!(env["JOBCTL_SCRIPT"], "count.sh");

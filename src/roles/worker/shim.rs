@@ -62,6 +62,11 @@ impl Shim {
             args: spec.args.clone(),
             env: runnable.env,
             cwd: runnable.cwd,
+            user: runnable.user.map(|user| protocol::User {
+                uid: user.uid,
+                gid: user.gid,
+                groups: user.groups,
+            }),
             timeout_ms: spec.timeout.map(milliseconds),
             grace_ms: milliseconds(launch.grace),
             output: launch.place.output(spec.id),

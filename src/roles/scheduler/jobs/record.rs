@@ -29,6 +29,7 @@ pub(crate) struct Spec {
     pub(crate) args: Vec<String>,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) cwd: Option<String>,
+    pub(crate) user: Option<String>,
     pub(crate) name: Option<String>,
     pub(crate) timeout: Option<Duration>,
 }
@@ -44,6 +45,7 @@ impl Spec {
             args: asked.args,
             env: asked.env,
             cwd: asked.cwd,
+            user: given(asked.user),
             name: asked.name,
             timeout: asked.timeout_ms.map(Duration::from_millis),
         };
@@ -72,6 +74,7 @@ impl Spec {
             ("command", &self.command),
             ("path", &self.path),
             ("cwd", &self.cwd),
+            ("user", &self.user),
         ];
         let texts = texts
             .into_iter()
@@ -379,6 +382,8 @@ pub(crate) struct Record {
     /// The names alone: values may be secrets, and nobody here needs them again.
     pub(crate) env: Vec<String>,
     pub(crate) cwd: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<String>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) worker: WorkerId,
     pub(crate) worker_name: Arc<str>,
@@ -418,6 +423,7 @@ impl Record {
             args: self.args.clone(),
             env: env.clone(),
             cwd: self.cwd.clone(),
+            user: self.user.clone(),
             name: self.name.clone(),
             timeout: self.timeout,
         }
@@ -518,6 +524,7 @@ impl Record {
             args: self.args.clone(),
             env: self.env.clone(),
             cwd: self.cwd.clone(),
+            user: self.user.clone(),
             timeout_ms: self
                 .timeout
                 .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
@@ -549,6 +556,7 @@ pub(crate) mod tests {
             args: Vec::new(),
             env: Vec::new(),
             cwd: None,
+            user: None,
             timeout: Some(Duration::from_secs(600)),
             worker: WorkerId::random(),
             worker_name: "w1".into(),
