@@ -231,7 +231,9 @@ impl Control {
 /// All or nothing, and on the disk when it returns.
 fn keep(last: &Event, result: &Path) -> io::Result<()> {
     let unfinished = result.with_extension("part");
-    let mut file = fs::File::create(&unfinished)?;
+    // Never through what somebody else put there.
+    let _ = fs::remove_file(&unfinished);
+    let mut file = fs::File::create_new(&unfinished)?;
     serde_json::to_writer(&file, last)?;
     file.flush()?;
     file.sync_all()?;

@@ -16,7 +16,7 @@ use std::{
 
 use jiff::Timestamp;
 use rustix::{
-    fs::{FallocateFlags, SeekFrom, fallocate, seek},
+    fs::{FallocateFlags, OFlags, SeekFrom, fallocate, seek},
     io::Errno,
 };
 
@@ -96,6 +96,22 @@ pub fn data_path(base: &Path) -> PathBuf {
 /// The file that holds the entries.
 pub fn index_path(base: &Path) -> PathBuf {
     with_ending(base, ".idx")
+}
+
+/// Opens a file of the record as the shim made it: not through a link, and
+/// nothing but a file, whatever a job with the rights for it has put there.
+///
+/// # Errors
+///
+/// When it is something else, or cannot be opened.
+pub fn open(path: &Path, access: &mut OpenOptions) -> io::Result<File> {
+    // Without NONBLOCK a pipe would be waited for.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = access.custom_flags(flags.bits().cast_signed()).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a regular file")),
+    }
 }
 
 fn with_ending(base: &Path, ending: &str) -> PathBuf {
@@ -245,19 +261,14 @@ impl Files {
 ///
 /// When a file cannot be read or written.
 pub fn repair(base: &Path) -> io::Result<u64> {
-    let open = |path: PathBuf| OpenOptions::new().read(true).write(true).open(path);
-    let data = match open(data_path(base)) {
+    let mut access = OpenOptions::new();
+    access.read(true).write(true);
+    let data = match open(&data_path(base), &mut access) {
         Ok(data) => data,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(error),
     };
-    let index = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(index_path(base))?;
+    let index = open(&index_path(base), access.create(true).mode(0o600))?;
     let length = data.metadata()?.len();
     let size = Entry::SIZE as u64;
     let mut entries = index.metadata()?.len() / size;
@@ -391,6 +402,27 @@ mod tests {
             assert_eq!(repair(&base).unwrap(), cut);
             data.set_len(14).unwrap();
         }
+    }
+
+    #[test]
+    fn a_record_is_not_read_or_repaired_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().join("job");
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, "hunter2").unwrap();
+        for swapped in [data_path(&base), index_path(&base)] {
+            std::fs::write(data_path(&base), "output").unwrap();
+            std::fs::write(index_path(&base), "").unwrap();
+            std::fs::remove_file(&swapped).unwrap();
+            std::os::unix::fs::symlink(&secret, &swapped).unwrap();
+            assert!(repair(&base).is_err());
+            assert!(open(&swapped, File::options().read(true)).is_err());
+            std::fs::remove_file(&swapped).unwrap();
+            std::fs::create_dir(&swapped).unwrap();
+            assert!(open(&swapped, File::options().read(true)).is_err());
+            std::fs::remove_dir(&swapped).unwrap();
+        }
+        assert_eq!(std::fs::read(&secret).unwrap(), b"hunter2");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::sync::watch;
 
-use crate::roles::shim::record::{Entry, Stream, data_path, index_path};
+use crate::roles::shim::record::{self, Entry, Stream, data_path, index_path};
 
 /// The most output held for one follower, in bytes.
 const BATCH: u64 = 256 * 1024;
@@ -288,8 +288,8 @@ struct Files {
 impl Files {
     fn open(base: &Path) -> io::Result<Self> {
         Ok(Self {
-            data: Arc::new(File::open(data_path(base))?),
-            index: Arc::new(File::open(index_path(base))?),
+            data: Arc::new(record::open(&data_path(base), File::options().read(true))?),
+            index: Arc::new(record::open(&index_path(base), File::options().read(true))?),
         })
     }
 
