@@ -3,10 +3,10 @@
 use std::{
     fs,
     os::unix::{
-        fs::{PermissionsExt as _, chown},
+        fs::{PermissionsExt as _, chown, symlink},
         process::CommandExt as _,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -42,6 +42,11 @@ fn without_rights(place: Place, dir: &Folder) -> Command {
     let mut command = Command::new(binary);
     command.args(worker.get_args()).uid(NOBODY).gid(NOBODY);
     command
+}
+
+fn mkfifo(path: &Path) {
+    use rustix::fs::{CWD, FileType, mknodat};
+    mknodat(CWD, path, FileType::Fifo, 0o666.into(), 0).unwrap();
 }
 
 async fn client(place: Place) -> WorkerClient<Channel> {
@@ -108,14 +113,7 @@ async fn a_job_that_kills_its_worker_and_one_that_kills_its_shim_do_not_hide_the
         started.into_inner().job_id.parse().unwrap()
     };
     let fifo = dir.path().join("go");
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        &fifo,
-        rustix::fs::FileType::Fifo,
-        0o666.into(),
-        0,
-    )
-    .unwrap();
+    mkfifo(&fifo);
     fs::set_permissions(&fifo, fs::Permissions::from_mode(0o666)).unwrap();
     let waits = format!("read go < {}; ", fifo.display());
     let bystander = start(&first, &format!("{waits} echo unharmed")).await;
@@ -208,4 +206,139 @@ async fn a_worker_without_the_right_to_change_users_says_so() {
         text.contains("CAP_SETUID") && text.contains("hint:"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn nothing_but_files_of_the_script_folder_is_a_script() {
+    let worker = TestWorker::start().await;
+    let scripts = worker.scripts();
+    let outside = worker.dir.path().join("outside.sh");
+    fs::write(&outside, "echo outside\n").unwrap();
+    fs::create_dir(scripts.join("folder")).unwrap();
+    symlink(&outside, scripts.join("link.sh")).unwrap();
+    symlink("..", scripts.join("up")).unwrap();
+    symlink("/proc/self/root/etc/passwd", scripts.join("magic")).unwrap();
+    mkfifo(&scripts.join("fifo"));
+    for (path, word) in [
+        ("../outside.sh", "outside_script_folder"),
+        ("folder/../../../outside.sh", "outside_script_folder"),
+        ("%2e%2e/%2e%2e/outside.sh", "script_not_found"),
+        ("..%2foutside.sh", "script_not_found"),
+        ("..\\..\\outside.sh", "script_not_found"),
+        ("/etc/passwd", "outside_script_folder"),
+        (outside.to_str().unwrap(), "outside_script_folder"),
+        ("link.sh", "outside_script_folder"),
+        ("up/../outside.sh", "outside_script_folder"),
+        ("magic", "outside_script_folder"),
+        ("fifo", "not_a_file"),
+        ("folder", "not_a_file"),
+        (".", "not_a_file"),
+        ("folder/", "not_a_file"),
+    ] {
+        let request = StartJobRequest {
+            command: "sh".into(),
+            path: path.into(),
+            ..Default::default()
+        };
+        let error = worker.start_job(request).await.unwrap_err();
+        assert_eq!(code(&error), word, "{path}");
+    }
+    worker.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_script_swapped_for_a_link_never_runs_what_is_outside() {
+    const SWAPS: usize = 100_000;
+    let worker = TestWorker::start().await;
+    let scripts = worker.scripts();
+    let (outside, ran) = (worker.dir.path().join("evil"), scripts.join("ran"));
+    fs::write(&outside, format!("touch {}; echo evil\n", ran.display())).unwrap();
+    fs::write(scripts.join("a.sh"), "echo good\n").unwrap();
+    symlink(&outside, scripts.join("b.sh")).unwrap();
+    let swapping = tokio::task::spawn_blocking(move || {
+        let dir = fs::File::open(&scripts).unwrap();
+        for _ in 0..SWAPS {
+            let exchange = rustix::fs::RenameFlags::EXCHANGE;
+            rustix::fs::renameat_with(&dir, "a.sh", &dir, "b.sh", exchange).unwrap();
+        }
+    });
+    let mut started = 0;
+    while !swapping.is_finished() || started == 0 {
+        let request = StartJobRequest {
+            command: "sh".into(),
+            path: "a.sh".into(),
+            ..Default::default()
+        };
+        match worker.start_job(request).await {
+            Ok(id) => {
+                started += 1;
+                assert_eq!(worker.text(id).await, "good\n");
+            }
+            Err(error) => assert_eq!(code(&error), "outside_script_folder"),
+        }
+    }
+    swapping.await.unwrap();
+    assert!(!ran.exists());
+    worker.shut_down().await;
+}
+
+#[tokio::test]
+async fn arguments_mean_nothing_on_their_way() {
+    let worker = TestWorker::start().await;
+    let args = [
+        "$(id)", "`id`", "-x", "--", "@file", "a\nb", "*", "~", "", "; id", "%s", "\\",
+    ];
+    fs::write(worker.scripts().join("show.sh"), "printf '[%s]' \"$@\"\n").unwrap();
+    let request = StartJobRequest {
+        command: "bash".into(),
+        path: "show.sh".into(),
+        args: args.map(str::to_owned).into(),
+        ..Default::default()
+    };
+    let id = worker.start_job(request.clone()).await.unwrap();
+    let expected: String = args.iter().map(|arg| format!("[{arg}]")).collect();
+    assert_eq!(worker.text(id).await, expected);
+    let many = StartJobRequest {
+        args: vec!["x".into(); 100_000],
+        ..request
+    };
+    let error = worker.start_job(many).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::InvalidArgument);
+    assert_eq!(code(&error), "bad_request");
+    assert!(error.message().contains("1000 arguments"), "{error}");
+    worker.shut_down().await;
+}
+
+#[tokio::test]
+async fn output_swapped_for_a_secret_is_not_told() {
+    let worker = TestWorker::start().await;
+    let secret = worker.dir.path().join("secret");
+    fs::write(&secret, "hunter2\n").unwrap();
+    let data = worker.dir.path().join("data/output");
+    // While it runs: what the shim has open is what it writes.
+    let script = format!(
+        "echo first; until [ -s {0}/$JOBCTL_JOB_ID.out ]; do :; done; \
+         ln -sf {1} {0}/$JOBCTL_JOB_ID.out; echo second",
+        data.display(),
+        secret.display()
+    );
+    let id = worker.sh(&script).await;
+    let mut worker_client = worker.client.clone();
+    let query = jobctl::proto::StreamJobRequest {
+        job_id: id.to_string(),
+        ..Default::default()
+    };
+    let ended =
+        || fs::symlink_metadata(data.join(format!("{id}.out"))).is_ok_and(|m| m.is_symlink());
+    eventually(ended).await;
+    let mut told = Vec::new();
+    if let Ok(stream) = within(worker_client.stream_job(query)).await {
+        let mut stream = stream.into_inner();
+        while let Ok(Some(message)) = within(stream.message()).await {
+            told.extend_from_slice(&message.output);
+        }
+    }
+    assert!(!String::from_utf8_lossy(&told).contains("hunter2"));
+    assert_eq!(fs::read(&secret).unwrap(), b"hunter2\n", "nor written to");
+    worker.shut_down().await;
 }
