@@ -345,7 +345,7 @@ fn commands(asked: Option<Vec<String>>) -> anyhow::Result<Commands> {
 
 /// Keeps memory, environment and descriptors of this process from jobs of the same
 /// user (PR_SET_DUMPABLE(2const)).
-fn keep_from_jobs() -> io::Result<()> {
+pub(super) fn keep_from_jobs() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
