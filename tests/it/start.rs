@@ -141,6 +141,14 @@ async fn nonsense_is_refused_before_anything_is_recorded() {
         name: Some("a b".into()),
         ..sh("true")
     };
+    let many = StartRequest {
+        args: vec!["x".into(); 100_000],
+        ..sh("true")
+    };
+    let much = StartRequest {
+        env: [("A".to_owned(), "x".repeat(256 * 1024))].into(),
+        ..sh("true")
+    };
     let nowhere = StartRequest {
         worker_id: Some("w9".into()),
         ..sh("true")
@@ -150,6 +158,8 @@ async fn nonsense_is_refused_before_anything_is_recorded() {
         (empty, 400),
         (relative, 400),
         (unnamable, 400),
+        (many, 400),
+        (much, 400),
         (nowhere, 404),
     ] {
         let error = cluster.start_job(&request).await.unwrap_err();
@@ -157,6 +167,22 @@ async fn nonsense_is_refused_before_anything_is_recorded() {
     }
     let jobs = cluster.client.jobs(&Default::default()).await.unwrap().jobs;
     assert_eq!(jobs, []);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_user_that_the_worker_does_not_allow_is_refused() {
+    let cluster = TestCluster::start(1).await;
+    let request = StartRequest {
+        user: Some("no-such-user".into()),
+        ..sh("true")
+    };
+    let error = cluster.start_job(&request).await.unwrap_err();
+    let (status, word, id) = refusal(&error);
+    assert_eq!((status, word), (422, "user_not_allowed"));
+    let job = cluster.job(id.unwrap()).await;
+    assert_eq!(job.state, JobState::Failed);
+    assert_eq!(job.user.as_deref(), Some("no-such-user"));
     cluster.end().await;
 }
 
