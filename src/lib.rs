@@ -9,6 +9,7 @@
 //! | [`roles::scheduler`] | the HTTP API, who is in the cluster, the record of every job | `api`, `ids`, `proto` |
 //! | [`roles::worker`] | the jobs of one machine and their output | `ids`, `proto`, `shim` |
 //! | [`roles::shim`] | one job's process tree | `ids` |
+//! | [`identity`] | certificates and who signs them, tokens, TLS, the table of roles | – |
 //! | [`api`] | the JSON bodies of the HTTP API | `ids` |
 //! | [`proto`] | the gRPC messages | – |
 //! | [`ids`] | job and worker ids, names | – |
@@ -21,6 +22,7 @@ pub mod api;
 pub mod client;
 pub mod cmd;
 pub mod config;
+pub mod identity;
 pub mod ids;
 pub mod proto;
 pub mod roles;

@@ -1,0 +1,512 @@
+//! TLS 1.3, with certificates on both sides: what a process shows of itself,
+//! whom it believes, and how both are exchanged while it runs.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use rcgen::KeyPair;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error as TlsError,
+    OtherError, RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor, verify_server_name,
+    },
+    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
+    server::{
+        NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    version::TLS13,
+};
+use uuid::Uuid;
+
+use super::{Identity, NotAnIdentity, Role, ca, token::Fingerprint};
+
+/// HTTP/2 and HTTP/1.1, as ALPN knows them (RFC 7301).
+const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// A certificate is not replaced more often than this, whatever it says.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A certificate or a key cannot be used.
+    #[error("cannot use the certificate")]
+    Tls(#[from] TlsError),
+    /// It names nobody.
+    #[error("the certificate names nobody")]
+    Nobody(#[from] NotAnIdentity),
+    /// It belongs to somebody else.
+    #[error("the certificate is for {found}, and this is a {wanted}")]
+    WrongRole {
+        /// Whose it is.
+        found: Identity,
+        /// Who needs one.
+        wanted: Role,
+    },
+    /// Its time is over.
+    #[error("the certificate of {who} expired at {at}")]
+    Expired {
+        /// Whose it is.
+        who: Identity,
+        /// When it ended.
+        at: jiff::Timestamp,
+    },
+    /// No certificate at all.
+    #[error("there is no certificate")]
+    Missing,
+    /// Nobody is trusted.
+    #[error("there is no authority to trust")]
+    NoRoots,
+    /// An authority that is none.
+    #[error("an authority cannot be trusted")]
+    Root(#[source] TlsError),
+}
+
+/// What a process shows of itself, and whom it believes.
+pub struct Credentials {
+    /// Who it is.
+    pub identity: Identity,
+    /// Its own certificate, and those between it and an authority.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Of its own certificate.
+    pub key: PrivateKeyDer<'static>,
+    /// The authorities it believes.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Of a chain whose first certificate is the own one.
+    ///
+    /// # Errors
+    ///
+    /// Also if it has expired.
+    pub fn new(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, Error> {
+        let identity = Identity::of(chain.first().ok_or(Error::Missing)?)?;
+        let this = Self {
+            identity,
+            chain,
+            key,
+            roots,
+        };
+        match this.not_after() {
+            Some(end) if end <= SystemTime::now() => Err(Error::Expired {
+                at: jiff::Timestamp::try_from(end).unwrap_or_default(),
+                who: this.identity,
+            }),
+            _ => Ok(this),
+        }
+    }
+
+    /// Of a certificate that was just signed, for a key of one's own.
+    pub fn signed(
+        certificate: CertificateDer<'static>,
+        behind: Vec<CertificateDer<'static>>,
+        key: &KeyPair,
+        roots: Vec<CertificateDer<'static>>,
+    ) -> Result<Self, Error> {
+        let chain = std::iter::once(certificate).chain(behind).collect();
+        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+        Self::new(chain, key, roots)
+    }
+
+    fn not_after(&self) -> Option<SystemTime> {
+        ca::not_after(self.chain.first()?)
+    }
+
+    /// Refuses the credentials of somebody else.
+    pub fn expect(self, role: Role) -> Result<Self, Error> {
+        match self.identity.role == role {
+            true => Ok(self),
+            false => Err(Error::WrongRole {
+                found: self.identity,
+                wanted: role,
+            }),
+        }
+    }
+}
+
+/// Who may call a server without a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strangers {
+    /// Whoever joins, or shows a token; what they may call is decided later.
+    Heard,
+    /// Nobody.
+    Refused,
+}
+
+/// Credentials in use; clones share them. Those that are put in their place
+/// count for connections made from then on, and open ones go on.
+#[derive(Clone)]
+pub struct Tls(Arc<Shared>);
+
+struct Shared {
+    strangers: Strangers,
+    current: ArcSwap<Current>,
+}
+
+struct Current {
+    credentials: Arc<Credentials>,
+    server: Arc<ServerConfig>,
+    callers: Arc<Callers>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.credentials().fmt(f)
+    }
+}
+
+impl Tls {
+    /// For a process that is called, and calls others.
+    pub fn new(credentials: Credentials, strangers: Strangers) -> Result<Self, Error> {
+        let current = Current::new(credentials, strangers)?;
+        Ok(Self(Arc::new(Shared {
+            strangers,
+            current: ArcSwap::from_pointee(current),
+        })))
+    }
+
+    /// From now on these.
+    pub fn replace(&self, credentials: Credentials) -> Result<(), Error> {
+        let current = Current::new(credentials, self.0.strangers)?;
+        self.0.current.store(Arc::new(current));
+        Ok(())
+    }
+
+    /// Those in use.
+    pub fn credentials(&self) -> Arc<Credentials> {
+        self.0.current.load().credentials.clone()
+    }
+
+    /// For the next connection that comes.
+    pub fn server(&self) -> Arc<ServerConfig> {
+        self.0.current.load().server.clone()
+    }
+
+    /// Whether a caller who showed this, and may have been let in by credentials
+    /// that were replaced since, would be let in by those in use.
+    pub fn believes(&self, shown: Option<&[CertificateDer<'_>]>) -> bool {
+        let current = self.0.current.load();
+        match shown.unwrap_or_default() {
+            [] => !current.callers.client_auth_mandatory(),
+            [own, behind @ ..] => {
+                let verified = current
+                    .callers
+                    .verify_client_cert(own, behind, UnixTime::now());
+                verified.is_ok()
+            }
+        }
+    }
+
+    /// For the next connection to `peer`, over HTTP/2.
+    pub fn client(&self, peer: Peer) -> Result<Arc<ClientConfig>, Error> {
+        let credentials = self.credentials();
+        let trust = Trust::Roots(roots(&credentials.roots)?);
+        let cluster = Some(credentials.identity.cluster.clone());
+        let mut config = client(trust, peer, cluster, Some(&credentials))?;
+        config.alpn_protocols = vec![ALPN[0].to_vec()];
+        Ok(Arc::new(config))
+    }
+
+    /// How long until the certificate is to be replaced: the middle of its life.
+    pub fn replace_in(&self) -> Duration {
+        let credentials = self.credentials();
+        let due = credentials.chain.first().and_then(ca::half_life);
+        let due = due.and_then(|due| due.duration_since(SystemTime::now()).ok());
+        due.unwrap_or_default().max(SHORTEST_PAUSE)
+    }
+}
+
+impl Current {
+    fn new(credentials: Credentials, strangers: Strangers) -> Result<Self, Error> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let trusted = Arc::new(roots(&credentials.roots)?);
+        let genuine = WebPkiClientVerifier::builder_with_provider(trusted, provider.clone());
+        let genuine = match strangers {
+            Strangers::Heard => genuine.allow_unauthenticated().build(),
+            Strangers::Refused => genuine.build(),
+        };
+        let genuine = genuine.map_err(|error| TlsError::General(error.to_string()))?;
+        let callers = Arc::new(Callers {
+            cluster: credentials.identity.cluster.clone(),
+            genuine,
+        });
+        let mut server = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])?
+            .with_client_cert_verifier(callers.clone())
+            .with_single_cert(credentials.chain.clone(), credentials.key.clone_key())?;
+        server.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+        // A session taken up again would not be looked at again.
+        server.session_storage = Arc::new(NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        Ok(Self {
+            credentials: Arc::new(credentials),
+            server: Arc::new(server),
+            callers,
+        })
+    }
+}
+
+/// Who is to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// The scheduler of one's cluster.
+    Scheduler,
+    /// The worker of this id.
+    Worker(Uuid),
+    /// The scheduler, as a client reaches it: its certificate may also be an
+    /// ordinary one, which names the host and nobody of a cluster.
+    HttpApi,
+}
+
+/// Whom to believe that somebody is who they say they are.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// These authorities.
+    Roots(RootCertStore),
+    /// Whichever authority bears this fingerprint: for joining.
+    Fingerprint(Fingerprint),
+}
+
+/// Authorities to be believed.
+pub fn roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, Error> {
+    let mut store = RootCertStore::empty();
+    for root in certificates {
+        store.add(root.clone()).map_err(Error::Root)?;
+    }
+    match store.is_empty() {
+        true => Err(Error::NoRoots),
+        false => Ok(store),
+    }
+}
+
+/// How to call `peer`, of `cluster` where that is known, showing `own`.
+pub fn client(
+    trust: Trust,
+    peer: Peer,
+    cluster: Option<String>,
+    own: Option<&Credentials>,
+) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Verifier {
+        trust,
+        peer,
+        cluster,
+        provider: provider.clone(),
+    };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match own {
+        Some(own) => config.with_client_auth_cert(own.chain.clone(), own.key.clone_key())?,
+        None => config.with_no_client_auth(),
+    };
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+/// Somebody else than was to be there.
+#[derive(Debug, thiserror::Error)]
+enum WrongPeer {
+    #[error("the certificate there names nobody of a cluster: {0}")]
+    Nobody(NotAnIdentity),
+    #[error("the certificate there is of {found}, not of {wanted}")]
+    Other { found: String, wanted: String },
+    #[error("the authority there is not the one the token names")]
+    OtherAuthority,
+}
+
+impl From<WrongPeer> for TlsError {
+    fn from(error: WrongPeer) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    }
+}
+
+/// Believes a server.
+#[derive(Debug)]
+struct Verifier {
+    trust: Trust,
+    peer: Peer,
+    cluster: Option<String>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Verifier {
+    fn check(
+        &self,
+        certificate: &CertificateDer<'_>,
+        parsed: &ParsedCertificate<'_>,
+        host: &ServerName<'_>,
+    ) -> Result<(), TlsError> {
+        let found = match Identity::of(certificate) {
+            Ok(found) => found,
+            Err(NotAnIdentity::Names(0)) if self.peer == Peer::HttpApi => {
+                return verify_server_name(parsed, host);
+            }
+            Err(error) => return Err(WrongPeer::Nobody(error).into()),
+        };
+        let is_of_cluster = self
+            .cluster
+            .as_ref()
+            .is_none_or(|cluster| *cluster == found.cluster);
+        let is_peer = match self.peer {
+            Peer::Scheduler | Peer::HttpApi => found.role == Role::Scheduler,
+            Peer::Worker(id) => found.role == Role::Worker && found.id == id,
+        };
+        if is_of_cluster && is_peer {
+            return Ok(());
+        }
+        let of = |cluster: &str| format!("of cluster {cluster}");
+        Err(WrongPeer::Other {
+            found: format!("{found} {}", of(&found.cluster)),
+            wanted: match (self.peer, &self.cluster) {
+                (Peer::Worker(id), _) => format!("worker {id}"),
+                (_, Some(cluster)) => format!("the scheduler {}", of(cluster)),
+                (_, None) => "a scheduler".to_owned(),
+            },
+        }
+        .into())
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        let roots = match &self.trust {
+            Trust::Roots(roots) => roots.clone(),
+            Trust::Fingerprint(fingerprint) => {
+                let mut found = RootCertStore::empty();
+                for shown in intermediates {
+                    if ca::fingerprint(shown) == Some(*fingerprint) {
+                        found.add(shown.clone().into_owned())?;
+                    }
+                }
+                if found.is_empty() {
+                    return Err(WrongPeer::OtherAuthority.into());
+                }
+                found
+            }
+        };
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, now, algorithms)?;
+        self.check(end_entity, &parsed, server_name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        Err(TlsError::General("TLS 1.2 is not spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// Believes a caller.
+#[derive(Debug)]
+struct Callers {
+    cluster: String,
+    genuine: Arc<dyn ClientCertVerifier>,
+}
+
+impl ClientCertVerifier for Callers {
+    fn offer_client_auth(&self) -> bool {
+        self.genuine.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.genuine.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.genuine.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, TlsError> {
+        let verified = self
+            .genuine
+            .verify_client_cert(end_entity, intermediates, now)?;
+        let found = Identity::of(end_entity).map_err(WrongPeer::Nobody)?;
+        if found.cluster != self.cluster {
+            return Err(WrongPeer::Other {
+                found: format!("{found} of cluster {}", found.cluster),
+                wanted: format!("somebody of cluster {}", self.cluster),
+            }
+            .into());
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.genuine.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.genuine.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.genuine.supported_verify_schemes()
+    }
+}
