@@ -9,6 +9,7 @@
 //! | [`roles::scheduler`] | the HTTP API, who is in the cluster, the record of every job | `api`, `ids`, `proto` |
 //! | [`roles::worker`] | the jobs of one machine and their output | `ids`, `proto`, `shim` |
 //! | [`roles::shim`] | one job's process tree | `ids` |
+//! | [`net`] | connections: accepted with bounds, dialled with certificates | `identity` |
 //! | [`identity`] | certificates and who signs them, tokens, TLS, the table of roles | – |
 //! | [`api`] | the JSON bodies of the HTTP API | `ids` |
 //! | [`proto`] | the gRPC messages | – |
@@ -24,5 +25,6 @@ pub mod cmd;
 pub mod config;
 pub mod identity;
 pub mod ids;
+pub mod net;
 pub mod proto;
 pub mod roles;

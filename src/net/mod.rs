@@ -1,0 +1,4 @@
+//! Connections: how both roles accept them, and how they dial each other.
+
+pub mod accept;
+pub mod dial;
