@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_jobctl_global_optspecs
-    string join \n server= context= client-dir= v/verbose color= h/help V/version
+    string join \n server= context= client-dir= ca-file= token-file= v/verbose color= h/help V/version
 end
 
 function __fish_jobctl_needs_command
@@ -24,9 +24,11 @@ function __fish_jobctl_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c jobctl -n "__fish_jobctl_needs_command" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_needs_command" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_needs_command" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_needs_command" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_needs_command" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_needs_command" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_needs_command" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -40,8 +42,13 @@ complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "jobs" -d 'List jobs, 
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "logs" -d 'Show what a job has written'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "workers" -d 'List the workers and how they stand'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "token" -d 'Make, list and revoke the tokens with which others are let in'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "cert" -d 'See who has a certificate, and revoke what somebody has'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "ca" -d 'See and change the authority that signs for everybody'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "audit" -d 'Show who did what, and who was refused'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "version" -d 'Show the versions of this program and of the scheduler'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "context" -d 'Choose and keep how clusters are reached'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "login" -d 'Join a cluster as a user, with a token an admin made'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "scheduler" -d 'Run the scheduler: the HTTP API, and the list of workers and jobs'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "worker" -d 'Run a worker: starts jobs on this machine, and keeps their output'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
@@ -56,9 +63,11 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l user -d 'Whom to
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -69,9 +78,11 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s v -l verbose -d 
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l signal -d 'The first signal [default: TERM]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l grace -d 'From the first signal to KILL [default: the worker\'s own]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -84,9 +95,11 @@ json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -111,9 +124,11 @@ json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -127,9 +142,11 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l since -d 'Begin w
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l offset -d 'Begin with this byte' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l stream -d 'Only one of them: stdout or stderr' -r -f -a "stdout\t''
 stderr\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -138,9 +155,11 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s t -l timestamps -
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l raw -d 'Let control characters act on a terminal, colours among them'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -152,9 +171,11 @@ json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -162,12 +183,190 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s q -l quiet -d 
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l no-headers -d 'Leave out the column names of tables'
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -f -a "create" -d 'Make a token, and print what is to be passed on'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -f -a "list" -d 'List the tokens, the newest first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -f -a "revoke" -d 'Revoke tokens: from now on they are not taken'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l role -d 'What its bearer becomes: viewer, operator, admin or worker' -r -f -a "viewer\t''
+operator\t''
+admin\t''
+worker\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l ttl -d 'How long it is good [default: 1h]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l name -d 'What to call its bearer' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l out -d 'Write it to a file that is not there yet, for its owner alone' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -s o -l output -d 'How to show it: json, jsonl or yaml [default: the token alone]' -r -f -a "json\t''
+jsonl\t''
+yaml\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l bearer -d 'A token for programs: `Authorization: Bearer`, or `--token-file`'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
+wide\t''
+json\t''
+jsonl\t''
+yaml\t''
+name\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -s q -l quiet -d 'Show whole ids only'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l no-headers -d 'Leave out the column names of tables'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from help" -f -a "create" -d 'Make a token, and print what is to be passed on'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the tokens, the newest first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from help" -f -a "revoke" -d 'Revoke tokens: from now on they are not taken'
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -f -a "list" -d 'List who has a certificate, the newest first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -f -a "revoke" -d 'Revoke what somebody has: from now on they are refused'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
+wide\t''
+json\t''
+jsonl\t''
+yaml\t''
+name\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -s q -l quiet -d 'Show whole ids only'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l no-headers -d 'Leave out the column names of tables'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -s y -l yes -d 'Do not ask'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from help" -f -a "list" -d 'List who has a certificate, the newest first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from help" -f -a "revoke" -d 'Revoke what somebody has: from now on they are refused'
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "show" -d 'Show the authorities that are believed here'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "rotate" -d 'Have another authority sign from now on, and print its fingerprint'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
+wide\t''
+json\t''
+jsonl\t''
+yaml\t''
+name\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s q -l quiet -d 'Show whole ids only'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l no-headers -d 'Leave out the column names of tables'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l overlap -d 'How long the one before is still believed; 0s is for emergencies' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s o -l output -d 'How to show it: json, jsonl or yaml [default: the fingerprint]' -r -f -a "json\t''
+jsonl\t''
+yaml\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s y -l yes -d 'Do not ask'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show the authorities that are believed here'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "rotate" -d 'Have another authority sign from now on, and print its fingerprint'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s n -l tail -d 'Only the last so many' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s o -l output -d 'How to show it: table or json [default: table on a terminal]' -r -f -a "table\t''
+json\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s f -l follow -d 'Go on with the lines that will come'
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l verify -d 'Check that the lines are those that were written'
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s o -l output -d 'How to show it: json, jsonl or yaml [default: two lines]' -r -f -a "json\t''
 jsonl\t''
 yaml\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s, else http://127.0.0.1:3000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -237,6 +436,12 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from help" -f -a "add" -d 'Add a context'
 complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Remove a context, with those of its files that lie in the client\'s folder'
 complete -c jobctl -n "__fish_jobctl_using_subcommand context; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l name -d 'What to call the context [default: the scheduler\'s host]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand login" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l data-dir -d 'Where to keep the records of jobs and workers [default: ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l http-addr -d 'Where to serve HTTP [default: 127.0.0.1:3000]' -r
@@ -245,19 +450,30 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l heartbeat-in
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l call-deadline -d 'How long a worker may take to answer [default: 10s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-for -d 'How long to keep finished jobs and their output [default: 30d]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-finished -d 'How many finished jobs to keep [default: 1000000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l name -d 'A name or address under which it is reached, beside this machine\'s own' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l keep-audit -d 'How long to keep lines of the audit log [default: 365d]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l client-dir -d 'Where the contexts of who starts it are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l handshake -d 'How long a TLS handshake may take [default: 5s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l headers -d 'How long the headers of a request may take [default: 10s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l header-bytes -d 'How many bytes of headers a request may have [default: 16384]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: all its followers]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l connections -d 'How many connections an address may have that asked for something [default: 1024]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l silent -d 'How many connections an address may have that did not [default: 128]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l insecure -d 'Speak plain text, on loopback; the HTTP API still asks for a token'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l name -d 'What to call it [default: the name of this machine]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l data-dir -d 'Where to keep its identity and the output of jobs [default: ~/.local/state/jobctl/worker-NAME, or for root /var/lib/jobctl/worker-NAME]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grpc-addr -d 'Where to serve the scheduler [default: 127.0.0.1:30000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l advertise -d 'What the scheduler is to dial [default: what it listens on]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l scheduler -d 'The scheduler\'s gRPC server [default: 127.0.0.1:50000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l scheduler -d 'The scheduler\'s gRPC server [default: where the worker joined]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l join -d 'Join a cluster, with the token that the scheduler printed or an admin made; needed once' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l script-dir -d 'The scripts it may run [default: `scripts` in its data folder]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grace -d 'What a job has from TERM to KILL [default: 10s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l output-limit -d 'The most output kept of a job; beyond it the oldest goes [default: 1GiB]' -r
@@ -269,12 +485,19 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_see
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l allow-new-privileges -d 'Whether sudo and the like may give jobs more rights [default: false]' -r -f -a "true\t''
 false\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l keep-finished -d 'How many finished jobs to keep [default: 10000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l handshake -d 'How long a TLS handshake may take [default: 5s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l headers -d 'How long the headers of a request may take [default: 10s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l header-bytes -d 'How many bytes of headers a request may have [default: 16384]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: all its followers]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l connections -d 'How many connections an address may have that asked for something [default: 1024]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l silent -d 'How many connections an address may have that did not [default: 128]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l insecure -d 'Speak plain text, on loopback'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l drain-on-stop -d 'When asked to end, end the jobs first'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -f -a "kill-all" -d 'End the jobs of a worker that is not running'
@@ -299,20 +522,32 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -l color -d '
 always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "start" -d 'Start a program or script on a worker; prints the id of the job'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "stop" -d 'Stop jobs, each with everything it started'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "query" -d 'Show jobs in full'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "jobs" -d 'List jobs, the newest first'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "logs" -d 'Show what a job has written'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "workers" -d 'List the workers and how they stand'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "version" -d 'Show the versions of this program and of the scheduler'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "context" -d 'Choose and keep how clusters are reached'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "scheduler" -d 'Run the scheduler: the HTTP API, and the list of workers and jobs'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "worker" -d 'Run a worker: starts jobs on this machine, and keeps their output'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "completions" -d 'Print the completion script of a shell'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers version context scheduler worker dev completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "start" -d 'Start a program or script on a worker; prints the id of the job'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "stop" -d 'Stop jobs, each with everything it started'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "query" -d 'Show jobs in full'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "jobs" -d 'List jobs, the newest first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "logs" -d 'Show what a job has written'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "workers" -d 'List the workers and how they stand'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "token" -d 'Make, list and revoke the tokens with which others are let in'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "cert" -d 'See who has a certificate, and revoke what somebody has'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "ca" -d 'See and change the authority that signs for everybody'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "audit" -d 'Show who did what, and who was refused'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "version" -d 'Show the versions of this program and of the scheduler'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "context" -d 'Choose and keep how clusters are reached'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "login" -d 'Join a cluster as a user, with a token an admin made'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "scheduler" -d 'Run the scheduler: the HTTP API, and the list of workers and jobs'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "worker" -d 'Run a worker: starts jobs on this machine, and keeps their output'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "completions" -d 'Print the completion script of a shell'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "create" -d 'Make a token, and print what is to be passed on'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "list" -d 'List the tokens, the newest first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "revoke" -d 'Revoke tokens: from now on they are not taken'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from cert" -f -a "list" -d 'List who has a certificate, the newest first'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from cert" -f -a "revoke" -d 'Revoke what somebody has: from now on they are refused'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from ca" -f -a "show" -d 'Show the authorities that are believed here'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from ca" -f -a "rotate" -d 'Have another authority sign from now on, and print its fingerprint'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "list" -d 'List the contexts'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "use" -d 'Make a context the current one'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "show" -d 'Show one context in full'

@@ -9,12 +9,16 @@
 //! digits, a name (the newest job that bears it) or `last`; a `worker_id` may be
 //! a whole id, a prefix or a name.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, str::FromStr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use crate::ids::{JobId, WorkerId};
+use crate::{
+    identity::{Role, token::TokenId},
+    ids::{JobId, WorkerId},
+};
 
 /// The largest request body taken, in bytes.
 pub const MAX_BODY: usize = 1024 * 1024;
@@ -27,6 +31,9 @@ pub const MAX_PAGE: usize = 1000;
 
 /// The longest duration taken: a hundred years.
 pub const MAX_DURATION_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
+
+/// The longest two authorities are trusted at once: a year.
+pub const MAX_OVERLAP_MS: u64 = 365 * 24 * 3600 * 1000;
 
 /// The header that carries a request's id, in both directions.
 pub const REQUEST_ID: &str = "x-request-id";
@@ -82,6 +89,209 @@ pub struct StartRequest {
 pub struct StartResponse {
     /// The new job.
     pub job_id: JobId,
+}
+
+/// Body of `POST /join`: a join token buys a certificate, once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinRequest {
+    /// `ID.SECRET`; the fingerprint before them stays with the client.
+    pub token: String,
+    /// PKCS #10 in DER, as base64. Its public key is used, and nothing else.
+    pub signing_request: String,
+}
+
+/// Body of `POST /renew`: a new certificate for who calls with a good one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewRequest {
+    /// As in [`JoinRequest`].
+    pub signing_request: String,
+}
+
+/// Answer to `POST /join` and `POST /renew`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CertificateResponse {
+    /// As PEM.
+    pub certificate: String,
+    /// The authorities to trust, as PEM.
+    pub authorities: String,
+    /// What was given.
+    pub role: Role,
+    /// What people call whom it was given to.
+    pub name: String,
+    /// From when on the certificate counts for nothing.
+    pub expires_at: Timestamp,
+}
+
+/// What a token is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenKind {
+    /// It buys one certificate, and is spent.
+    Join,
+    /// A program shows it with each request.
+    Bearer,
+}
+
+impl TokenKind {
+    /// As it is written everywhere.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::Bearer => "bearer",
+        }
+    }
+}
+
+impl FromStr for TokenKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "join" => Ok(Self::Join),
+            "bearer" => Ok(Self::Bearer),
+            _ => Err(format!("`{text}` is no kind of token")),
+        }
+    }
+}
+
+/// Body of `POST /tokens`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateTokenRequest {
+    /// What it is for.
+    pub kind: TokenKind,
+    /// What its bearer becomes.
+    pub role: Role,
+    /// What people call its bearer. A worker's token that bears the name of a
+    /// known worker makes its bearer that worker again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// How long it is good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
+}
+
+/// Answer to `POST /tokens`, with status 201.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreateTokenResponse {
+    /// All of it but the secret.
+    #[serde(flatten)]
+    pub about: Token,
+    /// The token itself, which is shown this once: `FINGERPRINT.ID.SECRET`, or
+    /// of a bearer token `ID.SECRET`.
+    pub token: String,
+    /// Where workers join, as host:port.
+    pub grpc_address: String,
+}
+
+/// A token, without its secret.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Token {
+    /// Which; no secret.
+    pub id: TokenId,
+    /// What it is for.
+    pub kind: TokenKind,
+    /// What its bearer becomes.
+    pub role: Role,
+    /// What people call its bearer; may be empty.
+    pub name: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Until when it is good.
+    pub expires_at: Timestamp,
+    /// When it bought a certificate.
+    pub used_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Answer to `GET /tokens`, the newest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokensResponse {
+    /// Those that are good, and for a while those that were.
+    pub tokens: Vec<Token>,
+}
+
+/// Body of `POST /tokens/revoke`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeTokenRequest {
+    /// Which.
+    pub id: TokenId,
+}
+
+/// The newest certificate of somebody.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Who; of a worker its id. Stays the same when it is renewed.
+    pub id: Uuid,
+    /// What they are.
+    pub role: Role,
+    /// What people call them; may be empty.
+    pub name: String,
+    /// The certificate's number, as openssl shows it.
+    pub serial: String,
+    /// When it was signed.
+    pub issued_at: Timestamp,
+    /// From when on it counts for nothing.
+    pub expires_at: Timestamp,
+    /// When it was revoked, with every other of the same id.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// Answer to `GET /certs`, the newest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CertificatesResponse {
+    /// One for each id.
+    pub certificates: Vec<Certificate>,
+}
+
+/// Body of `POST /certs/revoke`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeCertificateRequest {
+    /// Whose: nothing this id has, or gets, is believed any more.
+    pub id: Uuid,
+}
+
+/// Body of `POST /ca/rotate`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateRequest {
+    /// How long the authority before is still trusted; 0: not at all.
+    pub overlap_ms: u64,
+}
+
+/// Answer to `POST /ca/rotate`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RotateResponse {
+    /// Of the new authority.
+    pub fingerprint: String,
+    /// The authorities to trust from now on, as PEM.
+    pub authorities: String,
+    /// Until when the one before is trusted.
+    pub overlap_until: Option<Timestamp>,
+}
+
+/// Parameters of `GET /audit`, which answers with a JSON object a line.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditQuery {
+    /// Behind the line of this number.
+    #[serde(default)]
+    pub after: i64,
+    /// Go on with the lines that will come.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Answer to requests that have nothing to say.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DoneResponse {
+    /// It was done.
+    pub success: bool,
 }
 
 /// Body of `POST /stop`.
@@ -454,6 +664,32 @@ pub mod code {
     pub const WORKER_UNREACHABLE: &str = "worker_unreachable";
     /// There is no worker to take the job.
     pub const NO_WORKER_READY: &str = "no_worker_ready";
+    /// There is no certificate and no token.
+    pub const UNIDENTIFIED: &str = "unidentified";
+    /// The token is nobody's.
+    pub const BAD_TOKEN: &str = "bad_token";
+    /// The token was good once.
+    pub const TOKEN_EXPIRED: &str = "token_expired";
+    /// The token has bought its certificate.
+    pub const TOKEN_SPENT: &str = "token_spent";
+    /// The token is for something else.
+    pub const WRONG_TOKEN: &str = "wrong_token";
+    /// Nobody knows such a token.
+    pub const TOKEN_NOT_FOUND: &str = "token_not_found";
+    /// What proves who calls was revoked.
+    pub const REVOKED: &str = "revoked";
+    /// The role of who calls is not enough.
+    pub const FORBIDDEN: &str = "forbidden";
+    /// A worker speaks for another one.
+    pub const NOT_ITSELF: &str = "not_itself";
+    /// The certificates of the cluster come from elsewhere.
+    pub const NO_AUTHORITY: &str = "no_authority";
+    /// The authority before is still believed.
+    pub const AUTHORITIES_OVERLAP: &str = "authorities_overlap";
+    /// The scheduler does not bear the name it was called by.
+    pub const FOREIGN_HOST: &str = "foreign_host";
+    /// A page of another site asks.
+    pub const CROSS_SITE: &str = "cross_site";
     /// No such path; an older scheduler, or none at all.
     pub const ROUTE_NOT_FOUND: &str = "route_not_found";
 }

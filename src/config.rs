@@ -30,9 +30,6 @@ const LONGEST: Duration = Duration::from_secs(36_500 * 24 * 3600);
 pub trait File: DeserializeOwned + Default {
     /// Every key it may hold, as `section.key`.
     const KEYS: &'static [&'static str];
-
-    /// The sections of servers, in which `use_tls` may stand.
-    fn servers(&self) -> Vec<(&'static str, &Server)>;
 }
 
 /// The file of `jobctl scheduler`.
@@ -51,6 +48,10 @@ pub struct Scheduler {
     pub calls: Calls,
     /// `[jobs]`
     pub jobs: SchedulerJobs,
+    /// `[security]`
+    pub security: Security,
+    /// `[bounds]`
+    pub bounds: Bounds,
     /// `[log]`
     pub log: Log,
 }
@@ -61,10 +62,21 @@ impl File for Scheduler {
         "grpc_server.use_tls",
         "grpc_server.crt_file",
         "grpc_server.key_file",
+        "grpc_server.ca_file",
         "http_server.addr",
         "http_server.use_tls",
         "http_server.crt_file",
         "http_server.key_file",
+        "http_server.ca_file",
+        "security.insecure",
+        "security.names",
+        "security.keep_audit",
+        "bounds.handshake",
+        "bounds.headers",
+        "bounds.header_bytes",
+        "bounds.streams",
+        "bounds.connections",
+        "bounds.silent",
         "scheduler.data_dir",
         "heartbeat.interval",
         "calls.deadline",
@@ -73,13 +85,6 @@ impl File for Scheduler {
         "log.level",
         "log.format",
     ];
-
-    fn servers(&self) -> Vec<(&'static str, &Server)> {
-        vec![
-            ("grpc_server", &self.grpc_server),
-            ("http_server", &self.http_server),
-        ]
-    }
 }
 
 /// The file of `jobctl worker`.
@@ -94,6 +99,10 @@ pub struct Worker {
     pub worker: WorkerItself,
     /// `[jobs]`
     pub jobs: WorkerJobs,
+    /// `[security]`
+    pub security: WorkerSecurity,
+    /// `[bounds]`
+    pub bounds: Bounds,
     /// `[log]`
     pub log: Log,
 }
@@ -104,7 +113,15 @@ impl File for Worker {
         "grpc_server.use_tls",
         "grpc_server.crt_file",
         "grpc_server.key_file",
+        "grpc_server.ca_file",
         "grpc_server.advertise",
+        "security.insecure",
+        "bounds.handshake",
+        "bounds.headers",
+        "bounds.header_bytes",
+        "bounds.streams",
+        "bounds.connections",
+        "bounds.silent",
         "scheduler.addr",
         "worker.name",
         "worker.data_dir",
@@ -121,10 +138,6 @@ impl File for Worker {
         "log.level",
         "log.format",
     ];
-
-    fn servers(&self) -> Vec<(&'static str, &Server)> {
-        vec![("grpc_server", &self.grpc_server.server)]
-    }
 }
 
 /// A server of a role.
@@ -133,12 +146,55 @@ impl File for Worker {
 pub struct Server {
     /// Where it listens, as host:port.
     pub addr: Option<String>,
-    /// Known, but only `false` is taken so far.
+    /// TLS is always spoken, unless `--insecure` says otherwise.
     pub use_tls: Option<bool>,
-    /// The certificate, once there is TLS.
+    /// The certificate, in PEM; without one jobctl makes its own.
     pub crt_file: Option<PathBuf>,
-    /// Its key, once there is TLS.
+    /// Its key, in PEM, which nobody else may read.
     pub key_file: Option<PathBuf>,
+    /// Who signs the certificates that are believed, in PEM.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `[security]`
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Security {
+    /// Plain text, on loopback.
+    pub insecure: Option<bool>,
+    /// Names under which the scheduler is reached, beside this machine's own.
+    pub names: Option<Vec<String>>,
+    /// How long lines of the audit log are kept.
+    #[serde(deserialize_with = "some_interval")]
+    pub keep_audit: Option<Duration>,
+}
+
+/// `[bounds]`: what a role takes from outside.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bounds {
+    /// Of the TLS handshake.
+    #[serde(deserialize_with = "some_interval")]
+    pub handshake: Option<Duration>,
+    /// Of the headers of a request.
+    #[serde(deserialize_with = "some_interval")]
+    pub headers: Option<Duration>,
+    /// The most bytes of headers.
+    pub header_bytes: Option<u32>,
+    /// The most requests at once on one HTTP/2 connection.
+    pub streams: Option<u32>,
+    /// The most connections of one address that have asked for something.
+    pub connections: Option<usize>,
+    /// The most connections of one address that have not.
+    pub silent: Option<usize>,
+}
+
+/// `[security]` of a worker.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WorkerSecurity {
+    /// Plain text, on loopback.
+    pub insecure: Option<bool>,
 }
 
 /// The worker's server, which somebody else dials.
@@ -293,14 +349,6 @@ pub enum Error {
         /// The valid key most like it.
         nearest: String,
     },
-    /// TLS was asked for.
-    #[error("`{section}.use_tls` is true in {}, but there is no TLS yet", file.display())]
-    NoTls {
-        /// The file.
-        file: PathBuf,
-        /// Where it was asked for.
-        section: &'static str,
-    },
 }
 
 /// Reads the file at `path`, or [`DEFAULT_FILE`] if that is there; else nothing
@@ -343,14 +391,6 @@ fn parse<F: File>(text: &str, file: &Path) -> Result<F, Error> {
     }
     // From the text again, not from the table: only so does an error know its line.
     let settings: F = toml::from_str(text).map_err(malformed)?;
-    for (section, server) in settings.servers() {
-        if server.use_tls == Some(true) {
-            return Err(Error::NoTls {
-                file: file.to_owned(),
-                section,
-            });
-        }
-    }
     Ok(settings)
 }
 
@@ -448,12 +488,18 @@ mod tests {
     #[test]
     fn every_key_that_is_listed_is_read() {
         let value = |key: &str| match key.rsplit('.').next() {
-            Some("use_tls" | "drain_on_stop" | "control_groups" | "allow_new_privileges") => {
-                "false"
-            }
-            Some("keep_finished") => "7",
+            Some(
+                "use_tls"
+                | "drain_on_stop"
+                | "control_groups"
+                | "allow_new_privileges"
+                | "insecure",
+            ) => "false",
+            Some("names") => "[\"x\"]",
+            Some("keep_finished" | "header_bytes" | "streams" | "connections" | "silent") => "7",
+            Some("handshake" | "headers") => "\"3s\"",
             Some("output_limit") => "\"7MiB\"",
-            Some("interval" | "deadline" | "grace" | "keep_for") => "\"3s\"",
+            Some("interval" | "deadline" | "grace" | "keep_for" | "keep_audit") => "\"3s\"",
             Some("format") => "\"json\"",
             Some("allow_users") => "[\"x\"]",
             _ => "\"x\"",
@@ -472,6 +518,9 @@ mod tests {
         assert_eq!(read.jobs.keep_finished, Some(7));
         assert_eq!(read.jobs.keep_for, Some(Duration::from_secs(3)));
         assert_eq!(read.scheduler.data_dir, Some("x".into()));
+        assert_eq!(read.security.insecure, Some(false));
+        assert_eq!(read.security.names, Some(vec!["x".to_owned()]));
+        assert_eq!(read.security.keep_audit, Some(Duration::from_secs(3)));
         assert_eq!(read.log.format, Some(LogFormat::Json));
 
         let read: Worker = parse(&file(Worker::KEYS), Path::new("w")).unwrap();
@@ -547,19 +596,6 @@ mod tests {
     fn a_value_is_no_section() {
         let error = scheduler("log = 1").unwrap_err().to_string();
         assert_eq!(error, "`log` in etc/config.toml is a section, not a value");
-    }
-
-    #[test]
-    fn tls_is_refused_until_there_is_some() {
-        let error = scheduler("[grpc_server]\nuse_tls = true").unwrap_err();
-        assert!(matches!(
-            error,
-            Error::NoTls {
-                section: "grpc_server",
-                ..
-            }
-        ));
-        scheduler("[grpc_server]\nuse_tls = false").unwrap();
     }
 
     #[test]

@@ -3,15 +3,15 @@
 //!
 //! | room | what is in it | may import |
 //! |---|---|---|
-//! | [`cmd`] | the command line: one file a verb, flags to values, the exit codes | `api`, `client`, `config`, `ids`, `roles` |
+//! | [`cmd`] | the command line: one file a verb, flags to values, the exit codes | `api`, `client`, `config`, `identity`, `ids`, `net`, `roles` |
 //! | [`config`] | reads `config.toml`; which key was meant | – |
-//! | [`client`] | one method per HTTP endpoint, the contexts, and everything written to stdout | `api`, `config`, `ids`, `proto` |
-//! | [`roles::scheduler`] | the HTTP API, who is in the cluster, the record of every job | `api`, `ids`, `proto` |
-//! | [`roles::worker`] | the jobs of one machine and their output | `ids`, `proto`, `shim` |
+//! | [`client`] | one method per HTTP endpoint, the contexts, and everything written to stdout | `api`, `config`, `identity`, `ids`, `proto` |
+//! | [`roles::scheduler`] | the HTTP API, who is in the cluster, who may do what, the record of every job | `api`, `identity`, `ids`, `net`, `proto` |
+//! | [`roles::worker`] | the jobs of one machine and their output | `identity`, `ids`, `net`, `proto`, `shim` |
 //! | [`roles::shim`] | one job's process tree | `ids` |
 //! | [`net`] | connections: accepted with bounds, dialled with certificates | `identity` |
 //! | [`identity`] | certificates and who signs them, tokens, TLS, the table of roles | – |
-//! | [`api`] | the JSON bodies of the HTTP API | `ids` |
+//! | [`api`] | the JSON bodies of the HTTP API | `identity`, `ids` |
 //! | [`proto`] | the gRPC messages | – |
 //! | [`ids`] | job and worker ids, names | – |
 //!

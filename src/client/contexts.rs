@@ -5,9 +5,9 @@
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File},
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     mem,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{self, Path, PathBuf},
 };
 
@@ -15,7 +15,11 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use super::Server;
-use crate::{config, ids::is_name};
+use crate::{
+    config,
+    identity::{files, tls},
+    ids::is_name,
+};
 
 /// In the client's folder.
 pub const FILE: &str = "client.toml";
@@ -40,21 +44,6 @@ pub struct Context {
 }
 
 impl Context {
-    /// That its files are there, and its secrets nobody else's.
-    ///
-    /// # Errors
-    ///
-    /// As [`read_private`], for the first file that is not as it should be.
-    pub fn check(&self) -> Result<(), Error> {
-        if let Some(file) = &self.ca_file {
-            File::open(file).map_err(failed("read", file))?;
-        }
-        for file in self.identity_file.iter().chain(&self.token_file) {
-            read_private(file)?;
-        }
-        Ok(())
-    }
-
     fn files(&self) -> impl Iterator<Item = &PathBuf> {
         let files = [&self.ca_file, &self.identity_file, &self.token_file];
         files.into_iter().flatten()
@@ -112,14 +101,20 @@ pub enum Error {
     /// It is not clear who the client is to be.
     #[error("context {0} has both an identity and a token")]
     TwoCredentials(String),
-    /// A secret that is none.
-    #[error("{} is not private: its mode is {mode:04o}", file.display())]
-    NotPrivate {
-        /// The file.
+    /// A file of keys, certificates or a token is not as it should be.
+    #[error(transparent)]
+    Files(#[from] files::Error),
+    /// A certificate cannot be used.
+    #[error("cannot use {}", file.display())]
+    Identity {
+        /// Its file.
         file: PathBuf,
-        /// Its permissions.
-        mode: u32,
+        /// Why not.
+        source: tls::Error,
     },
+    /// Authorities cannot be trusted.
+    #[error("cannot use the authorities of the context")]
+    Authorities(#[from] tls::Error),
     /// A file that is no file, or the system did not do it.
     #[error("cannot {what} {}", path.display())]
     Failed {
@@ -138,32 +133,6 @@ pub enum Error {
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Failed { what, path, source }
-}
-
-/// Reads a file that holds a secret.
-///
-/// # Errors
-///
-/// It cannot be read, or its group or others may read or write it
-/// ([`Error::NotPrivate`]).
-pub fn read_private(file: &Path) -> Result<Vec<u8>, Error> {
-    let read = || {
-        let mut open = File::open(file)?;
-        // Of what was opened: the name may mean another file by now.
-        let mode = open.metadata()?.permissions().mode() & 0o7777;
-        let mut bytes = Vec::new();
-        if mode & 0o077 == 0 {
-            open.read_to_end(&mut bytes)?;
-        }
-        Ok((mode, bytes))
-    };
-    match read().map_err(failed("read", file))? {
-        (mode, bytes) if mode & 0o077 == 0 => Ok(bytes),
-        (mode, _) => Err(Error::NotPrivate {
-            file: file.to_owned(),
-            mode,
-        }),
-    }
 }
 
 /// What the file holds.
@@ -321,6 +290,18 @@ impl Contexts {
         Ok(())
     }
 
+    /// From now on its cluster is at `server`. Returns how it is reached.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`]
+    pub fn move_to(&mut self, name: &str, server: Server) -> Result<Context, Error> {
+        let mut moved = self.get(name)?.context;
+        moved.server = server;
+        self.contexts.insert(name.to_owned(), moved.clone());
+        Ok(moved)
+    }
+
     /// The files that go with a context: those in this folder that are no other
     /// context's.
     ///
@@ -437,7 +418,7 @@ fn known(table: &toml::Table, file: &Path) -> Result<(), config::Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
 
     use super::*;
 
@@ -638,29 +619,5 @@ mod tests {
             let said = said(text);
             assert!(said.contains(words), "{text}: {said}");
         }
-    }
-
-    #[test]
-    fn a_secret_that_others_may_read_is_refused() {
-        let folder = folder();
-        let file = folder.path().join("id.pem");
-        private(&file);
-        assert_eq!(read_private(&file).unwrap(), b"secret");
-        let mut prod = context("http://a");
-        prod.identity_file = Some(file.clone());
-        prod.check().unwrap();
-        for mode in [0o640, 0o604, 0o620, 0o601] {
-            fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
-            let error = read_private(&file).unwrap_err();
-            assert!(matches!(error, Error::NotPrivate { .. }), "{error}");
-            assert!(
-                error.to_string().ends_with(&format!("{mode:04o}")),
-                "{error}"
-            );
-            assert!(prod.check().is_err());
-        }
-        let mut missing = context("http://a");
-        missing.ca_file = Some(folder.path().join("missing"));
-        assert!(matches!(missing.check().unwrap_err(), Error::Failed { .. }));
     }
 }

@@ -1,9 +1,11 @@
 //! What can go wrong between this client and the scheduler. Which exit code that
 //! becomes is decided in `cmd`.
 
-use std::error::Error as _;
+use std::{error::Error as StdError, io};
 
-use crate::api;
+use rustls::{AlertDescription, CertificateError, Error as TlsError, InvalidMessage, OtherError};
+
+use crate::{api, identity::tls};
 
 /// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,33 @@ pub enum Error {
         /// What the system said.
         reason: String,
     },
+    /// Whoever answers does not prove to be the scheduler.
+    #[error("cannot trust what answers at {server}: {reason}")]
+    Untrusted {
+        /// The URL that was tried.
+        server: String,
+        /// What is wrong with its certificate.
+        reason: String,
+    },
+    /// The scheduler does not take the client's certificate.
+    #[error("the scheduler at {server} does not take the client's certificate: {reason}")]
+    NotBelieved {
+        /// The URL of the scheduler.
+        server: String,
+        /// Why not.
+        reason: String,
+    },
+    /// TLS was spoken to who does not, or the other way round.
+    #[error(
+        "{server} speaks {}",
+        if *speaks == "https" { "TLS, and was called without" } else { "no TLS" }
+    )]
+    OtherScheme {
+        /// The URL that was tried.
+        server: String,
+        /// The scheme with which it may be reached.
+        speaks: &'static str,
+    },
     /// The scheduler said no.
     #[error("{}", error.error)]
     Refused {
@@ -33,6 +62,9 @@ pub enum Error {
         /// The whole answer.
         error: api::Error,
     },
+    /// What the client would show of itself cannot be used.
+    #[error("cannot use the client's certificate")]
+    Proof(#[from] tls::Error),
     /// An answer that no scheduler gives.
     #[error("unreadable answer of the scheduler at {server}: {reason}")]
     Unreadable {
@@ -50,7 +82,13 @@ impl Error {
     pub fn code(&self) -> Option<&str> {
         match self {
             Self::Refused { error, .. } => Some(&error.code),
-            Self::Unreachable { .. } | Self::Interrupted { .. } | Self::Unreadable { .. } => None,
+            Self::Unreachable { .. }
+            | Self::Interrupted { .. }
+            | Self::Unreadable { .. }
+            | Self::Untrusted { .. }
+            | Self::NotBelieved { .. }
+            | Self::OtherScheme { .. }
+            | Self::Proof(_) => None,
         }
     }
 
@@ -62,11 +100,18 @@ impl Error {
             Self::Refused { status, .. } | Self::Unreadable { status, .. } => {
                 matches!(status, 502..=504)
             }
+            Self::Untrusted { .. }
+            | Self::NotBelieved { .. }
+            | Self::OtherScheme { .. }
+            | Self::Proof(_) => false,
         }
     }
 
     /// From what reqwest says before the head of an answer has arrived.
     pub(super) fn unanswered(server: String, error: &reqwest::Error) -> Self {
+        if let Some(error) = distrust(&server, error) {
+            return error;
+        }
         let reason = innermost(error);
         // Whatever is neither a failed connection nor a failed request (a URL
         // that cannot be dialled, say) never left this machine either.
@@ -79,11 +124,86 @@ impl Error {
 
     /// From what reqwest says in the middle of a body.
     pub(super) fn cut(server: String, error: &reqwest::Error) -> Self {
+        if let Some(error) = distrust(&server, error) {
+            return error;
+        }
         Self::Interrupted {
             server,
             reason: innermost(error),
         }
     }
+}
+
+/// What went wrong in the name of security, if that was it.
+fn distrust(server: &str, error: &reqwest::Error) -> Option<Error> {
+    let server = server.to_owned();
+    let mut cause: Option<&(dyn StdError + 'static)> = error.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref() {
+            return of_tls(server, error);
+        }
+        let is_parse = error
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_parse);
+        // An alert of TLS is no HTTP.
+        if is_parse && server.starts_with("http://") {
+            let speaks = "https";
+            return Some(Error::OtherScheme { server, speaks });
+        }
+        // An I/O error does not count what is in it among its sources.
+        let within = error.downcast_ref::<io::Error>();
+        cause = match within.and_then(io::Error::get_ref) {
+            Some(within) => Some(within),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+fn of_tls(server: String, error: &TlsError) -> Option<Error> {
+    let reason = match error {
+        TlsError::InvalidCertificate(error) => match error {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                "its certificate is of another authority than those that are believed here"
+                    .to_owned()
+            }
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                "its certificate has expired, or the clocks differ".to_owned()
+            }
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                "its certificate is not valid yet, or the clocks differ".to_owned()
+            }
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                "its certificate is for another host".to_owned()
+            }
+            // Ours, which says more than that it is another.
+            CertificateError::Other(OtherError(error)) => error.to_string(),
+            _ => "its certificate cannot be used".to_owned(),
+        },
+        TlsError::AlertReceived(alert) => {
+            let reason = match alert {
+                AlertDescription::UnknownCA | AlertDescription::DecryptError => {
+                    "it is of an authority that is not believed there any more"
+                }
+                AlertDescription::CertificateExpired => "it has expired, or the clocks differ",
+                AlertDescription::CertificateRevoked => "it was revoked",
+                AlertDescription::CertificateRequired => "there is none",
+                AlertDescription::CertificateUnknown
+                | AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::AccessDenied => "it is of another cluster",
+                _ => return None,
+            };
+            let reason = reason.to_owned();
+            return Some(Error::NotBelieved { server, reason });
+        }
+        TlsError::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            let speaks = "http";
+            return Some(Error::OtherScheme { server, speaks });
+        }
+        _ => return None,
+    };
+    Some(Error::Untrusted { server, reason })
 }
 
 /// reqwest and hyper wrap a plain "connection refused" three times over.

@@ -331,6 +331,7 @@ mod tests {
 
     use super::*;
     use crate::api;
+    use crate::client::Proof;
 
     fn output(offset: u64, bytes: &'static [u8]) -> StreamJobResponse {
         StreamJobResponse {
@@ -402,7 +403,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(axum::serve(listener, router).into_future());
-        (Client::new(server.parse().unwrap()).unwrap(), asked)
+        (
+            Client::new(server.parse().unwrap(), &Proof::default()).unwrap(),
+            asked,
+        )
     }
 
     fn query() -> LogsQuery {

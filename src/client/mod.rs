@@ -9,18 +9,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::{Method, RequestBuilder, Response, Url, header};
+use reqwest::{Method, RequestBuilder, Response, Url, header, header::HeaderValue};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
+pub use self::proof::Proof;
 use crate::api::{
-    self, JobsQuery, JobsResponse, LogsQuery, QueryRequest, QueryResponse, StartRequest,
-    StartResponse, StopRequest, StopResponse, VersionResponse, WorkersResponse,
+    self, AuditQuery, CertificateResponse, CertificatesResponse, CreateTokenRequest,
+    CreateTokenResponse, DoneResponse, JobsQuery, JobsResponse, JoinRequest, LogsQuery,
+    QueryRequest, QueryResponse, RenewRequest, RevokeCertificateRequest, RevokeTokenRequest,
+    RotateRequest, RotateResponse, StartRequest, StartResponse, StopRequest, StopResponse,
+    TokensResponse, VersionResponse, WorkersResponse,
 };
+use crate::identity::{self, tls};
 
+pub mod audit;
 pub mod contexts;
 pub mod error;
 pub mod logs;
+pub mod proof;
 pub mod render;
 pub mod retry;
 pub mod visible;
@@ -30,7 +37,7 @@ pub use logs::{Ending, Logs};
 pub use retry::Retry;
 
 /// Where the scheduler is, unless told otherwise.
-pub const DEFAULT_SERVER: &str = "http://127.0.0.1:3000";
+pub const DEFAULT_SERVER: &str = "https://127.0.0.1:3000";
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longer than the scheduler's own deadline for a call to a worker, so that its
@@ -74,6 +81,23 @@ impl FromStr for Server {
     }
 }
 
+impl Server {
+    /// Whether it is reached by TLS.
+    pub fn is_secure(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    /// Where it is, without the port: a name, or an address.
+    pub fn host(&self) -> &str {
+        self.0.host_str().unwrap_or_default()
+    }
+
+    /// Host and port.
+    pub fn authority(&self) -> &str {
+        self.0.authority()
+    }
+}
+
 impl TryFrom<String> for Server {
     type Error = String;
 
@@ -103,8 +127,22 @@ pub struct Client {
 
 impl Client {
     /// Connects to nothing yet. Proxies of the environment are not used.
-    pub fn new(server: Server) -> Result<Self, Error> {
-        let http = reqwest::Client::builder()
+    pub fn new(server: Server, proof: &Proof) -> Result<Self, Error> {
+        // Even for plain text, reqwest wants to know who would do it.
+        identity::install_crypto();
+        let mut http = reqwest::Client::builder();
+        if server.is_secure()
+            && let Some(config) = proof.config()?
+        {
+            http = http.tls_backend_preconfigured(config);
+        }
+        if let Some(token) = proof.token() {
+            let bearer = HeaderValue::try_from(format!("Bearer {token}"));
+            let mut bearer = bearer.map_err(|_| tls::Error::Missing)?;
+            bearer.set_sensitive(true);
+            http = http.default_headers([(header::AUTHORIZATION, bearer)].into_iter().collect());
+        }
+        let http = http
             .user_agent(concat!("jobctl/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
             .connect_timeout(CONNECT)
@@ -196,6 +234,62 @@ impl Client {
     /// `GET /version`
     pub async fn version(&self) -> Result<VersionResponse, Error> {
         self.ask(self.get("/version").timeout(OWN_ANSWER)).await
+    }
+
+    /// `POST /join`: a token buys a certificate.
+    pub async fn join(&self, body: &JoinRequest) -> Result<CertificateResponse, Error> {
+        self.ask(self.post("/join", body).timeout(OWN_ANSWER)).await
+    }
+
+    /// `POST /renew`: a new certificate for the one that is shown.
+    pub async fn renew(&self, body: &RenewRequest) -> Result<CertificateResponse, Error> {
+        self.ask(self.post("/renew", body).timeout(OWN_ANSWER))
+            .await
+    }
+
+    /// `GET /tokens`
+    pub async fn tokens(&self) -> Result<TokensResponse, Error> {
+        self.ask(self.get("/tokens").timeout(OWN_ANSWER)).await
+    }
+
+    /// `POST /tokens`: the answer has the secret, which is shown this once.
+    pub async fn create_token(
+        &self,
+        body: &CreateTokenRequest,
+    ) -> Result<CreateTokenResponse, Error> {
+        self.ask(self.post("/tokens", body).timeout(OWN_ANSWER))
+            .await
+    }
+
+    /// `POST /tokens/revoke`
+    pub async fn revoke_token(&self, body: &RevokeTokenRequest) -> Result<DoneResponse, Error> {
+        let request = self.post("/tokens/revoke", body).timeout(OWN_ANSWER);
+        self.ask(request).await
+    }
+
+    /// `GET /certs`
+    pub async fn certificates(&self) -> Result<CertificatesResponse, Error> {
+        self.ask(self.get("/certs").timeout(OWN_ANSWER)).await
+    }
+
+    /// `POST /certs/revoke`: nothing of this id is believed afterwards.
+    pub async fn revoke_certificate(
+        &self,
+        body: &RevokeCertificateRequest,
+    ) -> Result<DoneResponse, Error> {
+        let request = self.post("/certs/revoke", body).timeout(OWN_ANSWER);
+        self.ask(request).await
+    }
+
+    /// `POST /ca/rotate`
+    pub async fn rotate(&self, body: &RotateRequest) -> Result<RotateResponse, Error> {
+        self.ask(self.post("/ca/rotate", body).timeout(OWN_ANSWER))
+            .await
+    }
+
+    /// `GET /audit`: the answer is lines of JSON.
+    pub async fn audit(&self, query: &AuditQuery) -> Result<Response, Error> {
+        self.send(self.get("/audit").query(query)).await
     }
 
     /// `GET /readyz`: returns once so many workers are ready; after `wait` it is
@@ -321,7 +415,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("http://{}/", listener.local_addr().unwrap());
         tokio::spawn(axum::serve(listener, router).into_future());
-        Client::new(server.parse().unwrap()).unwrap()
+        Client::new(server.parse().unwrap(), &Proof::default()).unwrap()
     }
 
     #[test]
@@ -439,7 +533,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let client = Client::new(server.parse().unwrap()).unwrap();
+        let client = Client::new(server.parse().unwrap(), &Proof::default()).unwrap();
         let unreachable = client.workers().await.unwrap_err();
         assert!(matches!(unreachable, Error::Unreachable { .. }));
         let text = unreachable.to_string();
@@ -457,7 +551,7 @@ mod tests {
                 .await
                 .unwrap();
         });
-        let client = Client::new(server.parse().unwrap()).unwrap();
+        let client = Client::new(server.parse().unwrap(), &Proof::default()).unwrap();
         let error = client.version().await.unwrap_err();
         assert!(matches!(error, Error::Interrupted { .. }), "{error:?}");
     }

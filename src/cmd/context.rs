@@ -13,7 +13,8 @@ use crate::{
     client::{
         Server,
         contexts::{Context, Contexts, Error, FILE, Named},
-        render::{self, Many},
+        proof::{Proof, Who},
+        render::{self, Whose},
     },
     ids::is_name,
 };
@@ -163,7 +164,9 @@ fn hint(error: &anyhow::Error, jobctl: &str) -> Option<String> {
         Error::Exists(name) => Some(format!(
             "pick another name, or remove it with `{jobctl} context remove {name}`"
         )),
-        Error::NotPrivate { .. }
+        Error::Files(_)
+        | Error::Identity { .. }
+        | Error::Authorities(_)
         | Error::BadName(_)
         | Error::TwoCredentials(_)
         | Error::File(_)
@@ -174,7 +177,7 @@ fn hint(error: &anyhow::Error, jobctl: &str) -> Option<String> {
 
 fn list(args: &List, folder: &Path, jobctl: &str) -> anyhow::Result<u8> {
     let contexts = Contexts::load(folder).map_err(plain)?.all();
-    render::contexts(&contexts, args.shown.format(), Many::List)?;
+    render::contexts(&contexts, args.shown.format())?;
     if contexts.is_empty() {
         render::note(&format!(
             "no contexts; add one with `{jobctl} context add NAME --server URL`"
@@ -188,7 +191,12 @@ fn show(args: Show, folder: &Path) -> anyhow::Result<u8> {
     let name = args.name.or_else(|| named_by(super::variable));
     let name = name.or_else(|| contexts.current().map(str::to_owned));
     let named = contexts.get(&name.ok_or(Error::NoneCurrent)?)?;
-    render::contexts(&[named], args.shown.format(), Many::Named)?;
+    // What is wrong with a file is no reason to hide how it is called.
+    let who = Who::of(&named.context).unwrap_or_else(|error| {
+        render::note(&error.to_string());
+        None
+    });
+    render::context(&Whose { named, who }, args.shown.format())?;
     Ok(DONE)
 }
 
@@ -208,7 +216,7 @@ fn add(args: Add, folder: &Path, jobctl: &str) -> anyhow::Result<u8> {
         identity_file: whole(args.identity_file)?,
         token_file: whole(args.token_file)?,
     };
-    context.check()?;
+    Proof::of(&context)?;
     let name = &args.name;
     Contexts::change(folder, |contexts| {
         contexts.add(name, context)?;
@@ -301,7 +309,6 @@ pub(super) fn chosen(
         })
     };
     let chosen = contexts.get(name).map_err(bad)?;
-    chosen.context.check()?;
     Ok(Some(chosen))
 }
 
@@ -315,7 +322,10 @@ fn name(text: &str) -> Result<String, String> {
 }
 
 /// Where contexts are kept: by flag, by variable, else in the user's home.
-fn folder(flag: Option<PathBuf>, variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+pub(super) fn folder(
+    flag: Option<PathBuf>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Option<PathBuf> {
     let absolute = |key| {
         variable(key)
             .map(PathBuf::from)
@@ -333,7 +343,7 @@ fn named_by(variable: impl Fn(&str) -> Option<OsString>) -> Option<String> {
     variable("JOBCTL_CONTEXT").map(|name| name.to_string_lossy().into_owned())
 }
 
-fn no_folder() -> anyhow::Error {
+pub(super) fn no_folder() -> anyhow::Error {
     BadSetting {
         message: "there is no home folder to keep contexts in".to_owned(),
         hint: "name a folder with `--client-dir DIR`".to_owned(),
@@ -341,8 +351,24 @@ fn no_folder() -> anyhow::Error {
     .into()
 }
 
+/// The one that reaches this server, the current one before others; without it
+/// the server is reached by nobody's credentials.
+pub(super) fn reaching(
+    server: &Server,
+    reach: &Reach,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Option<Named> {
+    let folder = folder(reach.client_dir.clone(), &variable)?;
+    // A file that cannot be read is not in the way of who does not need it.
+    let contexts = Contexts::load(&folder).map(|contexts| contexts.all());
+    let mut reaching = contexts.unwrap_or_default();
+    reaching.retain(|named| named.context.server == *server);
+    let current = reaching.iter().position(|named| named.current).unwrap_or(0);
+    (!reaching.is_empty()).then(|| reaching.swap_remove(current))
+}
+
 /// What is wrong with the file is said as of any file of settings.
-fn plain(error: Error) -> anyhow::Error {
+pub(super) fn plain(error: Error) -> anyhow::Error {
     match error {
         Error::File(error) => error.into(),
         error => error.into(),

@@ -11,17 +11,20 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Caller, Codes, DONE, EXIT_CODES, Effect, Reach, logs, report,
-    role::{Signals, start_log},
+    Codes, DONE, EXIT_CODES, context, logs, report,
+    role::{Secured, Signals, start_log},
     scheduler, start, worker,
 };
 use crate::{
     api::StartRequest,
     client::{
-        Client,
+        Client, Proof,
+        contexts::{self, Contexts},
         render::{self, Look},
     },
     config::LogFormat,
+    identity::{ca, token::Invitation},
+    net::accept::Bounds,
     roles::{
         scheduler::{self as scheduler_role, Listeners},
         worker as worker_role,
@@ -85,14 +88,12 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
 
 /// Says what to do, and runs until a signal: that is how it is meant to end.
 async fn stay(data_dir: Option<PathBuf>) -> anyhow::Result<u8> {
-    let idle = async |client: Client| {
-        let server = client.server().to_string();
+    let idle = async |client: Client, contexts: PathBuf| {
+        let server = client.server();
         render::note(&format!(
             "a cluster runs at {server} until Ctrl-C; elsewhere, type:"
         ));
-        let plain = Caller::new(Reach::default(), Effect::Reads);
-        let found = plain.is_ok_and(|plain| plain.client.server() == client.server());
-        render::data(&examples(&server, found))?;
+        render::data(&examples(&contexts))?;
         std::future::pending().await
     };
     with_cluster(data_dir, idle).await?;
@@ -114,7 +115,7 @@ async fn run_job(
         cwd: Some(folder.map_err(|folder| anyhow!("{} is not UTF-8", folder.display()))?),
         ..StartRequest::default()
     };
-    let follow = async |client: Client| {
+    let follow = async |client: Client, _| {
         let job = client.start(&request).await?.job_id;
         let query = start::everything(job);
         logs::to_the_end(&client, query, look).await
@@ -126,7 +127,7 @@ async fn run_job(
 /// work returned, or the exit code that stands for a signal.
 async fn with_cluster(
     data_dir: Option<PathBuf>,
-    work: impl AsyncFnOnce(Client) -> anyhow::Result<u8>,
+    work: impl AsyncFnOnce(Client, PathBuf) -> anyhow::Result<u8>,
 ) -> anyhow::Result<u8> {
     // Before the folder is made: from now on a signal cannot leave it behind.
     let mut signals = Signals::new()?;
@@ -136,17 +137,35 @@ async fn with_cluster(
         grpc: scheduler::GRPC.listen_somewhere().await?,
     };
     let listener = worker::GRPC.listen_somewhere().await?;
-    let server = format!("http://{}", listeners.http.local_addr()?);
-    let client = Client::new(server.parse().map_err(|error: String| anyhow!(error))?)?;
+    let place = scheduler::Place::of(&listeners, Secured::ByTls, None)?;
+    let grpc = place.grpc.clone();
+    let config = scheduler_config(folder.path(), &listeners)?;
+    let opened = scheduler_role::open(config, listeners).await?;
+    let welcome = scheduler::Welcome {
+        issuer: opened.issuer(),
+        folder: Some(folder.client()),
+        place,
+    };
+    welcome.context(&folder.client()).await?;
+    // It may listen elsewhere than the last time.
+    let server = welcome.place.server.clone();
+    let context = Contexts::change(&folder.client(), |contexts| {
+        let current = contexts.current().map(str::to_owned);
+        contexts.move_to(&current.ok_or(contexts::Error::NoneCurrent)?, server)
+    })?;
+    let client = Client::new(context.server.clone(), &Proof::of(&context)?)?;
+    let token = welcome.worker_token().await?;
+    let invitation = format!("{token}@{grpc}").parse()?;
     let shutdown = CancellationToken::new();
-    let roles = cluster(listeners, listener, folder.path(), shutdown.clone())?;
+    let worker = worker_config(folder.path(), invitation);
+    let roles = cluster(opened, worker, listener, shutdown.clone());
     let mut roles = tokio::spawn(roles);
 
     let outcome = tokio::select! {
         outcome = async {
             let ready = client.ready(1, READY).await;
             ready.context("the worker did not become ready")?;
-            work(client).await
+            work(client, folder.client()).await
         } => outcome,
         code = signals.next() => {
             render::remark("");
@@ -169,12 +188,10 @@ async fn with_cluster(
     }
 }
 
-/// Three commands to type next; the server is named unless it is found without.
-fn examples(server: &str, found: bool) -> String {
-    let jobctl = match found {
-        true => "jobctl".to_owned(),
-        false => format!("jobctl --server {server}"),
-    };
+/// Three commands to type next, which find the cluster by its contexts.
+fn examples(contexts: &Path) -> String {
+    let mut jobctl = "jobctl".to_owned();
+    context::push_flag(&mut jobctl, "--client-dir", &contexts.to_string_lossy());
     format!(
         "{jobctl} start --follow -- bash -c 'echo hello; sleep 1; echo bye'\n\
          {jobctl} jobs\n\
@@ -182,23 +199,31 @@ fn examples(server: &str, found: bool) -> String {
     )
 }
 
-/// Both roles. The worker ends first: it still has jobs to end and to report.
-fn cluster(
-    listeners: Listeners,
-    listener: TcpListener,
+fn scheduler_config(
     folder: &Path,
-    shutdown: CancellationToken,
-) -> anyhow::Result<impl Future<Output = anyhow::Result<()>> + use<>> {
-    let scheduler = scheduler_role::Config {
+    listeners: &Listeners,
+) -> anyhow::Result<scheduler_role::Config> {
+    Ok(scheduler_role::Config {
         heartbeat_interval: scheduler::HEARTBEAT,
         call_deadline: scheduler::DEADLINE,
         data_dir: folder.join("scheduler"),
         keep_finished: scheduler::KEEP_FINISHED,
         keep_for: scheduler::KEEP_FOR,
-    };
-    let worker = worker_role::Config {
+        keep_audit: scheduler::KEEP_AUDIT,
+        names: scheduler::names(listeners, Vec::new())?,
+        security: scheduler_role::Security::OwnAuthority,
+        bounds: Bounds::default(),
+        certificate_lifetime: ca::LIFETIME,
+    })
+}
+
+fn worker_config(folder: &Path, invitation: Invitation) -> worker_role::Config {
+    worker_role::Config {
         name: NAME.to_owned(),
-        scheduler: listeners.grpc.local_addr()?.to_string(),
+        // The port may be another one than the last time.
+        scheduler: Some(invitation.address.clone()),
+        security: worker_role::Security::Joined(Some(invitation)),
+        bounds: worker_role::bounds(),
         advertise: None,
         data_dir: folder.join("worker"),
         script_dir: None,
@@ -209,11 +234,20 @@ fn cluster(
         on_stop: worker_role::OnStop::EndJobs,
         control_groups: worker_role::ControlGroups::WherePossible,
         rules: worker_role::Rules::default(),
-    };
+    }
+}
+
+/// Both roles. The worker ends first: it still has jobs to end and to report.
+fn cluster(
+    scheduler: scheduler_role::Opened,
+    worker: worker_role::Config,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> impl Future<Output = anyhow::Result<()>> + use<> {
     let no_worker = CancellationToken::new();
-    let scheduler = scheduler_role::run(scheduler, listeners, no_worker.clone());
+    let scheduler = scheduler.run(no_worker.clone());
     let worker = worker_role::run(worker, listener, shutdown.clone());
-    Ok(async move {
+    async move {
         let scheduler = async {
             let ended = scheduler.await;
             shutdown.cancel();
@@ -226,7 +260,7 @@ fn cluster(
         };
         let (scheduler, worker) = tokio::join!(scheduler, worker);
         scheduler.and(worker)
-    })
+    }
 }
 
 /// Where the cluster keeps everything.
@@ -253,6 +287,11 @@ impl Folder {
         }
     }
 
+    /// Where the client finds how to reach it.
+    fn client(&self) -> PathBuf {
+        self.path().join("client")
+    }
+
     fn path(&self) -> &Path {
         match self {
             Self::Temporary(folder) => folder.path(),
@@ -266,12 +305,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_server_is_named_only_where_it_must_be() {
-        let found = examples("http://127.0.0.1:3000", true);
-        assert_eq!(found.lines().count(), 3);
-        assert!(found.contains("\njobctl jobs\n"));
-        let elsewhere = examples("http://127.0.0.1:4000", false);
-        assert!(elsewhere.contains("\njobctl --server http://127.0.0.1:4000 jobs\n"));
+    fn what_to_type_next_finds_the_cluster() {
+        let examples = examples(Path::new("/tmp/a b/client"));
+        assert_eq!(examples.lines().count(), 3);
+        assert!(examples.contains("\njobctl --client-dir '/tmp/a b/client' jobs\n"));
     }
 
     #[test]

@@ -21,24 +21,31 @@ use crate::{
     api::{JobState, QueryRequest, code},
     client::{
         self, Client, Server,
-        contexts::{self, Named},
+        contexts::{self, Context, Named},
+        proof::{Asked, Proof},
         render,
     },
     config,
+    identity::{self, Role, files, tls},
     ids::{JobId, is_name},
     roles::worker as worker_role,
 };
 
+mod audit;
+mod ca;
+mod cert;
 mod completions;
 mod context;
 mod dev;
 mod jobs;
+mod login;
 mod logs;
 mod query;
 mod role;
 mod scheduler;
 mod start;
 mod stop;
+mod token;
 mod version;
 mod wait;
 mod worker;
@@ -52,7 +59,7 @@ Exit codes:
   0    done
   1    refused or failed
   2    wrong usage or settings
-  3    no such job, worker or context
+  3    no such job, worker, context, token or certificate
   4    not allowed
   5    scheduler unreachable
 
@@ -79,6 +86,9 @@ const PROGRAM_NOT_FOUND: u8 = 127;
 const BY_SIGNAL: u8 = 128;
 const INTERRUPTED: u8 = 130;
 const TERMINATED: u8 = 143;
+
+/// So many characters of an id are the least that name one.
+const PREFIX: usize = 4;
 
 /// How many jobs of one command are asked about at the same time.
 const AT_ONCE: usize = 16;
@@ -135,8 +145,7 @@ pub struct Cli {
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Global options")]
 struct Reach {
-    /// The scheduler's HTTP API [env: JOBCTL_SERVER] [default: the context's,
-    /// else http://127.0.0.1:3000]
+    /// The scheduler's HTTP API [env: JOBCTL_SERVER] [default: the context's]
     #[arg(long, value_name = "URL")]
     server: Option<Server>,
 
@@ -153,6 +162,16 @@ struct Reach {
     #[arg(long, value_name = "DIR")]
     client_dir: Option<PathBuf>,
 
+    /// Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE]
+    /// [default: the context's]
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+
+    /// A bearer token to show instead of what the context has; nobody else may
+    /// read it [env: JOBCTL_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
     /// Show each request on stderr
     #[arg(short, long)]
     verbose: bool,
@@ -166,6 +185,8 @@ impl Reach {
             server: own.server.or(before.server),
             context: own.context.or(before.context),
             client_dir: own.client_dir.or(before.client_dir),
+            ca_file: own.ca_file.or(before.ca_file),
+            token_file: own.token_file.or(before.token_file),
             verbose: own.verbose || before.verbose,
         }
     }
@@ -176,6 +197,8 @@ impl Reach {
             ("--server", self.server.is_some()),
             ("--context", self.context.is_some()),
             ("--client-dir", self.client_dir.is_some()),
+            ("--ca-file", self.ca_file.is_some()),
+            ("--token-file", self.token_file.is_some()),
             ("--verbose", self.verbose),
         ]
         .into_iter()
@@ -204,6 +227,7 @@ enum Verb {
     #[command(flatten)]
     Asks(Asks),
     Context(context::Args),
+    Login(login::Args),
     Scheduler(scheduler::Args),
     Worker(worker::Args),
     Dev(dev::Args),
@@ -220,12 +244,20 @@ enum Asks {
     Logs(Asking<logs::Args>),
     Wait(Asking<wait::Args>),
     Workers(Asking<workers::Args>),
+    Token(Asking<token::Args>),
+    Cert(Asking<cert::Args>),
+    Ca(Asking<ca::Args>),
+    Audit(Asking<audit::Args>),
     Version(Asking<version::Args>),
 }
 
 impl Asks {
-    fn reach(&self) -> &Reach {
+    /// What stands last wins.
+    fn reach(&self) -> Reach {
         match self {
+            Self::Token(Asking { args, reach }) => args.reach().or(reach),
+            Self::Cert(Asking { args, reach }) => args.reach().or(reach),
+            Self::Ca(Asking { args, reach }) => args.reach().or(reach),
             Self::Start(Asking { reach, .. })
             | Self::Stop(Asking { reach, .. })
             | Self::Query(Asking { reach, .. })
@@ -233,18 +265,23 @@ impl Asks {
             | Self::Logs(Asking { reach, .. })
             | Self::Wait(Asking { reach, .. })
             | Self::Workers(Asking { reach, .. })
-            | Self::Version(Asking { reach, .. }) => reach,
+            | Self::Audit(Asking { reach, .. })
+            | Self::Version(Asking { reach, .. }) => reach.clone(),
         }
     }
 
     fn effect(&self) -> Effect {
         match self {
             Self::Start(_) | Self::Stop(_) => Effect::Changes,
+            Self::Token(Asking { args, .. }) => args.effect(),
+            Self::Cert(Asking { args, .. }) => args.effect(),
+            Self::Ca(Asking { args, .. }) => args.effect(),
             Self::Query(_)
             | Self::Jobs(_)
             | Self::Logs(_)
             | Self::Wait(_)
             | Self::Workers(_)
+            | Self::Audit(_)
             | Self::Version(_) => Effect::Reads,
         }
     }
@@ -262,7 +299,7 @@ impl Cli {
         let cli = Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
         let idle = cli.reach.flags().find(|flag| match &cli.verb {
             Verb::Asks(_) => false,
-            Verb::Context(_) => *flag != "--client-dir",
+            Verb::Context(_) | Verb::Login(_) => *flag != "--client-dir",
             Verb::Scheduler(_) | Verb::Worker(_) | Verb::Dev(_) | Verb::Completions(_) => true,
         });
         match idle {
@@ -286,6 +323,7 @@ impl Cli {
         let verbose = match &self.verb {
             Verb::Asks(asks) => asks.reach().verbose || self.reach.verbose,
             Verb::Context(_)
+            | Verb::Login(_)
             | Verb::Scheduler(_)
             | Verb::Worker(_)
             | Verb::Dev(_)
@@ -319,6 +357,7 @@ pub async fn run(cli: Cli) -> u8 {
     let outcome = match cli.verb {
         Verb::Asks(asks) => ask(asks, &cli.reach).await,
         Verb::Context(args) => Ok(context::run(args, &cli.reach)),
+        Verb::Login(args) => login::run(args, &cli.reach).await,
         Verb::Scheduler(args) => scheduler::run(args).await,
         Verb::Worker(args) => worker::run(args).await,
         Verb::Dev(args) => dev::run(args).await,
@@ -328,7 +367,13 @@ pub async fn run(cli: Cli) -> u8 {
 }
 
 async fn ask(asks: Asks, before: &Reach) -> anyhow::Result<u8> {
-    let caller = Caller::new(asks.reach().or(before), asks.effect())?;
+    let caller = match (Caller::new(asks.reach().or(before), asks.effect()), &asks) {
+        (Err(error), Asks::Version(Asking { args, .. })) if error.is::<Unknown>() => {
+            return version::alone(args, &error);
+        }
+        (caller, _) => caller?,
+    };
+    caller.renew().await;
     let outcome = match asks {
         Asks::Start(Asking { args, .. }) => start::run(args, &caller).await,
         Asks::Stop(Asking { args, .. }) => stop::run(args, &caller).await,
@@ -337,6 +382,10 @@ async fn ask(asks: Asks, before: &Reach) -> anyhow::Result<u8> {
         Asks::Logs(Asking { args, .. }) => logs::run(args, &caller).await,
         Asks::Wait(Asking { args, .. }) => wait::run(args, &caller).await,
         Asks::Workers(Asking { args, .. }) => workers::run(args, &caller).await,
+        Asks::Token(Asking { args, .. }) => token::run(args, &caller).await,
+        Asks::Cert(Asking { args, .. }) => cert::run(args, &caller).await,
+        Asks::Ca(Asking { args, .. }) => ca::run(args, &caller).await,
+        Asks::Audit(Asking { args, .. }) => audit::run(args, &caller).await,
         Asks::Version(Asking { args, .. }) => version::run(args, &caller).await,
     };
     Ok(outcome.unwrap_or_else(|error| caller.report(&error, Codes::Jobctl)))
@@ -346,7 +395,10 @@ async fn ask(asks: Asks, before: &Reach) -> anyhow::Result<u8> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Effect {
     Reads,
+    /// Of jobs.
     Changes,
+    /// Of who is let in.
+    ChangesAccess,
 }
 
 /// A client, and how the same scheduler is reached by whoever types a command.
@@ -355,6 +407,9 @@ struct Caller {
     client: Client,
     /// What the server, if not set apart, and the credentials come from.
     context: Option<Named>,
+    /// Whom it believes: the context's, unless set apart.
+    ca_file: Option<PathBuf>,
+    proof: Proof,
     /// `jobctl`, with what was given as a flag to find the contexts.
     contexts: String,
     /// `jobctl`, with what was given as a flag to reach this scheduler.
@@ -385,6 +440,14 @@ impl Caller {
         if let Some(server) = &reach.server {
             context::push_flag(&mut jobctl, "--server", &server.to_string());
         }
+        for (flag, file) in [
+            ("--ca-file", &reach.ca_file),
+            ("--token-file", &reach.token_file),
+        ] {
+            if let Some(file) = file {
+                context::push_flag(&mut jobctl, flag, &file.to_string_lossy());
+            }
+        }
         let set = match &reach.server {
             Some(server) => Some(server.clone()),
             None => variable("JOBCTL_SERVER")
@@ -392,23 +455,69 @@ impl Caller {
                 .transpose()?,
         };
         let is_named = reach.context.is_some() || variable("JOBCTL_CONTEXT").is_some();
-        let context = match set.is_some() && !is_named {
-            // The credentials of the current context are for its own server alone.
-            true => None,
-            false => context::chosen(&reach, &contexts, &variable)?,
+        let context = match &set {
+            // The credentials of a context are for its own server alone.
+            Some(server) if !is_named => context::reaching(server, &reach, &variable),
+            _ => context::chosen(&reach, &contexts, &variable)?,
         };
         let of_context = context.as_ref().map(|named| named.context.server.clone());
         let server = match set.or(of_context) {
             Some(server) => server,
-            None => client::DEFAULT_SERVER.parse().map_err(anyhow::Error::msg)?,
+            None => {
+                return Err(Unknown { jobctl: contexts }.into());
+            }
         };
+        let of = |file: fn(&Context) -> &Option<PathBuf>| {
+            let context = context.as_ref().map(|named| &named.context);
+            context.and_then(|context| file(context).clone())
+        };
+        let set =
+            |flag: &Option<PathBuf>, key| flag.clone().or_else(|| variable(key).map(PathBuf::from));
+        let ca_file = set(&reach.ca_file, "JOBCTL_CA_FILE");
+        let ca_file = ca_file.or_else(|| of(|context| &context.ca_file));
+        let token_file = set(&reach.token_file, "JOBCTL_TOKEN_FILE");
+        let proof = Proof::of(&Context {
+            server: server.clone(),
+            ca_file: ca_file.clone(),
+            // Nobody is two at a time.
+            identity_file: match token_file {
+                Some(_) => None,
+                None => of(|context| &context.identity_file),
+            },
+            token_file: token_file.or_else(|| of(|context| &context.token_file)),
+        })?;
         Ok(Self {
-            client: Client::new(server)?,
+            client: Client::new(server, &proof)?,
+            proof,
             context,
+            ca_file,
             contexts,
             jobctl,
             effect,
         })
+    }
+
+    /// Has the client's certificate replaced once half of its life is over. One
+    /// that cannot be replaced now is good for as long again.
+    async fn renew(&self) {
+        let files = self.context.as_ref().and_then(|named| {
+            let context = &named.context;
+            Some((context.identity_file.as_ref()?, context.ca_file.as_ref()?))
+        });
+        // What another authority vouches for is none of the context's business.
+        let files = files.filter(|(_, ca_file)| self.ca_file.as_ref() == Some(*ca_file));
+        let Some((identity_file, ca_file)) = files.filter(|_| self.proof.is_old()) else {
+            return;
+        };
+        let renewed = async {
+            let asked = Asked::new()?;
+            let signed = self.client.renew(&asked.renew()).await?;
+            asked.keep(&signed, identity_file, ca_file)?;
+            anyhow::Ok(())
+        };
+        if let Err(error) = renewed.await {
+            tracing::debug!("the certificate is not replaced: {error:#}");
+        }
     }
 
     /// Waits for an answer, and says so on a terminal if it takes its time.
@@ -425,10 +534,17 @@ impl Caller {
 
     /// What to type next.
     fn hint(&self, error: &anyhow::Error) -> Option<String> {
+        let jobctl = &self.jobctl;
+        if let Some(Unmatched::NotFound { thing, .. }) = error.downcast_ref() {
+            let verb = match *thing {
+                "token" => "token",
+                _ => "cert",
+            };
+            return Some(format!("list them with `{jobctl} {verb} list`"));
+        }
         let Some(error) = error.downcast_ref::<client::Error>() else {
             return hint(error);
         };
-        let jobctl = &self.jobctl;
         match error {
             client::Error::Unreachable { .. } => Some(match &self.context {
                 Some(Named { name, context, .. }) if context.server == *self.client.server() => {
@@ -444,9 +560,29 @@ impl Caller {
             }),
             client::Error::Interrupted { .. } => Some(match self.effect {
                 Effect::Changes => format!("see what came of it with `{jobctl} jobs`"),
+                Effect::ChangesAccess => {
+                    format!("see what came of it with `{jobctl} audit -n 10`")
+                }
                 Effect::Reads => NOT_HTTP.to_owned(),
             }),
             client::Error::Unreadable { .. } => Some(NOT_HTTP.to_owned()),
+            client::Error::Proof(_) => None,
+            client::Error::Untrusted { .. } => Some(match &self.ca_file {
+                Some(_) => format!(
+                    "see whom you believe with `{jobctl} ca show`; if the cluster was made anew, \
+                     log in to it: `{} login TOKEN@HOST:PORT`",
+                    self.contexts
+                ),
+                None => format!(
+                    "log in: `{} login TOKEN@HOST:PORT`, or name whom to believe: `--ca-file FILE`",
+                    self.contexts
+                ),
+            }),
+            client::Error::NotBelieved { .. } => Some(self.let_in_again()),
+            client::Error::OtherScheme { server, speaks } => {
+                let other = server.split_once("://").map_or("", |(_, place)| place);
+                Some(format!("reach it as `--server {speaks}://{other}`"))
+            }
             client::Error::Refused { error, .. } => match (error.code.as_str(), error.job_id) {
                 (_, Some(job)) => Some(format!(
                     "see its record with `{jobctl} query {}`",
@@ -462,10 +598,77 @@ impl Caller {
                 (code::ROUTE_NOT_FOUND, None) => {
                     Some(format!("compare the versions with `{jobctl} version`"))
                 }
-                _ => None,
+                (code::UNIDENTIFIED, None) => Some(format!(
+                    "log in, with a token that an admin makes: `{} login TOKEN@HOST:PORT`",
+                    self.contexts
+                )),
+                (code::BAD_TOKEN | code::TOKEN_EXPIRED | code::REVOKED, None) => {
+                    Some(self.let_in_again())
+                }
+                (code::FORBIDDEN, None) => Some(format!(
+                    "see who you are with `{} context show`, and have an admin make a token of \
+                     that role: `jobctl token create --role ROLE`",
+                    self.contexts
+                )),
+                (code::AUTHORITIES_OVERLAP, None) => Some(format!(
+                    "wait until then, or have everybody join again: `{jobctl} ca rotate \
+                     --overlap 0s`"
+                )),
+                (code::TOKEN_NOT_FOUND, None) => {
+                    Some(format!("list the tokens with `{jobctl} token list`"))
+                }
+                (code::NO_AUTHORITY, None) => Some(format!(
+                    "make certificates where the cluster's come from; for programs there are \
+                     tokens: `{jobctl} token create --bearer --role ROLE`"
+                )),
+                (word, None) => hint_of_refusal(word),
             },
         }
     }
+
+    /// For whoever was let in once, and is not any more.
+    fn let_in_again(&self) -> String {
+        if self.proof.token().is_some() {
+            return "have an admin make another token: `jobctl token create --bearer --role ROLE \
+                    --out FILE`"
+                .to_owned();
+        }
+        let (role, name) = match self.proof.identity() {
+            Some(who) => (who.role.as_str(), who.name.as_str()),
+            None => ("ROLE", ""),
+        };
+        let name = match name {
+            "" => String::new(),
+            name => format!(" --name {}", render::quoted(name)),
+        };
+        format!(
+            "have an admin type `jobctl token create --role {role}{name}`, and log in with it: \
+             `{} login --name CONTEXT TOKEN@HOST:PORT`",
+            self.contexts
+        )
+    }
+}
+
+/// About a refusal that means the same to whoever hears it.
+fn hint_of_refusal(word: &str) -> Option<String> {
+    Some(match word {
+        code::TOKEN_SPENT | code::BAD_TOKEN | code::TOKEN_EXPIRED | code::REVOKED => {
+            "have an admin make another: `jobctl token create --role ROLE`".to_owned()
+        }
+        code::WRONG_TOKEN => "of a person `jobctl login` takes the token, of a worker `jobctl \
+                              worker --join`, and a bearer token is for `--token-file FILE`"
+            .to_owned(),
+        code::NOT_ITSELF => {
+            "give each worker a folder of its own: `jobctl worker --data-dir DIR`".to_owned()
+        }
+        code::FOREIGN_HOST => {
+            "start the scheduler with that name, `jobctl scheduler --name HOST`, \
+                               or reach it by its address: `--server URL`"
+                .to_owned()
+        }
+        code::CROSS_SITE => "ask from a command line: `jobctl jobs`".to_owned(),
+        _ => return None,
+    })
 }
 
 const NOT_HTTP: &str = "if that is not the scheduler's HTTP address, pass it: `--server URL`";
@@ -510,7 +713,11 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
     {
         return DONE;
     }
-    if error.is::<clap::Error>() || error.is::<config::Error>() || error.is::<BadSetting>() {
+    if error.is::<clap::Error>()
+        || error.is::<config::Error>()
+        || error.is::<BadSetting>()
+        || error.is::<Unknown>()
+    {
         return USAGE;
     }
     if let Some(error) = error.downcast_ref::<contexts::Error>() {
@@ -519,10 +726,18 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             contexts::Error::File(_)
             | contexts::Error::BadName(_)
             | contexts::Error::TwoCredentials(_)
-            | contexts::Error::NotPrivate { .. } => USAGE,
+            | contexts::Error::Files(_)
+            | contexts::Error::Identity { .. }
+            | contexts::Error::Authorities(_) => USAGE,
             contexts::Error::Exists(_)
             | contexts::Error::Failed { .. }
             | contexts::Error::Toml(_) => FAILED,
+        };
+    }
+    if let (Some(unmatched), Codes::Jobctl) = (error.downcast_ref::<Unmatched>(), codes) {
+        return match unmatched {
+            Unmatched::NotFound { .. } => NOT_FOUND,
+            Unmatched::Ambiguous { .. } => FAILED,
         };
     }
     match (error.downcast_ref::<client::Error>(), codes) {
@@ -531,15 +746,26 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
         (Some(client::Error::Refused { status, error }), Codes::Jobctl) => {
             match (status, error.code.as_str()) {
                 (401 | 403, _) => NOT_ALLOWED,
-                (_, code::JOB_NOT_FOUND | code::WORKER_NOT_FOUND) => NOT_FOUND,
+                (_, code::JOB_NOT_FOUND | code::WORKER_NOT_FOUND | code::TOKEN_NOT_FOUND) => {
+                    NOT_FOUND
+                }
                 _ => FAILED,
             }
         }
         (
-            Some(client::Error::Unreachable { .. } | client::Error::Interrupted { .. }),
+            Some(
+                client::Error::Unreachable { .. }
+                | client::Error::Interrupted { .. }
+                | client::Error::Untrusted { .. }
+                | client::Error::OtherScheme { .. },
+            ),
             Codes::Jobctl,
         ) => UNREACHABLE,
-        (Some(client::Error::Unreadable { .. }) | None, Codes::Jobctl) => FAILED,
+        (Some(client::Error::NotBelieved { .. }), Codes::Jobctl) => NOT_ALLOWED,
+        (
+            Some(client::Error::Unreadable { .. } | client::Error::Proof(_)) | None,
+            Codes::Jobctl,
+        ) => FAILED,
     }
 }
 
@@ -552,12 +778,56 @@ fn start_error_code(word: &str) -> u8 {
     }
 }
 
+/// Nobody, or not one alone, is what was meant.
+#[derive(Debug, thiserror::Error)]
+enum Unmatched {
+    #[error("{thing} {asked} not found")]
+    NotFound { thing: &'static str, asked: String },
+    #[error("{thing} {asked} is ambiguous: {}", candidates.join(", "))]
+    Ambiguous {
+        thing: &'static str,
+        asked: String,
+        candidates: Vec<String>,
+    },
+}
+
+impl Unmatched {
+    fn unless_one<T>(
+        thing: &'static str,
+        asked: &str,
+        mut matching: Vec<T>,
+        label: impl Fn(&T) -> String,
+    ) -> Result<T, Self> {
+        let asked = asked.to_owned();
+        match (matching.pop(), matching.is_empty()) {
+            (None, _) => Err(Self::NotFound { thing, asked }),
+            (Some(one), true) => Ok(one),
+            (Some(last), false) => {
+                matching.push(last);
+                Err(Self::Ambiguous {
+                    thing,
+                    asked,
+                    candidates: matching.iter().map(label).collect(),
+                })
+            }
+        }
+    }
+}
+
 /// A setting that was understood and is not taken.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 struct BadSetting {
     message: String,
     hint: String,
+}
+
+/// Nothing says where a scheduler is.
+#[derive(Debug, thiserror::Error)]
+#[error("no scheduler is known here")]
+struct Unknown {
+    /// `jobctl`, with what was given as a flag to find the contexts.
+    jobctl: String,
 }
 
 /// A failure of this machine that a person can do something about.
@@ -574,6 +844,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(error) = error.downcast_ref::<BadSetting>() {
         return Some(error.hint.clone());
     }
+    if let Some(Unknown { jobctl }) = error.downcast_ref() {
+        return Some(format!(
+            "start one with `jobctl scheduler`, or join one: `{jobctl} login TOKEN@HOST:PORT`"
+        ));
+    }
     if let Some(error) = error.downcast_ref::<Hinted>() {
         return Some(error.hint.clone());
     }
@@ -583,17 +858,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(config::Error::NotASection { section, .. }) = error.downcast_ref() {
         return Some(format!("begin it with a line `[{section}]`"));
     }
-    if let Some(config::Error::NoTls { section, .. }) = error.downcast_ref() {
-        return Some(format!(
-            "leave out `{section}.use_tls`; plain text is for loopback only"
-        ));
-    }
-    if let Some(contexts::Error::NotPrivate { file, .. }) = error.downcast_ref() {
-        let file = file.to_string_lossy();
-        return Some(format!(
-            "take it from others: `chmod 600 {}`",
-            render::quoted(&file)
-        ));
+    if let Some(hint) = hint_of_files(error) {
+        return Some(hint);
     }
     match error.downcast_ref()? {
         worker_role::Error::DataDirInUse(_) => {
@@ -605,18 +871,80 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         worker_role::Error::StillThere(_) => {
             Some("start the worker again and stop them with `jobctl stop --grace 0s`".to_owned())
         }
+        worker_role::Error::NotJoined => Some(
+            "take the line that `jobctl scheduler` printed, or have an admin type \
+             `jobctl token create --role worker`: `jobctl worker --join TOKEN@HOST:PORT`"
+                .to_owned(),
+        ),
+        worker_role::Error::OtherCluster(_) => {
+            Some("give the worker of this cluster a folder of its own: `--data-dir DIR`".to_owned())
+        }
+        worker_role::Error::NotTaken { .. } => Some(
+            "a token buys one certificate and is good for an hour; for another: \
+             `jobctl token create --role worker`"
+                .to_owned(),
+        ),
         worker_role::Error::Program { .. } => {
             Some("give its whole path, or take it from `jobs.allow_commands`".to_owned())
         }
         worker_role::Error::User { .. } => {
             Some("see `jobs.user` and `jobs.allow_users`, or run the worker as root".to_owned())
         }
-        worker_role::Error::Path { .. }
+        worker_role::Error::Certificate(_)
+        | worker_role::Error::Files(_)
+        | worker_role::Error::Key(_)
+        | worker_role::Error::Path { .. }
         | worker_role::Error::Journal(_)
         | worker_role::Error::JournalBroken(_)
         | worker_role::Error::Server(_)
         | worker_role::Error::Listener(_) => None,
     }
+}
+
+/// About keys and certificates, wherever they are read.
+fn hint_of_files(error: &anyhow::Error) -> Option<String> {
+    // Errors that only pass on what another says do not show it as their cause.
+    let file_error = error.chain().find_map(|error| {
+        let direct = error.downcast_ref::<files::Error>();
+        let of_context = || match error.downcast_ref() {
+            Some(contexts::Error::Files(error)) => Some(error),
+            _ => None,
+        };
+        let of_worker = || match error.downcast_ref() {
+            Some(worker_role::Error::Files(error)) => Some(error),
+            _ => None,
+        };
+        let of_authority = || match error.downcast_ref() {
+            Some(identity::ca::Error::Files(error)) => Some(error),
+            _ => None,
+        };
+        let passed_on = direct.or_else(of_context).or_else(of_worker);
+        passed_on.or_else(of_authority)
+    });
+    if let Some(files::Error::Loose { file, .. }) = file_error {
+        let file = file.to_string_lossy();
+        return Some(format!(
+            "take it from others: `chmod 600 {}`",
+            render::quoted(&file)
+        ));
+    }
+    let expired = error.chain().find_map(|error| match error.downcast_ref() {
+        Some(tls::Error::Expired { who, .. }) => Some(who),
+        _ => None,
+    })?;
+    let name = match expired.name.as_str() {
+        "" => String::new(),
+        name => format!(" --name {name}"),
+    };
+    let role = expired.role;
+    let join = match role {
+        Role::Worker => "jobctl worker --join",
+        _ => "jobctl login",
+    };
+    Some(format!(
+        "have an admin type `jobctl token create --role {role}{name}`, then \
+         `{join} TOKEN@HOST:PORT`"
+    ))
 }
 
 /// Shows what clap has to say: help on stdout, and what is wrong on stderr.
@@ -675,6 +1003,24 @@ struct Shown {
     no_headers: bool,
 }
 
+/// How a command shows what is one thing, and no table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Document {
+    Json,
+    Jsonl,
+    Yaml,
+}
+
+impl From<Document> for render::Format {
+    fn from(document: Document) -> Self {
+        match document {
+            Document::Json => Self::Json,
+            Document::Jsonl => Self::Jsonl,
+            Document::Yaml => Self::Yaml,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
     Table,
@@ -704,23 +1050,28 @@ impl Shown {
 /// Jobs named on the command line, with `-` for those on standard input; each
 /// once, in this order.
 fn named_jobs(jobs: Vec<String>) -> anyhow::Result<Vec<String>> {
+    listed(jobs, "jobs")
+}
+
+/// As [`named_jobs`], of other things.
+fn listed(words: Vec<String>, things: &str) -> anyhow::Result<Vec<String>> {
     let mut named = Vec::new();
-    for job in jobs {
-        if job == "-" {
+    for word in words {
+        if word == "-" {
             let mut text = String::new();
             std::io::stdin()
                 .read_to_string(&mut text)
-                .context("cannot read the jobs from standard input")?;
+                .with_context(|| format!("cannot read the {things} from standard input"))?;
             named.extend(text.split_whitespace().map(str::to_owned));
         } else {
-            named.push(job);
+            named.push(word);
         }
     }
     if named.is_empty() {
-        render::note("no jobs on standard input");
+        render::note(&format!("no {things} on standard input"));
     }
     let mut seen = BTreeSet::new();
-    named.retain(|job| seen.insert(job.clone()));
+    named.retain(|word| seen.insert(word.clone()));
     Ok(named)
 }
 
@@ -799,6 +1150,9 @@ mod tests {
             (refused(422, "script_not_found"), 1, 127),
             (refused(422, "not_executable"), 1, 126),
             (refused(503, "no_worker_ready"), 1, 125),
+            (refused(404, "token_not_found"), 3, 125),
+            (untrusted(), 5, 125),
+            (not_believed(), 4, 125),
             (unreachable(), 5, 125),
             (unreachable().context("of something else"), 5, 125),
             (anyhow::anyhow!("something else"), 1, 125),
@@ -815,24 +1169,76 @@ mod tests {
         }
     }
 
+    fn untrusted() -> anyhow::Error {
+        let (server, reason) = ("https://s".into(), "r".into());
+        client::Error::Untrusted { server, reason }.into()
+    }
+
+    fn not_believed() -> anyhow::Error {
+        let (server, reason) = ("https://s".into(), "r".into());
+        client::Error::NotBelieved { server, reason }.into()
+    }
+
+    #[test]
+    fn whoever_is_not_let_in_is_told_what_to_type() {
+        let caller = caller("http://a:3000", Effect::Reads);
+        for (status, word, command) in [
+            (401, "unidentified", "`jobctl login TOKEN@HOST:PORT`"),
+            (401, "bad_token", "`jobctl token create --role ROLE`"),
+            (401, "token_expired", "`jobctl token create --role ROLE`"),
+            (401, "token_spent", "`jobctl token create --role ROLE`"),
+            (401, "wrong_token", "`jobctl login`"),
+            (401, "revoked", "`jobctl token create --role ROLE`"),
+            (403, "forbidden", "`jobctl context show`"),
+            (403, "not_itself", "`jobctl worker --data-dir DIR`"),
+            (403, "foreign_host", "`jobctl scheduler --name HOST`"),
+            (403, "cross_site", "`jobctl jobs`"),
+            (409, "no_authority", "token create --bearer --role ROLE`"),
+            (409, "authorities_overlap", "ca rotate --overlap 0s`"),
+            (404, "token_not_found", "token list`"),
+        ] {
+            let hint = caller.hint(&refused(status, word)).unwrap();
+            assert!(hint.contains(command), "{word}: {hint}");
+        }
+        let hint = caller.hint(&untrusted()).unwrap();
+        assert!(hint.contains("`jobctl login TOKEN@HOST:PORT`"), "{hint}");
+        let hint = caller.hint(&not_believed()).unwrap();
+        assert!(hint.contains("`jobctl token create --role ROLE`"), "{hint}");
+        let other = client::Error::OtherScheme {
+            server: "http://a:3000".into(),
+            speaks: "https",
+        };
+        let hint = caller.hint(&other.into()).unwrap();
+        assert_eq!(hint, "reach it as `--server https://a:3000`");
+    }
+
     #[test]
     fn hints_can_be_typed() {
         for (error, command) in [
-            (refused(404, "job_not_found"), "jobctl jobs"),
-            (refused(404, "route_not_found"), "jobctl version"),
-            (refused(504, "worker_unreachable"), "jobctl workers"),
+            (
+                refused(404, "job_not_found"),
+                "jobctl --server http://a jobs",
+            ),
+            (
+                refused(404, "route_not_found"),
+                "jobctl --server http://a version",
+            ),
+            (
+                refused(504, "worker_unreachable"),
+                "jobctl --server http://a workers",
+            ),
             (refused(503, "no_worker_ready"), "jobctl worker"),
         ] {
-            let hint = caller(None, Effect::Reads).hint(&error).unwrap();
+            let hint = caller("http://a", Effect::Reads).hint(&error).unwrap();
             assert!(hint.contains(&format!("`{command}`")), "{hint}");
         }
-        let none = caller(None, Effect::Reads).hint(&refused(409, "job_finished"));
+        let none = caller("http://a", Effect::Reads).hint(&refused(409, "job_finished"));
         assert_eq!(none, None);
     }
 
-    fn caller(server: Option<&str>, effect: Effect) -> Caller {
+    fn caller(server: &str, effect: Effect) -> Caller {
         let reach = Reach {
-            server: server.map(|server| server.parse().unwrap()),
+            server: Some(server.parse().unwrap()),
             ..Reach::default()
         };
         Caller::among(reach, effect, |_| None).unwrap()
@@ -867,10 +1273,47 @@ mod tests {
         assert_eq!(reached(None, Some("a"), &[context]), "http://a a");
         assert_eq!(reached(Some("http://f"), Some("b"), &[]), "http://f b");
         assert_eq!(reached(None, None, &[server, context]), "http://v b");
-        assert_eq!(
-            caller(None, Effect::Reads).client.server().to_string(),
-            client::DEFAULT_SERVER
+        let error = Caller::among(Reach::default(), Effect::Reads, |_| None).unwrap_err();
+        assert!(
+            hint(&error)
+                .unwrap()
+                .contains("`jobctl login TOKEN@HOST:PORT`")
         );
+        assert_eq!(code_of(&error, Codes::Jobctl), USAGE);
+    }
+
+    #[test]
+    fn files_that_were_named_win_over_the_contexts() {
+        let folder = tempfile::tempdir().unwrap();
+        let token = |name: &str| {
+            let file = folder.path().join(name);
+            let token = crate::identity::token::Bearer::random().reveal();
+            files::write(&file, token.as_bytes()).unwrap();
+            (file, token)
+        };
+        let (own, own_token) = token("own");
+        let (flag, flag_token) = token("flag");
+        let (set, set_token) = token("set");
+        let text =
+            format!("current = \"a\"\n[contexts.a]\nserver = \"http://a\"\ntoken_file = {own:?}\n");
+        std::fs::write(folder.path().join(contexts::FILE), text).unwrap();
+        let shown = |token_file: Option<&PathBuf>, variable: Option<&PathBuf>| {
+            let reach = Reach {
+                token_file: token_file.cloned(),
+                ..Reach::default()
+            };
+            let caller = Caller::among(reach, Effect::Reads, |key| match key {
+                "JOBCTL_CLIENT_DIR" => Some(folder.path().into()),
+                "JOBCTL_TOKEN_FILE" => variable.map(|file| file.clone().into_os_string()),
+                _ => None,
+            })
+            .unwrap();
+            (caller.proof.token().unwrap().to_owned(), caller.jobctl)
+        };
+        assert_eq!(shown(None, None), (own_token, "jobctl".to_owned()));
+        assert_eq!(shown(None, Some(&set)), (set_token, "jobctl".to_owned()));
+        let jobctl = format!("jobctl --token-file {}", flag.display());
+        assert_eq!(shown(Some(&flag), Some(&set)), (flag_token, jobctl));
     }
 
     #[test]
@@ -899,7 +1342,7 @@ mod tests {
 
     #[test]
     fn a_hint_reaches_the_same_scheduler_and_fits_what_was_done() {
-        let elsewhere = caller(Some("http://127.0.0.1:4000"), Effect::Changes);
+        let elsewhere = caller("http://127.0.0.1:4000", Effect::Changes);
         let hint = |caller: &Caller, error| caller.hint(&error).unwrap();
         assert_eq!(
             hint(&elsewhere, refused(404, "job_not_found")),
@@ -913,8 +1356,28 @@ mod tests {
             .into()
         };
         assert!(hint(&elsewhere, interrupted()).contains(":4000 jobs`"));
-        let reads = caller(None, Effect::Reads);
+        let reads = caller("http://a", Effect::Reads);
         assert_eq!(hint(&reads, interrupted()), NOT_HTTP);
+    }
+
+    #[test]
+    fn whoever_only_looks_is_not_told_of_what_may_have_been_done() {
+        for (args, effect) in [
+            (&["jobs"][..], Effect::Reads),
+            (&["token", "list"], Effect::Reads),
+            (&["cert", "list"], Effect::Reads),
+            (&["ca", "show"], Effect::Reads),
+            (&["stop", "x"], Effect::Changes),
+            (&["token", "revoke", "x"], Effect::ChangesAccess),
+            (&["cert", "revoke", "x"], Effect::ChangesAccess),
+            (&["ca", "rotate"], Effect::ChangesAccess),
+        ] {
+            let cli = Cli::try_parse_from([&["jobctl"], args].concat()).unwrap();
+            let Verb::Asks(asks) = cli.verb else {
+                panic!("{args:?}");
+            };
+            assert_eq!(asks.effect(), effect, "{args:?}");
+        }
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::{
     net::{Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     pin::pin,
+    time::Duration,
 };
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use tokio::{
     net::{TcpListener, lookup_host},
@@ -23,6 +24,12 @@ use super::{BadSetting, DONE, Hinted, INTERRUPTED, TERMINATED};
 use crate::{
     client::render,
     config::{self, LogFormat},
+    identity::{
+        Role,
+        files::{self, Pem},
+        tls::{Credentials, Strangers, Tls},
+    },
+    net::accept::Bounds,
 };
 
 /// What a role writes about itself, on stderr.
@@ -96,6 +103,98 @@ fn filter(text: &str) -> Result<EnvFilter, BadSetting> {
     EnvFilter::try_new(text).map_err(|error| bad(error.to_string()))
 }
 
+/// What a role takes from outside before it knows whether it should.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Bounds")]
+pub(super) struct BoundsArgs {
+    /// How long a TLS handshake may take [default: 5s]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_HANDSHAKE", hide_env_values = true,
+        value_name = "DURATION",
+        value_parser = config::interval,
+        hide_short_help = true
+    )]
+    handshake: Option<Duration>,
+
+    /// How long the headers of a request may take [default: 10s]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_HEADERS", hide_env_values = true,
+        value_name = "DURATION",
+        value_parser = config::interval,
+        hide_short_help = true
+    )]
+    headers: Option<Duration>,
+
+    /// How many bytes of headers a request may have [default: 16384]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_HEADER_BYTES",
+        hide_env_values = true,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(8192..=1_048_576),
+        hide_short_help = true
+    )]
+    header_bytes: Option<u32>,
+
+    /// How many requests an HTTP/2 connection may have at once [default: 64; a
+    /// worker's: all its followers]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_STREAMS",
+        hide_env_values = true,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..),
+        hide_short_help = true
+    )]
+    streams: Option<u32>,
+
+    /// How many connections an address may have that asked for something
+    /// [default: 1024]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_CONNECTIONS",
+        hide_env_values = true,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    connections: Option<usize>,
+
+    /// How many connections an address may have that did not [default: 128]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_SILENT",
+        hide_env_values = true,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    silent: Option<usize>,
+}
+
+impl BoundsArgs {
+    /// What is not set here is taken from the file, and then from `default`.
+    pub(super) fn or(self, file: &config::Bounds, default: Bounds) -> Bounds {
+        Bounds {
+            handshake: self
+                .handshake
+                .or(file.handshake)
+                .unwrap_or(default.handshake),
+            headers: self.headers.or(file.headers).unwrap_or(default.headers),
+            header_bytes: self
+                .header_bytes
+                .or(file.header_bytes)
+                .unwrap_or(default.header_bytes),
+            streams: self.streams.or(file.streams).unwrap_or(default.streams),
+            connections: self
+                .connections
+                .or(file.connections)
+                .unwrap_or(default.connections),
+            silent: self.silent.or(file.silent).unwrap_or(default.silent),
+        }
+    }
+}
+
 /// The file of settings of a role.
 #[derive(Debug, clap::Args)]
 pub(super) struct ConfigArgs {
@@ -137,6 +236,59 @@ pub(super) fn dialled(key: &str, address: &str) -> Result<(), BadSetting> {
     })
 }
 
+/// What stands between a server and whoever reaches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Secured {
+    ByTls,
+    Not,
+}
+
+/// Certificates that the settings name, if they name any. What of them is there
+/// must be whole.
+pub(super) fn given(
+    section: &'static str,
+    server: &config::Server,
+    role: Role,
+    strangers: Strangers,
+) -> anyhow::Result<Option<Tls>> {
+    let named = |key: &str, file: &Option<PathBuf>| {
+        file.clone().ok_or_else(|| {
+            anyhow!(BadSetting {
+                message: format!("`{section}.{key}` is not set"),
+                hint: "own certificates need `crt_file`, `key_file` and `ca_file`; without any \
+                       of them jobctl makes its own"
+                    .to_owned(),
+            })
+        })
+    };
+    let files = [&server.crt_file, &server.key_file, &server.ca_file];
+    if files.into_iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    if server.use_tls == Some(false) {
+        return Err(anyhow!(BadSetting {
+            message: format!("`{section}.use_tls` is false, and certificates are named"),
+            hint: format!("set `{section}.use_tls = true`, or leave it out"),
+        }));
+    }
+    let crt = named("crt_file", &server.crt_file)?;
+    let key = named("key_file", &server.key_file)?;
+    let ca = named("ca_file", &server.ca_file)?;
+    let missing = |file: &Path, what| files::Error::Missing {
+        file: file.to_owned(),
+        what,
+    };
+    let chain = Pem::read(&crt)?.unwrap_or_default().certificates;
+    let secret = Pem::read_secret(&key)?.and_then(|pem| pem.key);
+    let secret = secret.ok_or_else(|| missing(&key, "key"))?;
+    let roots = Pem::read(&ca)?.unwrap_or_default().certificates;
+    let used = Credentials::new(chain, secret, roots)
+        .and_then(|own| own.expect(role))
+        .and_then(|own| Tls::new(own, strangers));
+    let used = used.with_context(|| format!("cannot use {} and {}", crt.display(), key.display()));
+    used.map(Some)
+}
+
 /// A setting that names a listening address.
 #[derive(Clone, Copy)]
 pub(super) struct Address {
@@ -147,9 +299,18 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// Listens where it was asked for, if no other machine can reach that:
-    /// without TLS anybody there could run anything here.
-    pub(super) async fn listen(self, asked: Option<&str>) -> anyhow::Result<TcpListener> {
+    /// Of the file.
+    pub(super) fn section(self) -> &'static str {
+        self.key.split('.').next().unwrap_or_default()
+    }
+
+    /// Listens where it was asked for. In plain text only where no other machine
+    /// reaches it: anybody there could run anything here.
+    pub(super) async fn listen(
+        self,
+        asked: Option<&str>,
+        secured: Secured,
+    ) -> anyhow::Result<TcpListener> {
         let Self { key, flag, default } = self;
         let text = asked.unwrap_or(default);
         let hint = || format!("use `{flag} {default}`, or port 0 for a free one");
@@ -160,8 +321,9 @@ impl Address {
             })
         })?;
         let addresses: Vec<SocketAddr> = resolved.collect();
-        if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback()) {
-            let why = anyhow!("this version has no TLS yet, so it listens on loopback only");
+        let open = addresses.iter().find(|address| !address.ip().is_loopback());
+        if let Some(open) = open.filter(|_| secured == Secured::Not) {
+            let why = anyhow!("plain text (`--insecure`) is for loopback only");
             return Err(why.context(BadSetting {
                 message: format!(
                     "`{key}` is {text}, but {} is not a loopback address",
@@ -186,10 +348,11 @@ impl Address {
     /// As [`Address::listen`] at the default, or where that is taken, at a free
     /// port.
     pub(super) async fn listen_somewhere(self) -> anyhow::Result<TcpListener> {
+        let secured = Secured::ByTls;
         let is_taken = |error: &Hinted| error.source.kind() == io::ErrorKind::AddrInUse;
-        match self.listen(None).await {
+        match self.listen(None, secured).await {
             Err(error) if error.downcast_ref().is_some_and(is_taken) => {
-                self.listen(Some("127.0.0.1:0")).await
+                self.listen(Some("127.0.0.1:0"), secured).await
             }
             listened => listened,
         }
@@ -319,12 +482,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_loopback_addresses_are_listened_on() {
+    async fn plain_text_is_for_loopback_addresses() {
         for good in ["127.0.0.1:0", "127.8.8.8:0", "localhost:0"] {
-            ADDRESS.listen(Some(good)).await.unwrap();
+            ADDRESS.listen(Some(good), Secured::Not).await.unwrap();
         }
         for bad in ["0.0.0.0:0", "[::]:0", "192.0.2.1:80"] {
-            let error = ADDRESS.listen(Some(bad)).await.unwrap_err();
+            let error = ADDRESS.listen(Some(bad), Secured::Not).await.unwrap_err();
             assert!(error.is::<BadSetting>(), "{bad}");
             let text = error.to_string();
             assert!(
@@ -332,7 +495,10 @@ mod tests {
                 "{text}"
             );
         }
-        let error = ADDRESS.listen(Some("nonsense")).await.unwrap_err();
+        let error = ADDRESS
+            .listen(Some("nonsense"), Secured::Not)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("`nonsense`"));
     }
 
@@ -340,7 +506,10 @@ mod tests {
     async fn a_taken_address_is_named_or_passed_over() {
         let held = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let taken = held.local_addr().unwrap().to_string();
-        let error = ADDRESS.listen(Some(&taken)).await.unwrap_err();
+        let error = ADDRESS
+            .listen(Some(&taken), Secured::Not)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains(&taken), "{error}");
         let hint = super::super::hint(&error).unwrap();
         assert!(hint.contains("--http-addr"), "{hint}");

@@ -2,11 +2,8 @@
 
 use serde::Serialize;
 
-use super::{Caller, DONE};
-use crate::client::{
-    render::{self, Format},
-    visible::visible,
-};
+use super::{Caller, DONE, Document};
+use crate::client::{render, visible::visible};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -31,13 +28,6 @@ pub(super) struct Args {
     output: Option<Document>,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Document {
-    Json,
-    Jsonl,
-    Yaml,
-}
-
 #[derive(Serialize)]
 struct Versions {
     client: &'static str,
@@ -47,24 +37,32 @@ struct Versions {
 
 pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let answer = caller.patiently(caller.client.version()).await;
+    let server = answer.as_ref().ok().map(|answer| answer.version.clone());
+    let said = match &answer {
+        Ok(answer) => format!("{} at {}", answer.version, caller.client.server()),
+        Err(error) => error.to_string(),
+    };
+    show(&args, server, &said)
+}
+
+/// Where no scheduler is known: `why`.
+pub(super) fn alone(args: &Args, why: &anyhow::Error) -> anyhow::Result<u8> {
+    show(args, None, &why.to_string())
+}
+
+fn show(args: &Args, server: Option<String>, said: &str) -> anyhow::Result<u8> {
     let versions = Versions {
         client: env!("CARGO_PKG_VERSION"),
-        server: answer.as_ref().ok().map(|answer| answer.version.clone()),
+        server,
     };
     let format = match args.output {
         None => {
-            let server = match &answer {
-                Ok(answer) => format!("{} at {}", answer.version, caller.client.server()),
-                Err(error) => error.to_string(),
-            };
-            let server = visible(&server);
+            let server = visible(said);
             render::data(&format!("client {}\nserver {server}\n", versions.client))?;
             return Ok(DONE);
         }
-        Some(Document::Json) => Format::Json,
-        Some(Document::Jsonl) => Format::Jsonl,
-        Some(Document::Yaml) => Format::Yaml,
+        Some(format) => format,
     };
-    render::value(&versions, format)?;
+    render::value(&versions, format.into())?;
     Ok(DONE)
 }

@@ -13,13 +13,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     BadSetting, DONE,
-    role::{Address, ConfigArgs, LogArgs, dialled, state_folder, until_signalled},
+    role::{
+        Address, BoundsArgs, ConfigArgs, LogArgs, Secured, dialled, given, state_folder,
+        until_signalled,
+    },
 };
 use crate::{
     client::render,
     config,
+    identity::{Role, tls::Strangers, token::Invitation},
     ids::is_name,
-    roles::worker::{self, Commands, Config, ControlGroups, OnStop, Rules},
+    roles::worker::{self, Commands, Config, ControlGroups, OnStop, Rules, Security},
 };
 
 pub(super) const GRPC: Address = Address {
@@ -38,7 +42,8 @@ pub(super) const KEEP_FINISHED: usize = 10_000;
 
 const EXAMPLES: &str = "\
 Examples:
-  jobctl worker
+  jobctl worker --join TOKEN@10.0.0.1:50000    the first time
+  jobctl worker                                from then on
   jobctl worker --name w2 --grpc-addr 127.0.0.1:30001 --script-dir ./scripts
   jobctl worker --config /etc/jobctl/worker.toml
   jobctl worker kill-all --name w2    ends what it left running";
@@ -94,7 +99,7 @@ pub(super) struct Args {
     )]
     advertise: Option<String>,
 
-    /// The scheduler's gRPC server [default: 127.0.0.1:50000]
+    /// The scheduler's gRPC server [default: where the worker joined]
     #[arg(
         long,
         env = "JOBCTL_SCHEDULER_ADDR",
@@ -103,6 +108,26 @@ pub(super) struct Args {
         help_heading = "Addresses"
     )]
     scheduler: Option<String>,
+
+    /// Join a cluster, with the token that the scheduler printed or an admin made;
+    /// needed once
+    #[arg(
+        long,
+        env = "JOBCTL_JOIN",
+        hide_env_values = true,
+        value_name = "TOKEN@HOST:PORT",
+        help_heading = "Security"
+    )]
+    join: Option<String>,
+
+    /// Speak plain text, on loopback
+    #[arg(
+        long,
+        env = "JOBCTL_SECURITY_INSECURE",
+        hide_env_values = true,
+        help_heading = "Security"
+    )]
+    insecure: bool,
 
     /// The scripts it may run [default: `scripts` in its data folder]
     #[arg(
@@ -209,6 +234,9 @@ pub(super) struct Args {
     keep_finished: Option<usize>,
 
     #[command(flatten)]
+    bounds: BoundsArgs,
+
+    #[command(flatten)]
     log: LogArgs,
 }
 
@@ -261,9 +289,22 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     keep_from_jobs()?;
     let name = name(args.name.or(file.worker.name))?;
     let data_dir = data_dir(args.data_dir.or(file.worker.data_dir), &name)?;
-    let scheduler = args.scheduler.or(file.scheduler.addr);
-    let scheduler = scheduler.unwrap_or_else(|| super::scheduler::GRPC.default.to_owned());
-    dialled("scheduler.addr", &scheduler)?;
+    let insecure = args.insecure || file.security.insecure.unwrap_or(false);
+    let server = file.grpc_server.server;
+    let security = security(insecure, &server, args.join)?;
+    let secured = match security {
+        Security::Insecure => Secured::Not,
+        Security::Joined(_) | Security::Given(_) => Secured::ByTls,
+    };
+    let default = match security {
+        // Where it joined.
+        Security::Joined(_) => None,
+        Security::Given(_) | Security::Insecure => Some(super::scheduler::GRPC.default.to_owned()),
+    };
+    let scheduler = args.scheduler.or(file.scheduler.addr).or(default);
+    if let Some(address) = &scheduler {
+        dialled("scheduler.addr", address)?;
+    }
     let advertise = args.advertise.or(file.grpc_server.advertise);
     if let Some(address) = &advertise {
         dialled("grpc_server.advertise", address)?;
@@ -272,9 +313,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(folder) = &script_dir {
         is_script_folder(folder)?;
     }
-    let grpc = args.grpc_addr.or(file.grpc_server.server.addr);
-    let listener = GRPC.listen(grpc.as_deref()).await?;
+    let grpc = args.grpc_addr.or(server.addr);
+    let listener = GRPC.listen(grpc.as_deref(), secured).await?;
+    if insecure {
+        render::note(INSECURE);
+    }
     let config = Config {
+        security,
+        bounds: args.bounds.or(&file.bounds, worker::bounds()),
         name,
         scheduler,
         advertise,
@@ -318,6 +364,43 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     let shutdown = CancellationToken::new();
     let role = worker::run(config, listener, shutdown.clone());
     until_signalled(role, shutdown).await
+}
+
+const INSECURE: &str = "--insecure: everybody on this machine can have this worker run anything";
+
+fn security(
+    insecure: bool,
+    server: &config::Server,
+    join: Option<String>,
+) -> anyhow::Result<Security> {
+    let given = given(GRPC.section(), server, Role::Worker, Strangers::Refused)?;
+    let join: Option<Invitation> = match join.as_deref() {
+        Some(text) => Some(text.parse().map_err(|_| BadSetting {
+            message: "`--join` is not TOKEN@HOST:PORT".to_owned(),
+            hint: "copy the whole of it, as `jobctl scheduler` printed it".to_owned(),
+        })?),
+        None => None,
+    };
+    if let Some(join) = &join {
+        dialled("--join", &join.address)?;
+    }
+    match (given, join, insecure) {
+        (None, None, true) => Ok(Security::Insecure),
+        (Some(given), None, false) => Ok(Security::Given(given)),
+        (None, join, false) if server.use_tls == Some(false) && join.is_none() => {
+            Err(anyhow!(BadSetting {
+                message: "`grpc_server.use_tls` is false, and plain text was not asked for"
+                    .to_owned(),
+                hint: "leave it out, or pass `--insecure`, which is for loopback only".to_owned(),
+            }))
+        }
+        (None, join, false) => Ok(Security::Joined(join)),
+        _ => Err(anyhow!(BadSetting {
+            message: "a token, certificates of one's own and `--insecure` exclude each other"
+                .to_owned(),
+            hint: "leave out all but one".to_owned(),
+        })),
+    }
 }
 
 /// A program called like one of the two words is listed by its path.

@@ -12,8 +12,10 @@ use std::{
 
 use jobctl::{
     api::{Job, JobState, LogsQuery, QueryRequest, StartRequest, Worker, WorkerState},
-    client::{Client, Error, Logs, logs::Event},
+    client::{Client, Error, Logs, Proof, logs::Event},
+    identity::{Role, ca},
     ids::JobId,
+    net::accept::Bounds,
     roles::{
         scheduler::{self, Listeners},
         worker,
@@ -22,7 +24,10 @@ use jobctl::{
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Folder, binary, within};
+use crate::{
+    enrolled,
+    support::{Folder, binary, within},
+};
 
 /// How often the workers of a test send heartbeats: seldom enough that one on a
 /// busy machine is never given up.
@@ -59,11 +64,17 @@ impl Place {
     }
 
     pub(crate) fn server(self) -> String {
-        format!("http://{}", self.http())
+        format!("https://{}", self.http())
     }
 
+    /// Of an admin.
     pub(crate) fn client(self) -> Client {
-        Client::new(self.server().parse().unwrap()).unwrap()
+        self.client_as(Role::Admin)
+    }
+
+    pub(crate) fn client_as(self, role: Role) -> Client {
+        let proof = Proof::with(enrolled::credentials(role, "test")).unwrap();
+        Client::new(self.server().parse().unwrap(), &proof).unwrap()
     }
 }
 
@@ -93,12 +104,20 @@ impl<E: std::fmt::Debug> Running<E> {
 impl TestCluster {
     /// A scheduler and `workers` workers named w1, w2, …, all ready.
     pub(crate) async fn start(workers: usize) -> Self {
+        Self::start_with(workers, |_| {}).await
+    }
+
+    /// With a scheduler that differs from the others here.
+    pub(crate) async fn start_with(
+        workers: usize,
+        change: impl FnOnce(&mut scheduler::Config),
+    ) -> Self {
         let place = Place::new();
         let dir = Folder::new();
         let mut cluster = Self {
             client: place.client(),
             place,
-            scheduler: start_scheduler(place, &dir.path().join("scheduler")).await,
+            scheduler: start_scheduler_with(place, &dir.path().join("scheduler"), change).await,
             workers: Vec::new(),
             dir,
         };
@@ -111,31 +130,18 @@ impl TestCluster {
     }
 
     pub(crate) async fn start_worker(&self, number: usize) -> Running<worker::Error> {
-        let config = worker::Config {
-            name: format!("w{number}"),
-            scheduler: self.place.grpc(),
-            advertise: None,
-            data_dir: self.data_dir(number),
-            script_dir: None,
-            shim: binary(),
-            grace: GRACE,
-            output_limit: 1 << 30,
-            keep_finished: 1000,
-            on_stop: worker::OnStop::EndJobs,
-            control_groups: worker::ControlGroups::WherePossible,
-            rules: Default::default(),
-        };
-        let listener = TcpListener::bind(self.place.worker(number)).await.unwrap();
-        let shutdown = CancellationToken::new();
-        let task = tokio::spawn(worker::run(config, listener, shutdown.clone()));
-        Running { shutdown, task }
+        start_worker_with(self.place, number, &self.data_dir(number), |_| {}).await
     }
 
     /// Cuts the scheduler off, and starts another where it was, on its records.
     pub(crate) async fn restart_scheduler(&mut self) {
         self.scheduler.task.abort();
         within(&mut self.scheduler.task).await.unwrap_err();
-        self.scheduler = start_scheduler(self.place, &self.dir.path().join("scheduler")).await;
+        self.scheduler = start_scheduler(self.place, &self.scheduler_dir()).await;
+    }
+
+    fn scheduler_dir(&self) -> PathBuf {
+        self.dir.path().join("scheduler")
     }
 
     pub(crate) fn data_dir(&self, number: usize) -> PathBuf {
@@ -193,19 +199,64 @@ impl TestCluster {
 }
 
 pub(crate) async fn start_scheduler(place: Place, data: &Path) -> Running<scheduler::Error> {
+    start_scheduler_with(place, data, |_| {}).await
+}
+
+/// One that differs from the others here.
+pub(crate) async fn start_scheduler_with(
+    place: Place,
+    data: &Path,
+    change: impl FnOnce(&mut scheduler::Config),
+) -> Running<scheduler::Error> {
     let listeners = Listeners {
         http: bind(place.http()).await,
         grpc: bind(place.grpc()).await,
     };
-    let config = scheduler::Config {
+    let mut config = scheduler::Config {
         heartbeat_interval: HEARTBEAT,
         call_deadline: Duration::from_secs(10),
-        data_dir: data.to_owned(),
+        data_dir: enrolled::scheduler(data),
         keep_finished: 2000,
         keep_for: Duration::from_secs(3600),
+        keep_audit: Duration::from_secs(3600),
+        names: vec!["localhost".to_owned()],
+        security: scheduler::Security::OwnAuthority,
+        bounds: Bounds::default(),
+        certificate_lifetime: ca::LIFETIME,
     };
+    change(&mut config);
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(scheduler::run(config, listeners, shutdown.clone()));
+    Running { shutdown, task }
+}
+
+/// A worker that differs from the others here.
+pub(crate) async fn start_worker_with(
+    place: Place,
+    number: usize,
+    data: &Path,
+    change: impl FnOnce(&mut worker::Config),
+) -> Running<worker::Error> {
+    let mut config = worker::Config {
+        name: format!("w{number}"),
+        scheduler: Some(place.grpc()),
+        security: worker::Security::Joined(None),
+        bounds: worker::bounds(),
+        advertise: None,
+        data_dir: enrolled::worker(data, &format!("w{number}")),
+        script_dir: None,
+        shim: binary(),
+        grace: GRACE,
+        output_limit: 1 << 30,
+        keep_finished: 1000,
+        on_stop: worker::OnStop::EndJobs,
+        control_groups: worker::ControlGroups::WherePossible,
+        rules: worker::Rules::default(),
+    };
+    change(&mut config);
+    let listener = TcpListener::bind(place.worker(number)).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(worker::run(config, listener, shutdown.clone()));
     Running { shutdown, task }
 }
 
@@ -352,13 +403,17 @@ impl Process {
     }
 
     /// Runs a command with a file system of its own at `dir`, which holds only
-    /// `size`. It is nobody else's, and gone with the last process that sees it.
+    /// `size`, and in the beginning what was there. It is nobody else's, and gone with the last process that sees it.
     pub(crate) fn on_small_disk(command: &Command, dir: &Path, size: &str) -> Self {
+        let before = dir.with_extension("before");
+        fs::rename(dir, &before).unwrap();
         fs::create_dir_all(dir).unwrap();
         let mut unshare = Command::new("unshare");
         unshare.args(["--mount", "--user", "--map-root-user", "sh", "-c"]);
         let mount = format!("mount -t tmpfs -o size={size} tmpfs {}", dir.display());
-        unshare.arg(format!("{mount} && exec \"$@\"")).arg("sh");
+        let copy = format!("cp -a {}/. {}", before.display(), dir.display());
+        unshare.arg(format!("{mount} && {copy} && exec \"$@\""));
+        unshare.arg("sh");
         unshare.arg(command.get_program()).args(command.get_args());
         Self::run(unshare)
     }
@@ -372,7 +427,11 @@ impl Process {
         assert!(nsenter.status().unwrap().success());
     }
 
-    fn run(mut command: Command) -> Self {
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub(crate) fn run(mut command: Command) -> Self {
         Self(command.stdin(Stdio::null()).spawn().unwrap())
     }
 
@@ -380,7 +439,11 @@ impl Process {
         let mut command = Command::new(binary());
         command.args(["scheduler", "--log-level", "warn"]);
         command.args(["--http-addr", &place.http(), "--grpc-addr", &place.grpc()]);
-        command.arg("--data-dir").arg(data.join("scheduler"));
+        command.arg("--data-dir");
+        command.arg(enrolled::scheduler(&data.join("scheduler")));
+        command.arg("--client-dir").arg(data.join("client"));
+        // What it prints is a token, which nobody needs.
+        command.stdout(Stdio::null());
         command
     }
 
@@ -390,7 +453,8 @@ impl Process {
 
     pub(crate) fn worker_command(place: Place, number: usize, data: &Path) -> Command {
         let mut command = Command::new(binary());
-        command.args(["worker", "--log-level", "warn", "--grace", "300ms"]);
+        command.args(["worker", "--log-level", "warn"]);
+        command.env("JOBCTL_JOBS_GRACE", "300ms");
         command.args(["--name", &format!("w{number}")]);
         command.args([
             "--grpc-addr",
@@ -398,7 +462,8 @@ impl Process {
             "--scheduler",
             &place.grpc(),
         ]);
-        command.arg("--data-dir").arg(data);
+        command.arg("--data-dir");
+        command.arg(enrolled::worker(data, &format!("w{number}")));
         command
     }
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::TestCluster,
+    enrolled,
     typed::{Jobctl, nowhere},
 };
 
@@ -94,7 +95,7 @@ fn what_is_refused_says_why_and_changes_nothing() {
         (&["add", "x"], 2, "--server <URL>"),
         (
             &["add", "x", "--server", "http://x", "--ca-file", "missing"],
-            1,
+            2,
             "/missing",
         ),
         (
@@ -144,19 +145,12 @@ fn what_is_refused_says_why_and_changes_nothing() {
 async fn on_a_terminal_a_removal_is_asked_about() {
     let jobctl = Jobctl::new();
     let own = jobctl.client_dir().join("prod.pem");
-    fs::write(&own, "secret").unwrap();
-    fs::set_permissions(&own, fs::Permissions::from_mode(0o600)).unwrap();
-    let add = [
-        "context",
-        "add",
-        "prod",
-        "--server",
-        "http://x",
-        "--identity-file",
-    ];
-    jobctl
-        .run(&[&add[..], &[own.to_str().unwrap()]].concat())
-        .is(0, "");
+    let authorities = jobctl.folder().join("ca.pem");
+    enrolled::admin(&own, &authorities);
+    let add = ["context", "add", "prod", "--server", "https://x"];
+    let (own_file, ca_file) = (own.to_str().unwrap(), authorities.to_str().unwrap());
+    let files = ["--identity-file", own_file, "--ca-file", ca_file];
+    jobctl.run(&[&add[..], &files[..]].concat()).is(0, "");
     let remove = ["context", "remove", "prod"];
     let seen = jobctl.on_terminal(&remove, "\n").await;
     assert_eq!(seen.code, Some(1), "{seen:?}");
@@ -174,7 +168,15 @@ async fn commands_reach_the_cluster_of_the_context() {
     let cluster = TestCluster::start(1).await;
     let jobctl = Jobctl::new();
     let server = cluster.place.server();
-    added(&jobctl, "here", &server);
+    let (identity, authorities) = (
+        jobctl.client_dir().join("here.pem"),
+        jobctl.client_dir().join("here.ca.pem"),
+    );
+    enrolled::admin(&identity, &authorities);
+    let (identity, authorities) = (identity.to_str().unwrap(), authorities.to_str().unwrap());
+    let files = ["--identity-file", identity, "--ca-file", authorities];
+    let add = ["context", "add", "here", "--server", &server];
+    jobctl.run(&[&add[..], &files[..]].concat()).is(0, "");
     added(&jobctl, "nowhere", &nowhere());
     jobctl.run(&["context", "use", "nowhere"]).is(0, "");
     let unreachable = jobctl.ask(&["workers", "-o", "name"]).await;

@@ -29,7 +29,9 @@ const NOBODY: u32 = 65534;
 /// Has a worker run without the rights of root, where the tests have them: root
 /// could do what is tried here in any case.
 fn without_rights(place: Place, dir: &Folder) -> Command {
-    let worker = Process::worker_command(place, 1, &dir.path().join("w1"));
+    let mut worker = Process::worker_command(place, 1, &dir.path().join("w1"));
+    // These tests call the worker themselves, in place of a scheduler.
+    worker.arg("--insecure");
     if !geteuid().is_root() {
         return worker;
     }
@@ -39,8 +41,14 @@ fn without_rights(place: Place, dir: &Folder) -> Command {
         fs::copy(support::binary(), &binary).unwrap();
     }
     chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let data = dir.path().join("w1");
+    for entry in fs::read_dir(&data).unwrap() {
+        chown(entry.unwrap().path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    chown(data, Some(NOBODY), Some(NOBODY)).unwrap();
     let mut command = Command::new(binary);
     command.args(worker.get_args()).uid(NOBODY).gid(NOBODY);
+    command.env("JOBCTL_JOBS_GRACE", "300ms");
     command
 }
 
@@ -112,12 +120,21 @@ async fn a_job_that_kills_its_worker_and_one_that_kills_its_shim_do_not_hide_the
         let started = within(client.clone().start_job(sh(script))).await.unwrap();
         started.into_inner().job_id.parse().unwrap()
     };
-    let fifo = dir.path().join("go");
-    mkfifo(&fifo);
-    fs::set_permissions(&fifo, fs::Permissions::from_mode(0o666)).unwrap();
+    let [fifo, shot] = ["go", "shot"].map(|name| {
+        let fifo = dir.path().join(name);
+        mkfifo(&fifo);
+        fs::set_permissions(&fifo, fs::Permissions::from_mode(0o666)).unwrap();
+        fifo
+    });
     let waits = format!("read go < {}; ", fifo.display());
     let bystander = start(&first, &format!("{waits} echo unharmed")).await;
-    let killer = start(&first, "kill -9 $(ps -o ppid= -p $PPID); echo done; exit 7").await;
+    // Not before its start was answered.
+    let kill = format!(
+        "read shot < {}; kill -9 $(ps -o ppid= -p $PPID)",
+        shot.display()
+    );
+    let killer = start(&first, &format!("{kill}; echo done; exit 7")).await;
+    fs::write(&shot, "\n").unwrap();
     assert_eq!(within(worker.code()).await, None, "it was killed");
 
     let worker = Process::from(without_rights(place, &dir).spawn().unwrap());

@@ -224,7 +224,8 @@ async fn ctrl_c_while_following_detaches() {
     let cluster = TestCluster::start(1).await;
     let job = cluster.sh("echo begun; sleep 600").await;
     let server = cluster.place.server();
-    let mut logs = Jobctl::new().begin(&["logs", "-f", "last", "--server", &server]);
+    let jobctl = Jobctl::of(&cluster);
+    let mut logs = jobctl.begin(&["logs", "-f", "last", "--server", &server]);
     assert_eq!(logs.line().await, "begun\n");
     logs.signal(rustix::process::Signal::INT);
     let run = logs.end().await;
@@ -240,7 +241,8 @@ async fn ctrl_c_while_following_detaches() {
 async fn a_reader_that_goes_away_ends_a_follower_quietly() {
     let cluster = TestCluster::start(1).await;
     cluster.sh("while :; do echo line; done").await;
-    let mut logs = Jobctl::of(&cluster).begin(&["logs", "-f", "last"]);
+    let jobctl = Jobctl::of(&cluster);
+    let mut logs = jobctl.begin(&["logs", "-f", "last"]);
     assert_eq!(logs.line().await, "line\n");
     let run = logs.closed().await;
     run.is(0, "");

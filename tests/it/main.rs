@@ -6,11 +6,13 @@
     reason = "a test fails by panicking, and so do the functions it calls"
 )]
 
+mod access;
 mod cli;
 mod cluster;
 mod completions;
 mod context;
 mod dev;
+mod enrolled;
 mod faults;
 mod hostile;
 mod jobs;

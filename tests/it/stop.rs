@@ -155,7 +155,8 @@ async fn ctrl_c_says_that_the_stop_goes_on() {
         .await;
     let mut logs = within(cluster.client.logs(everything(id))).await.unwrap();
     within(logs.next()).await.unwrap();
-    let mut stop = Jobctl::of(&cluster).begin(&["stop", "-v", "--grace", "1h", "last"]);
+    let jobctl = Jobctl::of(&cluster);
+    let mut stop = jobctl.begin(&["stop", "-v", "--grace", "1h", "last"]);
     stop.says("POST /query 200", 1).await;
     stop.signal(rustix::process::Signal::INT);
     let run = stop.end().await;

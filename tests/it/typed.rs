@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     cluster::{Place, TestCluster},
+    enrolled,
     support::{binary, within},
 };
 
@@ -73,10 +74,12 @@ impl Jobctl {
 
     /// With `JOBCTL_SERVER` set.
     pub(crate) fn at(server: impl fmt::Display) -> Self {
-        Self {
+        let jobctl = Self {
             server: Some(server.to_string()),
             ..Self::new()
-        }
+        };
+        enrolled::client(jobctl.client_dir(), &server.to_string());
+        jobctl
     }
 
     pub(crate) fn of(cluster: &TestCluster) -> Self {

@@ -56,7 +56,8 @@ async fn ctrl_c_detaches_from_what_has_not_ended_yet() {
     let ended = cluster.sh("exit 0").await;
     let id = cluster.sh("sleep 600").await;
     cluster.end_of(ended).await;
-    let mut wait = Jobctl::of(&cluster).begin(&["wait", "-v", &ended.to_string(), "last"]);
+    let jobctl = Jobctl::of(&cluster);
+    let mut wait = jobctl.begin(&["wait", "-v", &ended.to_string(), "last"]);
     wait.says("POST /query 200", 2).await;
     wait.signal(Signal::INT);
     let run = wait.end().await;

@@ -15,7 +15,7 @@ use jobctl::{
         CODE, JobState, JobStatus, OutputStream, QueryJobRequest, StartJobRequest, StopJobRequest,
         StreamJobRequest, StreamJobResponse, worker_client::WorkerClient,
     },
-    roles::worker::{self, Config, ControlGroups, OnStop},
+    roles::worker::{self, Config, ControlGroups, OnStop, Security},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,9 @@ fn config(dir: &Path) -> Config {
     Config {
         name: "w1".into(),
         // Reserved for tests like this one: nothing ever listens there.
-        scheduler: "127.0.0.1:1".into(),
+        scheduler: Some("127.0.0.1:1".into()),
+        security: Security::Insecure,
+        bounds: worker::bounds(),
         advertise: None,
         data_dir: dir.join("data"),
         script_dir: None,

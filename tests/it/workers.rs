@@ -84,9 +84,11 @@ async fn a_second_worker_of_a_name_is_refused() {
     let dir = Folder::new();
     let config = jobctl::roles::worker::Config {
         name: "w1".into(),
-        scheduler: cluster.place.grpc(),
+        scheduler: Some(cluster.place.grpc()),
+        security: jobctl::roles::worker::Security::Joined(None),
+        bounds: jobctl::roles::worker::bounds(),
         advertise: None,
-        data_dir: dir.path().to_owned(),
+        data_dir: crate::enrolled::worker(dir.path(), "w1"),
         script_dir: None,
         shim: crate::support::binary(),
         grace: std::time::Duration::from_secs(1),
@@ -276,26 +278,8 @@ async fn a_second_signal_ends_a_draining_worker_at_once() {
     let place = Place::new();
     let dir = Folder::new();
     let _scheduler = Process::scheduler(place, dir.path());
-    let mut command = std::process::Command::new(crate::support::binary());
-    command.args([
-        "worker",
-        "--name",
-        "w1",
-        "--grace",
-        "1h",
-        "--log-level",
-        "warn",
-    ]);
-    command.args([
-        "--grpc-addr",
-        &place.worker(1),
-        "--scheduler",
-        &place.grpc(),
-    ]);
-    command
-        .arg("--drain-on-stop")
-        .arg("--data-dir")
-        .arg(dir.path().join("w1"));
+    let mut command = Process::worker_command(place, 1, &dir.path().join("w1"));
+    command.args(["--drain-on-stop", "--grace", "1h"]);
     let worker = Process::from(command.spawn().unwrap());
     let client = connected(place).await;
     let id = client
@@ -341,7 +325,7 @@ async fn a_copy_of_a_data_folder_does_not_become_the_worker_it_was_taken_from() 
     let client = connected(place).await;
     let copy = dir.path().join("copy");
     fs::create_dir(&copy).unwrap();
-    for file in ["worker-id", "journal"] {
+    for file in ["identity.pem", "ca.pem", "scheduler", "journal"] {
         fs::copy(dir.path().join("w1").join(file), copy.join(file)).unwrap();
     }
     let id = client.start(&sh("sleep 600")).await.unwrap().job_id;

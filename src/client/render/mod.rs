@@ -5,7 +5,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
 };
 
 use anstream::{AutoStream, ColorChoice};
@@ -13,9 +13,11 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    api::{Job, Worker},
+    api::{Certificate, Job, Token, Worker},
     client::{
+        audit::Entry,
         contexts::Named,
+        proof::{Authority, Who},
         visible::{is_unsafe, visible},
     },
 };
@@ -30,11 +32,12 @@ mod units;
 pub use messages::{ask, failure, is_attended, note, remark, usage};
 pub use output::{Controls, JobOutput, Look, Timestamps};
 pub use progress::{Spinner, patiently};
-pub use rows::quoted;
+pub use rows::{quoted, short};
 
 use rows::{
-    CONTEXTS, CONTEXTS_WIDE, JOBS, JOBS_WIDE, WORKERS, WORKERS_WIDE, block, context_block,
-    context_row, job_row, worker_row,
+    AUTHORITIES, CERTIFICATES, CERTIFICATES_WIDE, CONTEXTS, CONTEXTS_WIDE, JOBS, JOBS_WIDE, TOKENS,
+    TOKENS_WIDE, WORKERS, WORKERS_WIDE, authority_row, block, certificate_row, context_block,
+    context_row, entry_line, job_row, token_row, worker_row,
 };
 use table::{Shape, table};
 
@@ -146,20 +149,119 @@ pub fn workers(workers: &[Worker], format: Format) -> Result<(), Error> {
     }
 }
 
-/// Shows contexts as they were asked for.
-pub fn contexts(contexts: &[Named], format: Format, many: Many) -> Result<(), Error> {
+/// Shows tokens as a list.
+pub fn tokens(tokens: &[Token], format: Format) -> Result<(), Error> {
+    let id = |token: &Token| token.id.to_string();
+    match format {
+        Format::Table { wide, headers } => {
+            let now = Timestamp::now();
+            let header: &[&str] = if wide { &TOKENS_WIDE } else { &TOKENS };
+            let rows = tokens.iter().map(|token| token_row(token, wide, now));
+            table(&Shape::of_stdout(), header, headers, rows.collect())
+        }
+        _ => documents(tokens, format, Many::List, id, |token| {
+            named_or(&token.name, id(token))
+        }),
+    }
+}
+
+/// Shows certificates as a list.
+pub fn certificates(certificates: &[Certificate], format: Format) -> Result<(), Error> {
+    let id = |certificate: &Certificate| certificate.id.to_string();
+    match format {
+        Format::Table { wide, headers } => {
+            let now = Timestamp::now();
+            let header: &[&str] = if wide {
+                &CERTIFICATES_WIDE
+            } else {
+                &CERTIFICATES
+            };
+            let row = |certificate| certificate_row(certificate, wide, now);
+            let rows = certificates.iter().map(row);
+            table(&Shape::of_stdout(), header, headers, rows.collect())
+        }
+        _ => documents(certificates, format, Many::List, id, |certificate| {
+            named_or(&certificate.name, id(certificate))
+        }),
+    }
+}
+
+fn named_or(name: &str, id: String) -> String {
+    match name {
+        "" => id,
+        name => name.to_owned(),
+    }
+}
+
+/// Shows authorities as a list.
+pub fn authorities(authorities: &[Authority], format: Format) -> Result<(), Error> {
+    let id = |authority: &Authority| authority.fingerprint.clone();
+    match format {
+        Format::Table { headers, .. } => {
+            let rows = authorities.iter().map(authority_row);
+            table(&Shape::of_stdout(), &AUTHORITIES, headers, rows.collect())
+        }
+        _ => documents(authorities, format, Many::List, id, id),
+    }
+}
+
+/// Shows a line of the audit log to a person, with what is in it most of all.
+pub fn audit_entry(line: &[u8]) -> Result<(), Error> {
+    let entry: Entry = serde_json::from_slice(line)?;
+    Ok(data(&entry_line(&entry, Shape::of_stdout().colour))?)
+}
+
+/// Writes a line of the audit log as it is, but on a terminal, which would act
+/// upon what is in it.
+pub fn audit_line(line: &[u8]) -> Result<(), Error> {
+    let text = String::from_utf8_lossy(line);
+    if io::stdout().is_terminal() {
+        return Ok(data(&(escaped(text.into_owned()) + "\n"))?);
+    }
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(line)
+        .and_then(|()| stdout.write_all(b"\n"))
+        .and_then(|()| stdout.flush());
+    Ok(written.map_err(OutputError::from)?)
+}
+
+/// Shows contexts as a list.
+pub fn contexts(contexts: &[Named], format: Format) -> Result<(), Error> {
     let name = |named: &Named| named.name.clone();
-    match (format, many) {
-        (Format::Table { wide, headers }, Many::List) => {
+    match format {
+        Format::Table { wide, headers } => {
             let header: &[&str] = if wide { &CONTEXTS_WIDE } else { &CONTEXTS };
             let rows = contexts.iter().map(|named| context_row(named, wide));
             table(&Shape::of_stdout(), header, headers, rows.collect())
         }
-        (Format::Table { .. }, Many::Several | Many::Named) => {
-            let blocks: Vec<_> = contexts.iter().map(context_block).collect();
-            Ok(data(&blocks.join("\n"))?)
-        }
-        _ => documents(contexts, format, many, name, name),
+        _ => documents(contexts, format, Many::List, name, name),
+    }
+}
+
+/// A context, and who one is in it.
+#[derive(Debug, Serialize)]
+pub struct Whose {
+    /// The context.
+    #[serde(flatten)]
+    pub named: Named,
+    /// None: it has no certificate that could be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub who: Option<Who>,
+}
+
+/// Shows a context in full.
+pub fn context(context: &Whose, format: Format) -> Result<(), Error> {
+    let name = |context: &Whose| context.named.name.clone();
+    match format {
+        Format::Table { .. } => Ok(data(&context_block(context, Timestamp::now()))?),
+        _ => documents(
+            std::slice::from_ref(context),
+            format,
+            Many::Named,
+            name,
+            name,
+        ),
     }
 }
 

@@ -4,14 +4,21 @@ use std::{borrow::Cow, fmt::Write as _, path::PathBuf};
 
 use anstyle::{AnsiColor, Style};
 use jiff::{SignedDuration, Timestamp};
+use uuid::Uuid;
 
 use super::{
+    Whose,
     table::{Cell, cell, cell_or, styled},
-    units::{age, length, size},
+    units::{age, length, size, when},
 };
 use crate::{
-    api::{Job, JobState, Worker, WorkerState},
-    client::{contexts::Named, visible::visible},
+    api::{Certificate, Job, JobState, Token, Worker, WorkerState},
+    client::{
+        audit::Entry,
+        contexts::Named,
+        proof::{Authority, Who},
+        visible::visible,
+    },
 };
 
 pub(super) const JOBS: [&str; 7] = ["ID", "NAME", "STATE", "EXIT", "WORKER", "AGE", "COMMAND"];
@@ -29,6 +36,91 @@ pub(super) const WORKERS_WIDE: [&str; 10] = [
 pub(super) const CONTEXTS: [&str; 4] = ["NAME", "CURRENT", "SERVER", "CREDENTIAL"];
 pub(super) const CONTEXTS_WIDE: [&str; 6] =
     ["NAME", "CURRENT", "SERVER", "CA", "IDENTITY", "TOKEN"];
+
+pub(super) const TOKENS: [&str; 6] = ["ID", "KIND", "ROLE", "NAME", "STATE", "EXPIRES"];
+pub(super) const TOKENS_WIDE: [&str; 7] = ["ID", "KIND", "ROLE", "NAME", "STATE", "AGE", "EXPIRES"];
+
+pub(super) const CERTIFICATES: [&str; 6] = ["ID", "ROLE", "NAME", "STATE", "EXPIRES", "SERIAL"];
+pub(super) const CERTIFICATES_WIDE: [&str; 7] =
+    ["ID", "ROLE", "NAME", "STATE", "AGE", "EXPIRES", "SERIAL"];
+
+pub(super) const AUTHORITIES: [&str; 2] = ["FINGERPRINT", "EXPIRES"];
+
+pub(super) fn token_row(token: &Token, wide: bool, now: Timestamp) -> Vec<Cell> {
+    let (state, colour) = match (token.revoked_at, token.used_at) {
+        (Some(_), _) => ("revoked", Some(AnsiColor::Red)),
+        (None, Some(_)) => ("used", None),
+        (None, None) if token.expires_at <= now => ("expired", Some(AnsiColor::Yellow)),
+        (None, None) => ("good", Some(AnsiColor::Green)),
+    };
+    let mut row = vec![
+        cell(token.id),
+        cell(token.kind.as_str()),
+        cell(token.role),
+        cell(&token.name),
+        styled(state, colour),
+    ];
+    if wide {
+        row.push(cell(age(now, token.created_at)));
+    }
+    row.push(cell(when(now, token.expires_at)));
+    row
+}
+
+pub(super) fn certificate_row(certificate: &Certificate, wide: bool, now: Timestamp) -> Vec<Cell> {
+    let (state, colour) = match certificate.revoked_at {
+        Some(_) => ("revoked", Some(AnsiColor::Red)),
+        None if certificate.expires_at <= now => ("expired", Some(AnsiColor::Yellow)),
+        None => ("good", Some(AnsiColor::Green)),
+    };
+    let mut row = vec![
+        cell(short(certificate.id)),
+        cell(certificate.role),
+        cell(&certificate.name),
+        styled(state, colour),
+    ];
+    if wide {
+        row.push(cell(age(now, certificate.issued_at)));
+    }
+    row.push(cell(when(now, certificate.expires_at)));
+    row.push(cell(&certificate.serial));
+    row
+}
+
+/// The first digits of an id, as of a job's.
+pub fn short(id: Uuid) -> String {
+    let digits = id.simple().to_string();
+    digits[..12].to_owned()
+}
+
+pub(super) fn authority_row(authority: &Authority) -> Vec<Cell> {
+    let expires = authority.expires_at.map(|at| format!("{at:.0}"));
+    vec![cell(&authority.fingerprint), cell_or(expires)]
+}
+
+/// A line of the audit log. Its columns are as wide as most need, because the
+/// next one has not come yet.
+pub(super) fn entry_line(entry: &Entry, colour: bool) -> String {
+    let refused = match entry.result.as_str() {
+        "ok" => Style::new(),
+        _ if colour => AnsiColor::Red.on_default(),
+        _ => Style::new(),
+    };
+    let shown = |text: &str| match text {
+        "" => "-".to_owned(),
+        text => visible(text).into_owned(),
+    };
+    let address = entry.address.as_deref().unwrap_or_default();
+    let result = shown(&entry.result);
+    format!(
+        "{:.0}  {:<16}  {:<21}  {:<12}  {refused}{result}{refused:#}  {}\n",
+        entry.at,
+        shown(&entry.who),
+        shown(address),
+        shown(&entry.action),
+        shown(&entry.target),
+    )
+}
 
 pub(super) fn job_row(job: &Job, wide: bool, now: Timestamp) -> Vec<Cell> {
     let mut row = vec![
@@ -121,8 +213,13 @@ pub(super) fn context_row(named: &Named, wide: bool) -> Vec<Cell> {
 }
 
 /// A context in full.
-pub(super) fn context_block(named: &Named) -> String {
+pub(super) fn context_block(Whose { named, who }: &Whose, now: Timestamp) -> String {
     let context = &named.context;
+    let you = |who: &Who| match who.name.as_str() {
+        "" => who.role.to_string(),
+        name => format!("{} {name}", who.role),
+    };
+    let until = |at: Timestamp| format!("{at:.0} ({})", when(now, at));
     let path = |file: &Option<PathBuf>| file.as_ref().map(|file| file.display().to_string());
     in_full(
         [
@@ -135,6 +232,12 @@ pub(super) fn context_block(named: &Named) -> String {
             ("CA", path(&context.ca_file)),
             ("Identity", path(&context.identity_file)),
             ("Token", path(&context.token_file)),
+            ("You", who.as_ref().map(you)),
+            ("Your id", who.as_ref().map(|who| who.id.to_string())),
+            (
+                "Good until",
+                who.as_ref().and_then(|who| who.expires_at).map(until),
+            ),
         ]
         .map(|(key, value)| (key, value.map(|value| visible(&value).into_owned()))),
     )
@@ -353,6 +456,82 @@ pub(super) mod tests {
         assert!(text.contains('\u{1b}'), "{text:?}");
         let plain = anstream::adapter::strip_str(&text).to_string();
         assert_eq!(plain, laid_out(&shape(None), &JOBS, false, rows()));
+    }
+
+    #[test]
+    fn a_token_and_a_certificate_say_whether_they_are_good() {
+        let hour = SignedDuration::from_hours(1);
+        let good = Token {
+            id: "aaaabbbb".parse().unwrap(),
+            kind: crate::api::TokenKind::Join,
+            role: crate::identity::Role::Worker,
+            name: String::new(),
+            created_at: now() - hour,
+            expires_at: now() + hour,
+            used_at: None,
+            revoked_at: None,
+        };
+        let row = |token: &Token| {
+            let rows = vec![token_row(token, false, now())];
+            laid_out(&shape(None), &TOKENS, false, rows)
+        };
+        assert_eq!(row(&good), "aaaabbbb  join  worker  -  good  in 1h\n");
+        let mut token = good.clone();
+        token.expires_at = now() - hour;
+        assert_eq!(row(&token), "aaaabbbb  join  worker  -  expired  1h ago\n");
+        token.used_at = Some(now());
+        assert!(row(&token).contains("  used  "));
+        token.revoked_at = Some(now());
+        assert!(row(&token).contains("  revoked  "));
+        assert_eq!(token_row(&good, true, now()).len(), TOKENS_WIDE.len());
+
+        let mut certificate = Certificate {
+            id: Uuid::from_u128(0x3f2a_8b1c_9d4e << 80),
+            role: crate::identity::Role::Admin,
+            name: "root".into(),
+            serial: "5a".repeat(16),
+            issued_at: now() - hour,
+            expires_at: now() + hour,
+            revoked_at: None,
+        };
+        let row = |certificate: &Certificate| {
+            let rows = vec![certificate_row(certificate, false, now())];
+            let text = laid_out(&shape(Some(80)), &CERTIFICATES, true, rows);
+            fits(&text, 80);
+            text
+        };
+        let shown = row(&certificate);
+        assert!(
+            shown.contains("3f2a8b1c9d4e  admin  root  good   in 1h    5a5a"),
+            "{shown}"
+        );
+        certificate.expires_at = now();
+        assert!(row(&certificate).contains("  expired  "));
+        certificate.revoked_at = Some(now());
+        assert!(row(&certificate).contains("  revoked  "));
+        let wide = certificate_row(&certificate, true, now());
+        assert_eq!(wide.len(), CERTIFICATES_WIDE.len());
+    }
+
+    #[test]
+    fn a_line_of_the_audit_log_does_nothing_to_a_terminal() {
+        let mut entry = Entry {
+            at: now(),
+            who: "operator alice".into(),
+            address: None,
+            action: "start".into(),
+            target: "evil\u{1b}[2J\n".into(),
+            result: "forbidden".into(),
+        };
+        let line = entry_line(&entry, false);
+        assert_eq!(
+            line,
+            "2026-01-02T03:04:05Z  operator alice    -                      start         \
+             forbidden  evil^[[2J\\n\n"
+        );
+        assert!(entry_line(&entry, true).contains('\u{1b}'));
+        entry.result = "ok".into();
+        assert!(!entry_line(&entry, true).contains('\u{1b}'));
     }
 
     #[test]

@@ -9,6 +9,14 @@ pub(super) fn age(now: Timestamp, then: Timestamp) -> String {
     ))
 }
 
+/// How far `then` is from now, in either direction.
+pub(super) fn when(now: Timestamp, then: Timestamp) -> String {
+    match then > now {
+        true => format!("in {}", age(then, now)),
+        false => format!("{} ago", age(now, then)),
+    }
+}
+
 /// A length of time in one or two units: `3m`, `2h 5m`, `250ms`.
 pub(super) fn length(duration: SignedDuration) -> String {
     let seconds = duration.as_secs().max(0);
@@ -58,6 +66,11 @@ mod tests {
             assert_eq!(length(SignedDuration::from_secs(seconds)), text);
         }
         assert_eq!(length(SignedDuration::from_millis(250)), "250ms");
+        let now = Timestamp::UNIX_EPOCH;
+        let hour = SignedDuration::from_hours(1);
+        assert_eq!(when(now, now + hour), "in 1h");
+        assert_eq!(when(now, now - hour), "1h ago");
+        assert_eq!(when(now, now), "0s ago");
     }
 
     #[test]

@@ -9,12 +9,15 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use super::store;
 use crate::{
     api,
+    identity::{Role, token::TokenId},
     ids::{JobId, WorkerId},
+    net::accept::Unfinished,
     proto,
 };
 
@@ -25,7 +28,10 @@ pub(super) enum Error {
     BadRequest(String),
     #[error("the body must be JSON, with content-type application/json")]
     UnsupportedMediaType,
-    #[error("the body is larger than {} bytes", api::MAX_BODY)]
+    #[error(
+        "the body is too large: {} bytes are taken, and fewer of who is not known",
+        api::MAX_BODY
+    )]
     BodyTooLarge,
     #[error("no such route: {0}")]
     RouteNotFound(String),
@@ -53,7 +59,7 @@ pub(super) enum Error {
     WorkerNameTaken { name: String, id: WorkerId },
     #[error(
         "worker {name} ({id}) is connected from {address}: if the data folder of this one is a \
-         copy, remove `worker-id`, `journal`, `output` and `results` from it"
+         copy, remove all of it but `scripts`, and have it join"
     )]
     WorkerIdInUse {
         name: String,
@@ -121,6 +127,47 @@ pub(super) enum Error {
     KeyReused(JobId),
     #[error("no space is left for the scheduler's records")]
     DiskFull(Option<JobId>),
+    #[error("who calls is not known: there is no certificate and no token")]
+    Unidentified,
+    #[error("{who} may not {call}{}", who_may(.takes))]
+    Forbidden {
+        who: String,
+        call: String,
+        /// Who may; empty: nobody.
+        takes: Vec<Role>,
+    },
+    #[error("the token is not valid")]
+    BadToken,
+    #[error("the token expired at {0}")]
+    TokenExpired(Timestamp),
+    #[error("the token was used before: it buys one certificate")]
+    TokenSpent,
+    #[error("the token is a {} token, which is not for this", .0.as_str())]
+    WrongToken(api::TokenKind),
+    #[error("the token is for the role {0}, which does not join here")]
+    TokenOfRole(Role),
+    #[error("token {0} not found")]
+    TokenNotFound(TokenId),
+    #[error("{0} tokens are good already; revoke some")]
+    TooManyTokens(usize),
+    #[error("what proves who calls was revoked")]
+    Revoked,
+    #[error("the certificate expired at {0}")]
+    CertificateExpired(Timestamp),
+    #[error("only a certificate can be renewed")]
+    NoCertificate,
+    #[error("the signing request is not a PKCS #10 request that its own key has signed")]
+    BadSigningRequest,
+    #[error("this cluster has no authority of its own: its certificates come from elsewhere")]
+    NoAuthority,
+    #[error("the authority was changed before, and the one before it is trusted until {0}")]
+    Overlapping(Timestamp),
+    #[error("a worker speaks for itself alone, and this is not worker {0}")]
+    NotItself(String),
+    #[error("'{0}' is not a name of this scheduler")]
+    ForeignHost(String),
+    #[error("a page of another site asks for this")]
+    CrossSite,
     #[error("the scheduler is shutting down")]
     ShuttingDown,
     #[error("an internal error, see the scheduler's log")]
@@ -192,11 +239,36 @@ impl Refusal {
     }
 }
 
+fn unidentified(word: &str) -> (StatusCode, Code, &str) {
+    (StatusCode::UNAUTHORIZED, Code::Unauthenticated, word)
+}
+
+fn forbidden(word: &str) -> (StatusCode, Code, &str) {
+    (StatusCode::FORBIDDEN, Code::PermissionDenied, word)
+}
+
+fn who_may(roles: &[Role]) -> String {
+    let words: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+    match words[..] {
+        [] => String::new(),
+        _ => format!(": that takes {}", words.join(" or ")),
+    }
+}
+
 fn did_you_mean(meant: &Option<String>, known: &[String]) -> String {
     match meant {
         Some(name) => format!(", did you mean {name}?"),
         None if known.is_empty() => String::new(),
         None => format!("; there is {}", known.join(", ")),
+    }
+}
+
+impl From<Unfinished> for Error {
+    fn from(unfinished: Unfinished) -> Self {
+        match unfinished {
+            Unfinished::TooLarge => Self::BodyTooLarge,
+            Unfinished::TooSlow | Unfinished::Broken => Self::BadRequest(unfinished.to_string()),
+        }
     }
 }
 
@@ -302,9 +374,32 @@ impl Error {
             | Self::WorkerLeft(_)
             | Self::TooManyFollowers { .. }
             | Self::NotReady { .. }
+            | Self::Unidentified
+            | Self::Forbidden { .. }
+            | Self::BadToken
+            | Self::TokenExpired(_)
+            | Self::TokenSpent
+            | Self::WrongToken(_)
+            | Self::TokenOfRole(_)
+            | Self::TokenNotFound(_)
+            | Self::TooManyTokens(_)
+            | Self::Revoked
+            | Self::CertificateExpired(_)
+            | Self::NoCertificate
+            | Self::BadSigningRequest
+            | Self::NoAuthority
+            | Self::Overlapping(_)
+            | Self::NotItself(_)
+            | Self::ForeignHost(_)
+            | Self::CrossSite
             | Self::ShuttingDown
             | Self::Internal => None,
         }
+    }
+
+    /// The code word.
+    pub(super) fn code(&self) -> &str {
+        self.statuses().2
     }
 
     /// The HTTP status, the gRPC status and the code word.
@@ -448,6 +543,43 @@ impl Error {
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::Unavailable,
                 api::code::SHUTTING_DOWN,
+            ),
+            Self::Unidentified => unidentified("unidentified"),
+            Self::BadToken => unidentified("bad_token"),
+            Self::TokenExpired(_) => unidentified("token_expired"),
+            Self::TokenSpent => unidentified("token_spent"),
+            Self::WrongToken(_) | Self::TokenOfRole(_) => unidentified("wrong_token"),
+            Self::CertificateExpired(_) => unidentified("certificate_expired"),
+            Self::Revoked => unidentified("revoked"),
+            Self::Forbidden { .. } => forbidden("forbidden"),
+            Self::NotItself(_) => forbidden("not_itself"),
+            Self::ForeignHost(_) => forbidden("foreign_host"),
+            Self::CrossSite => forbidden("cross_site"),
+            Self::TokenNotFound(_) => (StatusCode::NOT_FOUND, Code::NotFound, "token_not_found"),
+            Self::TooManyTokens(_) => (
+                StatusCode::CONFLICT,
+                Code::ResourceExhausted,
+                "too_many_tokens",
+            ),
+            Self::NoCertificate => (
+                StatusCode::BAD_REQUEST,
+                Code::FailedPrecondition,
+                "no_certificate",
+            ),
+            Self::BadSigningRequest => (
+                StatusCode::BAD_REQUEST,
+                Code::InvalidArgument,
+                "bad_signing_request",
+            ),
+            Self::NoAuthority => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                "no_authority",
+            ),
+            Self::Overlapping(_) => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                "authorities_overlap",
             ),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,

@@ -6,23 +6,32 @@ use std::{
     time::Duration,
 };
 
+use axum::{
+    Router,
+    extract::State,
+    middleware::{Next, from_fn_with_state},
+};
 use futures_util::{
     FutureExt as _, StreamExt as _,
     future::{self, BoxFuture},
     stream,
     stream::BoxStream,
 };
+use rustls::pki_types::CertificateDer;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Scheduler,
+    access::{Caller, Signed},
     error::Error,
     registry::{Link, Registration},
     store::{Store, Ticket},
     wire,
 };
 use crate::{
-    ids::{JobId, WorkerId},
+    identity::{Role, rules},
+    ids::{JobId, WorkerId, is_name},
+    net::accept::{self, Connection},
     proto::{self, scheduler_server::Scheduler as SchedulerService},
 };
 
@@ -49,14 +58,21 @@ impl SchedulerService for Service {
         &self,
         request: Request<proto::RegisterWorkerRequest>,
     ) -> Result<Response<proto::RegisterWorkerResponse>, Status> {
+        let caller = caller(&request);
         let asked = request.into_inner();
         let id = match asked.worker_id.as_str() {
-            "" => None,
-            text => {
-                let id = text.parse();
-                Some(id.map_err(|_| Error::BadWorkerId(text.to_owned()))?)
-            }
+            "" => caller.worker(),
+            text => Some(itself(&caller, text)?),
         };
+        // Or it could take the name by which jobs are given to another, which is away.
+        let owner = caller.worker().and_then(|own| {
+            let owner = self.scheduler.access.worker_called(&asked.name)?;
+            (owner != own).then_some(owner)
+        });
+        if let Some(id) = owner {
+            let name = asked.name;
+            return Err(Error::WorkerNameTaken { name, id }.into());
+        }
         let (id, session) = self
             .scheduler
             .registry
@@ -82,13 +98,41 @@ impl SchedulerService for Service {
         &self,
         request: Request<proto::DeregisterWorkerRequest>,
     ) -> Result<Response<proto::DeregisterWorkerResponse>, Status> {
-        let text = request.into_inner().worker_id;
-        let id = text.parse().map_err(|_| Error::BadWorkerId(text))?;
+        let caller = caller(&request);
+        let id = itself(&caller, &request.into_inner().worker_id)?;
         self.scheduler.registry.deregister(id)?;
         self.scheduler.jobs.left(id);
         Ok(Response::new(proto::DeregisterWorkerResponse {
             success: true,
         }))
+    }
+
+    async fn join(
+        &self,
+        request: Request<proto::JoinRequest>,
+    ) -> Result<Response<proto::CertificateResponse>, Status> {
+        let caller = caller(&request);
+        let asked = request.into_inner();
+        if !is_name(&asked.name) {
+            return Err(Error::BadName(asked.name).into());
+        }
+        let access = &self.scheduler.access;
+        let request = &asked.signing_request;
+        let signed = access
+            .join(&caller, &asked.token, request, &[Role::Worker], &asked.name)
+            .await?;
+        Ok(Response::new(certificate(signed)))
+    }
+
+    async fn renew_certificate(
+        &self,
+        request: Request<proto::RenewCertificateRequest>,
+    ) -> Result<Response<proto::CertificateResponse>, Status> {
+        let caller = caller(&request);
+        let asked = request.into_inner();
+        let access = &self.scheduler.access;
+        let signed = access.renew(&caller, &asked.signing_request).await?;
+        Ok(Response::new(certificate(signed)))
     }
 
     type HeartbeatStream = BoxStream<'static, Result<proto::HeartbeatResponse, Status>>;
@@ -100,6 +144,7 @@ impl SchedulerService for Service {
         request: Request<Streaming<proto::HeartbeatRequest>>,
     ) -> Result<Response<Self::HeartbeatStream>, Status> {
         let conversation = Conversation {
+            caller: caller(&request),
             scheduler: self.scheduler.clone(),
             messages: request.into_inner(),
             link: None,
@@ -118,9 +163,69 @@ impl SchedulerService for Service {
     }
 }
 
+/// Lets calls through that the table allows, each with its [`Caller`].
+pub(super) fn admitted(router: Router, scheduler: Scheduler) -> Router {
+    router.layer(from_fn_with_state(scheduler, admit))
+}
+
+async fn admit(
+    State(scheduler): State<Scheduler>,
+    mut request: axum::extract::Request,
+    next: Next,
+) -> axum::response::Response {
+    let access = &scheduler.access;
+    let call = request.uri().path();
+    let connection = request.extensions().get::<Connection>();
+    let mut caller = Caller::nobody(connection.map(|connection| connection.address));
+    let admitted = (|| {
+        caller = access.identify_worker(connection)?;
+        caller.may(rules::SCHEDULER_RPC, call)
+    })();
+    if let Err(error) = admitted {
+        access.refused(&caller, call, &error);
+        return Status::from(error).into_http();
+    }
+    let is_known = caller.role.is_some();
+    request.extensions_mut().insert(caller);
+    if !is_known {
+        let (head, body) = request.into_parts();
+        request = match accept::whole(body, scheduler.patience).await {
+            Ok(body) => axum::extract::Request::from_parts(head, body),
+            Err(error) => return Status::from(Error::from(error)).into_http(),
+        };
+    }
+    next.run(request).await
+}
+
+/// Who calls; nobody gets here of whom that is not known.
+fn caller<T>(request: &Request<T>) -> Caller {
+    let known = request.extensions().get().cloned();
+    known.unwrap_or_else(|| Caller::nobody(None))
+}
+
+/// The worker this is about, which must be the one that speaks.
+fn itself(caller: &Caller, text: &str) -> Result<WorkerId, Error> {
+    let id = text
+        .parse()
+        .map_err(|_| Error::BadWorkerId(text.to_owned()))?;
+    match caller.worker() {
+        Some(own) if own != id => Err(Error::NotItself(text.to_owned())),
+        Some(_) | None => Ok(id),
+    }
+}
+
+fn certificate(signed: Signed) -> proto::CertificateResponse {
+    let der = |certificate: &CertificateDer<'_>| certificate.to_vec();
+    proto::CertificateResponse {
+        certificate: der(&signed.certificate),
+        authorities: signed.authorities.iter().map(der).collect(),
+    }
+}
+
 /// One heartbeat stream.
 struct Conversation {
     scheduler: Scheduler,
+    caller: Caller,
     messages: Streaming<proto::HeartbeatRequest>,
     /// From the first message on.
     link: Option<Link>,
@@ -223,6 +328,11 @@ impl Conversation {
         let Some(message) = message else {
             return Ok(None);
         };
+        if let Some(link) = &self.link
+            && self.scheduler.access.has_expired(&self.caller)
+        {
+            return Err(Error::SessionOver(link.worker.id).into());
+        }
         let sequence = message.sequence;
         self.take_in(message).await?;
         if sequence > self.taken_in {
@@ -251,6 +361,7 @@ impl Conversation {
         proto::HeartbeatResponse {
             acknowledged: self.acknowledged,
             forget: Vec::new(),
+            renew: self.scheduler.access.is_behind(&self.caller),
         }
     }
 
@@ -263,6 +374,7 @@ impl Conversation {
         proto::HeartbeatResponse {
             acknowledged: self.acknowledged,
             forget: found.jobs.iter().map(ToString::to_string).collect(),
+            renew: false,
         }
     }
 
@@ -271,8 +383,7 @@ impl Conversation {
         let link = match &self.link {
             Some(link) => link,
             None => {
-                let text = message.worker_id;
-                let id = text.parse().map_err(|_| Error::BadWorkerId(text))?;
+                let id = itself(&self.caller, &message.worker_id)?;
                 let link = registry.open(id, &message.session)?;
                 self.link.insert(link)
             }

@@ -2,6 +2,7 @@
 //! in the cluster, and the record of every job. This file puts the parts
 //! together, and takes them apart at the end.
 
+mod access;
 mod error;
 mod grpc;
 mod http;
@@ -16,23 +17,32 @@ mod tests;
 mod wire;
 mod worker_rpc;
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use axum::serve::ListenerExt as _;
-use futures_util::{Stream, StreamExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
+use uuid::Uuid;
 
 pub use self::store::Error as StoreError;
 use self::{
+    access::{Access, Caller, Signing},
     grpc::Service,
     jobs::{Jobs, Needs},
     registry::Registry,
     store::{Keep, Loaded, Store, Writing},
+    worker_rpc::Calls,
 };
-use crate::proto::{self, scheduler_server::SchedulerServer};
+use crate::{
+    api,
+    identity::{Role, ca, tls::Tls, token::Fingerprint},
+    net::{
+        accept::{self, Bounds},
+        dial,
+    },
+    proto::{self, scheduler_server::SchedulerServer},
+};
 
 /// How long connections may take to end after a shutdown was asked for. What
 /// is left then belongs to peers who neither speak nor close.
@@ -40,9 +50,6 @@ const DRAIN: Duration = Duration::from_secs(3);
 
 /// How often it is recorded when workers were heard of last.
 const NOTE_HEARD: Duration = Duration::from_secs(30);
-
-/// Streams of one worker's connection: a heartbeat, and a few calls.
-const MAX_STREAMS: u32 = 256;
 
 /// A part of a worker's list of jobs, which travels with arguments and environments.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -60,6 +67,34 @@ pub struct Config {
     pub keep_finished: u64,
     /// How long a finished job is kept.
     pub keep_for: Duration,
+    /// How long a line of the audit log is kept.
+    pub keep_audit: Duration,
+    /// Names and addresses under which it is reached, beside any address: its
+    /// certificate bears them, and requests for others are refused.
+    pub names: Vec<String>,
+    /// How it is secured.
+    pub security: Security,
+    /// What each of its servers takes from outside.
+    pub bounds: Bounds,
+    /// How long the certificates live that it signs; each is replaced in the
+    /// middle of that time.
+    pub certificate_lifetime: Duration,
+}
+
+/// How a scheduler shows who it is, and tells who calls.
+#[derive(Clone, Debug)]
+pub enum Security {
+    /// With certificates that it signs itself.
+    OwnAuthority,
+    /// With certificates that somebody else signs.
+    Given {
+        /// Of the HTTP API.
+        http: Tls,
+        /// Of the gRPC API, and of its own calls to workers.
+        grpc: Tls,
+    },
+    /// Not at all: plain text, and a bearer token for the HTTP API.
+    Insecure,
 }
 
 /// Bound listeners, so that a caller can take port 0 and read the address.
@@ -74,12 +109,15 @@ pub struct Listeners {
 /// Why the scheduler could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The HTTP server ended.
-    #[error("cannot serve HTTP")]
-    Http(#[source] io::Error),
-    /// The gRPC server ended.
-    #[error("cannot serve gRPC")]
-    Grpc(#[source] tonic::transport::Error),
+    /// A listener does not say where it listens.
+    #[error("cannot serve")]
+    Listener(#[source] io::Error),
+    /// The cluster's authority cannot be had.
+    #[error("cannot use the authority of the cluster")]
+    Authority(#[from] ca::Error),
+    /// A certificate or a token that was asked for cannot be given.
+    #[error("cannot give out what proves who somebody is")]
+    Issue(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The file descriptors built into this binary are damaged.
     #[error("cannot offer gRPC reflection")]
     Reflection(#[source] tonic_reflection::server::Error),
@@ -88,30 +126,112 @@ pub enum Error {
     Store(StoreError),
 }
 
+impl Error {
+    fn issue(error: error::Error) -> Self {
+        Self::Issue(Box::new(error))
+    }
+}
+
 /// What every handler of a request holds.
 #[derive(Clone, Debug)]
 struct Scheduler {
     store: Store,
     registry: Registry,
     jobs: Jobs,
+    access: Access,
+    /// Under which it is reached.
+    names: Arc<[String]>,
+    /// How long the body of somebody who is not known may take.
+    patience: Duration,
+    /// Where workers find it.
+    grpc_address: SocketAddr,
     /// Ends whatever would stay open by itself: followers, waiting requests,
     /// heartbeats.
     closing: CancellationToken,
 }
 
-/// Serves until `shutdown`, or until a server fails. Returns when every call it
-/// made has been answered and everything it spawned has ended; jobs go on on
-/// their workers.
+/// Opens the scheduler and serves; see [`Opened::run`].
 pub async fn run(
     config: Config,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let (store, writing, loaded) = open(&config, &listeners).await?;
-    run_on(config, listeners, shutdown, (store, writing, loaded)).await
+    open(config, listeners).await?.run(shutdown).await
 }
 
-async fn open(config: &Config, listeners: &Listeners) -> Result<(Store, Writing, Loaded), Error> {
+/// A scheduler whose records and certificates are there, and that does not
+/// answer yet.
+#[derive(Debug)]
+pub struct Opened {
+    config: Config,
+    listeners: Listeners,
+    store: Store,
+    writing: Writing,
+    loaded: Loaded,
+    access: Access,
+    tls: ServerTls,
+}
+
+/// What the two servers show of themselves; None: they speak plain text.
+#[derive(Clone, Debug, Default)]
+struct ServerTls {
+    http: Option<Tls>,
+    grpc: Option<Tls>,
+}
+
+/// Opens the store and the authority in the data folder, and makes them where
+/// they are not there.
+///
+/// # Errors
+///
+/// When another scheduler has them, or they cannot be used.
+pub async fn open(config: Config, listeners: Listeners) -> Result<Opened, Error> {
+    let (store, writing, mut loaded) = open_store(&config, &listeners).await?;
+    let tokens = std::mem::take(&mut loaded.tokens);
+    let certificates = std::mem::take(&mut loaded.certificates);
+    let (access, tls) = match &config.security {
+        Security::OwnAuthority => {
+            let signing = Signing {
+                file: config.data_dir.join("ca.pem"),
+                hosts: config.names.clone(),
+                lifetime: config.certificate_lifetime,
+            };
+            let (access, tls) =
+                Access::with_authority(store.clone(), tokens, certificates, signing)?;
+            let tls = ServerTls {
+                http: Some(tls.clone()),
+                grpc: Some(tls),
+            };
+            (access, tls)
+        }
+        Security::Given { http, grpc } => {
+            let tls = ServerTls {
+                http: Some(http.clone()),
+                grpc: Some(grpc.clone()),
+            };
+            let access = Access::new(store.clone(), tokens, certificates, false);
+            (access, tls)
+        }
+        Security::Insecure => {
+            let access = Access::new(store.clone(), tokens, certificates, true);
+            (access, ServerTls::default())
+        }
+    };
+    Ok(Opened {
+        config,
+        listeners,
+        store,
+        writing,
+        loaded,
+        access,
+        tls,
+    })
+}
+
+async fn open_store(
+    config: &Config,
+    listeners: &Listeners,
+) -> Result<(Store, Writing, Loaded), Error> {
     let who = match (listeners.http.local_addr(), listeners.grpc.local_addr()) {
         (Ok(http), Ok(grpc)) => format!("http {http}, grpc {grpc}"),
         _ => "at unknown addresses".to_owned(),
@@ -120,64 +240,169 @@ async fn open(config: &Config, listeners: &Listeners) -> Result<(Store, Writing,
     let keep = Keep {
         finished: config.keep_finished,
         time: config.keep_for,
+        audit: config.keep_audit,
     };
     let opened = tokio::task::spawn_blocking(move || store::open(&folder, keep, &who));
     let opened = opened.await.unwrap_or(Err(StoreError::Ended));
     opened.map_err(Error::Store)
 }
 
-async fn run_on(
-    config: Config,
-    listeners: Listeners,
-    shutdown: CancellationToken,
-    (store, mut writing, loaded): (Store, Writing, Loaded),
-) -> Result<(), Error> {
-    tracing::info!(
-        epoch = loaded.epoch,
-        workers = loaded.workers.len(),
-        live_jobs = loaded.live.len(),
-        data_dir = %config.data_dir.display(),
-        "store opened"
-    );
-    let tracker = TaskTracker::new();
-    // Its own token, because a server that fails ends the rest as well.
-    let closing = shutdown.child_token();
-    // Also when this future is dropped, nothing may stay behind.
-    let ending = closing.clone().drop_guard();
-    let registry = Registry::new(
-        config.heartbeat_interval,
-        config.call_deadline,
-        loaded.epoch,
-        store.clone(),
-        loaded.workers,
-    );
-    let needs = Needs {
-        store: store.clone(),
-        registry: registry.clone(),
-        keep_for: config.keep_for,
-        call_deadline: config.call_deadline,
-        tracker: tracker.clone(),
-        closing: closing.clone(),
-    };
-    let scheduler = Scheduler {
-        store,
-        jobs: Jobs::new(needs, loaded.live),
-        registry: registry.clone(),
-        closing: closing.clone(),
-    };
-    tracker.spawn(watch_deadlines(scheduler.clone()));
-    tracker.spawn(note_signs_of_life(scheduler.clone()));
-    let served = tokio::select! {
-        served = serve(&config, listeners, scheduler, &tracker) => served,
-        error = writing.failed() => Err(Error::Store(error)),
-    };
-    drop(ending);
-    tracker.close();
-    tracker.wait().await;
-    registry.record_heard();
-    let written = writing.end().await;
-    tracing::info!("scheduler ended");
-    served.and(written.map_err(Error::Store))
+impl Opened {
+    /// Gives out what the first users and workers need.
+    pub fn issuer(&self) -> Issuer {
+        Issuer(self.access.clone())
+    }
+
+    /// Serves until `shutdown`, or until the store fails. Returns when every call
+    /// it made has been answered and everything it spawned has ended; jobs go on
+    /// on their workers.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let Self {
+            config,
+            listeners,
+            store,
+            mut writing,
+            loaded,
+            access,
+            tls,
+        } = self;
+        tracing::info!(
+            epoch = loaded.epoch,
+            workers = loaded.workers.len(),
+            live_jobs = loaded.live.len(),
+            data_dir = %config.data_dir.display(),
+            "store opened"
+        );
+        let tracker = TaskTracker::new();
+        // Its own token, because a server that fails ends the rest as well.
+        let closing = shutdown.child_token();
+        // Also when this future is dropped, nothing may stay behind.
+        let ending = closing.clone().drop_guard();
+        let calls = Calls {
+            deadline: config.call_deadline,
+            epoch: loaded.epoch,
+            security: match &tls.grpc {
+                Some(tls) => dial::Security::Tls(tls.clone()),
+                None => dial::Security::Insecure,
+            },
+        };
+        let registry = Registry::new(
+            config.heartbeat_interval,
+            calls,
+            store.clone(),
+            loaded.workers,
+        );
+        let needs = Needs {
+            store: store.clone(),
+            registry: registry.clone(),
+            keep_for: config.keep_for,
+            call_deadline: config.call_deadline,
+            tracker: tracker.clone(),
+            closing: closing.clone(),
+        };
+        let scheduler = Scheduler {
+            store,
+            jobs: Jobs::new(needs, loaded.live),
+            registry: registry.clone(),
+            access,
+            names: config.names.clone().into(),
+            patience: config.bounds.headers,
+            grpc_address: listeners.grpc.local_addr().map_err(Error::Listener)?,
+            closing: closing.clone(),
+        };
+        tracker.spawn(watch_deadlines(scheduler.clone()));
+        tracker.spawn(note_signs_of_life(scheduler.clone()));
+        tracker.spawn(keep_certificates(scheduler.clone()));
+        let served = tokio::select! {
+            served = serve(&config, listeners, scheduler, tls, &tracker) => served,
+            error = writing.failed() => Err(Error::Store(error)),
+        };
+        drop(ending);
+        tracker.close();
+        tracker.wait().await;
+        registry.record_heard();
+        let written = writing.end().await;
+        tracing::info!("scheduler ended");
+        served.and(written.map_err(Error::Store))
+    }
+}
+
+/// Gives out what the first users and workers of a cluster need; later ones get
+/// it through the HTTP API. Clones share the scheduler.
+#[derive(Clone, Debug)]
+pub struct Issuer(Access);
+
+impl Issuer {
+    /// Whether the cluster has an authority of its own.
+    pub fn has_authority(&self) -> bool {
+        self.0.fingerprints().is_some()
+    }
+
+    /// Whether this is one of those that sign, or signed, for this cluster.
+    pub fn is_authority(&self, fingerprint: Fingerprint) -> bool {
+        let own = self.0.fingerprints();
+        own.is_some_and(|own| own.contains(&fingerprint))
+    }
+
+    /// Whether a bearer token would be taken.
+    pub fn is_good(&self, token: &str) -> bool {
+        self.0.identify(None, Some(token)).is_ok()
+    }
+
+    /// Whether a worker has ever joined.
+    pub fn has_workers(&self) -> bool {
+        let certificates = self.0.certificates();
+        certificates
+            .iter()
+            .any(|certificate| certificate.role == Role::Worker)
+    }
+
+    /// Whether this id is not believed any more.
+    pub fn is_revoked(&self, id: Uuid) -> bool {
+        self.0.is_revoked(id)
+    }
+
+    /// A certificate for a new admin called `name`, for the key of a PKCS #10
+    /// request in DER.
+    pub async fn admin(
+        &self,
+        name: &str,
+        request: &[u8],
+    ) -> Result<api::CertificateResponse, Error> {
+        let signed = self.0.issue(Role::Admin, name, request).await;
+        signed.map(http::certificate).map_err(Error::issue)
+    }
+
+    /// A token that is good for `ttl`, as its bearer is given it: of a join token
+    /// all but where to go.
+    pub async fn token(
+        &self,
+        kind: api::TokenKind,
+        role: Role,
+        name: &str,
+        ttl: Duration,
+    ) -> Result<String, Error> {
+        let asked = api::CreateTokenRequest {
+            kind,
+            role,
+            name: Some(name.to_owned()),
+            ttl_ms: Some(wire::millis(ttl)),
+        };
+        let created = self.0.create_token(&Caller::itself(), &asked).await;
+        let (_, secret) = created.map_err(Error::issue)?;
+        match kind {
+            api::TokenKind::Bearer => Ok(secret.reveal()),
+            api::TokenKind::Join => self.0.join_token(&secret).map_err(Error::issue),
+        }
+    }
+}
+
+/// So that no certificate of this scheduler is ever too old.
+async fn keep_certificates(scheduler: Scheduler) {
+    tokio::select! {
+        () = scheduler.access.keep_current() => {}
+        () = scheduler.closing.cancelled() => {}
+    }
 }
 
 /// So that after a crash it is known about when a worker was heard of last.
@@ -196,20 +421,14 @@ async fn serve(
     config: &Config,
     listeners: Listeners,
     scheduler: Scheduler,
+    tls: ServerTls,
     tracker: &TaskTracker,
 ) -> Result<(), Error> {
     let closing = scheduler.closing.clone();
     if let (Ok(http), Ok(grpc)) = (listeners.http.local_addr(), listeners.grpc.local_addr()) {
-        tracing::info!(%http, %grpc, version = env!("CARGO_PKG_VERSION"), "scheduler listens");
+        let tls = tls.http.is_some();
+        tracing::info!(%http, %grpc, tls, version = env!("CARGO_PKG_VERSION"), "scheduler listens");
     }
-    let http = listeners.http.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY refused");
-        }
-    });
-    let http = axum::serve(http, http::router(scheduler.clone()))
-        .with_graceful_shutdown(closing.clone().cancelled_owned());
-
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<SchedulerServer<Service>>().await;
     let ended = closing.clone();
@@ -226,47 +445,45 @@ async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let service = Service {
-        scheduler,
+        scheduler: scheduler.clone(),
         heartbeat_interval: config.heartbeat_interval,
     };
-    let grpc = Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_keepalive_interval(Some(config.heartbeat_interval * 3))
-        .add_service(SchedulerServer::new(service).max_decoding_message_size(MAX_MESSAGE))
+    let service = SchedulerServer::new(service).max_decoding_message_size(MAX_MESSAGE);
+    let rpcs = Routes::new(service)
         .add_service(health_service)
         .add_service(reflection().build_v1().map_err(Error::Reflection)?)
-        .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?)
-        .serve_with_incoming_shutdown(accepted(listeners.grpc), closing.clone().cancelled_owned());
-
+        .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?);
+    let cuts = scheduler.access.cuts();
+    let http = accept::Server {
+        listener: listeners.http,
+        tls: tls.http,
+        router: http::router(scheduler.clone()),
+        bounds: config.bounds,
+        cuts: cuts.clone(),
+        protocol: accept::Protocol::Http,
+        name: "http",
+    };
+    let grpc = accept::Server {
+        listener: listeners.grpc,
+        tls: tls.grpc,
+        router: grpc::admitted(rpcs.into_axum_router(), scheduler),
+        bounds: config.bounds,
+        cuts,
+        protocol: accept::Protocol::Grpc,
+        name: "grpc",
+    };
     let servers = async {
-        let http = async { http.await.map_err(Error::Http) };
-        let grpc = async { grpc.await.map_err(Error::Grpc) };
-        tokio::try_join!(http, grpc).map(|_| ())
+        tokio::join!(http.run(closing.clone()), grpc.run(closing.clone()));
     };
     let overdue = async {
         closing.cancelled().await;
         tokio::time::sleep(DRAIN).await;
     };
     tokio::select! {
-        served = servers => served,
-        () = overdue => {
-            tracing::warn!("connections were still open at the end");
-            Ok(())
-        }
+        () = servers => {}
+        () = overdue => tracing::warn!("connections were still open at the end"),
     }
-}
-
-/// Connections as they come. When there are no more descriptors for them, trying
-/// again at once would be trying for ever.
-fn accepted(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    incoming.then(async |accepted| {
-        if let Err(error) = &accepted {
-            tracing::warn!(%error, "cannot accept connections of workers, waiting a second");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        accepted
-    })
+    Ok(())
 }
 
 async fn watch_deadlines(scheduler: Scheduler) {
@@ -274,7 +491,7 @@ async fn watch_deadlines(scheduler: Scheduler) {
         registry,
         jobs,
         closing,
-        store: _,
+        ..
     } = scheduler;
     tokio::select! {
         () = registry.watch_deadlines(|worker, why| jobs.unreachable(worker, why)) => {}

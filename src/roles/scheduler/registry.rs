@@ -21,7 +21,7 @@ use uuid::Uuid;
 use super::{
     error::Error,
     store::{Store, StoredWorker},
-    worker_rpc::WorkerRpc,
+    worker_rpc::{Calls, WorkerRpc},
 };
 use crate::{
     api,
@@ -77,8 +77,7 @@ struct Inner {
     /// A deadline was added.
     deadlines: Notify,
     patience: Duration,
-    call_deadline: Duration,
-    epoch: u64,
+    calls: Calls,
     store: Store,
 }
 
@@ -246,12 +245,11 @@ impl Member {
 
 impl Registry {
     /// Workers that are silent for three `heartbeat_interval`s are given up;
-    /// calls to them get `call_deadline` and bear `epoch`. Those that are `known`
+    /// `calls` says how they are called. Those that are `known`
     /// from before are unreachable until they register.
     pub(super) fn new(
         heartbeat_interval: Duration,
-        call_deadline: Duration,
-        epoch: u64,
+        calls: Calls,
         store: Store,
         known: Vec<StoredWorker>,
     ) -> Self {
@@ -259,7 +257,7 @@ impl Registry {
             .into_iter()
             .filter_map(|worker| {
                 let name = &worker.name;
-                match WorkerRpc::new(name, &worker.address, call_deadline, epoch) {
+                match WorkerRpc::new(worker.id, name, &worker.address, calls.clone()) {
                     Ok(rpc) => Some((worker.id, Member::remembered(worker, rpc))),
                     Err(error) => {
                         tracing::warn!(worker = name, %error, "a worker is not taken over");
@@ -273,15 +271,14 @@ impl Registry {
             ready: watch::Sender::new(0),
             deadlines: Notify::new(),
             patience: heartbeat_interval * MISSED,
-            call_deadline,
-            epoch,
+            calls,
             store,
         }))
     }
 
     /// Which start of the scheduler this is.
     pub(super) fn epoch(&self) -> u64 {
-        self.0.epoch
+        self.0.calls.epoch
     }
 
     /// Has it recorded when each worker was heard of last.
@@ -307,7 +304,6 @@ impl Registry {
             true => named_after(&asked.address),
             false => asked.name,
         };
-        let rpc = WorkerRpc::new(&name, &asked.address, self.0.call_deadline, self.0.epoch)?;
         if !ids::is_name(&name) {
             return Err(Error::BadName(name));
         }
@@ -321,6 +317,7 @@ impl Registry {
                 .find(|other| is_nameless && other.address == asked.address);
             known.map_or_else(WorkerId::random, |known| known.id)
         });
+        let rpc = WorkerRpc::new(id, &name, &asked.address, self.0.calls.clone())?;
         if let Some(earlier) = members.get(&id)
             && earlier.is_connected
             && (&earlier.address, &earlier.boot_id) != (&asked.address, &asked.boot_id)
@@ -683,7 +680,12 @@ mod tests {
 
     fn registry() -> Registry {
         let store = crate::roles::scheduler::store::scratch();
-        Registry::new(INTERVAL, Duration::from_secs(5), 1, store, Vec::new())
+        let calls = Calls {
+            deadline: Duration::from_secs(5),
+            epoch: 1,
+            security: crate::net::dial::Security::Insecure,
+        };
+        Registry::new(INTERVAL, calls, store, Vec::new())
     }
 
     fn asked(name: &str) -> Registration {

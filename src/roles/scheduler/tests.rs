@@ -23,7 +23,10 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    transport::{Channel, Server, server::TcpIncoming},
+};
 
 use super::*;
 use crate::{
@@ -54,6 +57,16 @@ struct TestScheduler {
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), Error>>,
     client: reqwest::Client,
+    /// Of an admin.
+    token: String,
+}
+
+fn client_with(token: &str) -> reqwest::Client {
+    crate::identity::install_crypto();
+    let bearer = format!("Bearer {token}").parse().unwrap();
+    let headers = [(header::AUTHORIZATION, bearer)].into_iter().collect();
+    let client = reqwest::Client::builder().default_headers(headers);
+    client.build().unwrap()
 }
 
 impl TestScheduler {
@@ -84,19 +97,28 @@ impl TestScheduler {
             data_dir: dir.path().to_owned(),
             keep_finished: keep,
             keep_for: Duration::from_secs(3600),
+            keep_audit: Duration::from_secs(3600),
+            names: vec!["localhost".to_owned()],
+            security: Security::Insecure,
+            bounds: Bounds::default(),
+            certificate_lifetime: crate::identity::ca::LIFETIME,
         };
         let http = listeners.http.local_addr().unwrap();
         let grpc = listeners.grpc.local_addr().unwrap();
         let shutdown = CancellationToken::new();
-        let opened = open(&config, &listeners).await.unwrap();
+        let opened = open(config, listeners).await.unwrap();
+        let issuer = opened.issuer();
+        let (kind, day) = (api::TokenKind::Bearer, Duration::from_secs(24 * 3600));
+        let token = issuer.token(kind, Role::Admin, "test", day).await.unwrap();
         Self {
             http,
             grpc,
-            store: opened.0.clone(),
+            store: opened.store.clone(),
             dir,
-            task: tokio::spawn(run_on(config, listeners, shutdown.clone(), opened)),
+            task: tokio::spawn(opened.run(shutdown.clone())),
             shutdown,
-            client: reqwest::Client::new(),
+            client: client_with(&token),
+            token,
         }
     }
 

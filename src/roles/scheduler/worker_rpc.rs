@@ -11,6 +11,7 @@ use tonic::{
     Request, Response, Status as GrpcStatus, Streaming,
     transport::{Channel, Endpoint, Uri},
 };
+use uuid::Uuid;
 
 use super::{
     error::Error,
@@ -18,7 +19,9 @@ use super::{
     wire,
 };
 use crate::{
-    ids::JobId,
+    identity::tls::Peer,
+    ids::{JobId, WorkerId},
+    net::dial::{self, Security},
     proto::{self, worker_client::WorkerClient},
 };
 
@@ -46,10 +49,18 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 pub(super) struct WorkerRpc {
     worker: Arc<str>,
     client: WorkerClient<Channel>,
-    deadline: Duration,
-    /// Which start of the scheduler this is.
-    epoch: u64,
+    calls: Calls,
     followers: Arc<Semaphore>,
+}
+
+/// What all calls to workers have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Calls {
+    /// Of every call but those that are streams.
+    pub(super) deadline: Duration,
+    /// Which start of the scheduler this is.
+    pub(super) epoch: u64,
+    pub(super) security: Security,
 }
 
 /// From where, and what, of a job's output.
@@ -70,13 +81,13 @@ pub(super) struct Output {
 }
 
 impl WorkerRpc {
-    /// Prepares the connection to the worker called `name`, and does not wait
-    /// for it. `address` must be host:port.
+    /// Prepares the connection to a worker, and does not wait for it. `address`
+    /// must be host:port; whoever else is there is not called.
     pub(super) fn new(
+        id: WorkerId,
         name: &str,
         address: &str,
-        deadline: Duration,
-        epoch: u64,
+        calls: Calls,
     ) -> Result<Self, Error> {
         let bad = || Error::BadAddress(address.to_owned());
         let uri: Uri = format!("http://{address}").parse().map_err(|_| bad())?;
@@ -89,19 +100,18 @@ impl WorkerRpc {
         {
             return Err(bad());
         }
-        let channel = Endpoint::from(uri)
-            .connect_timeout(CONNECT_TIMEOUT.min(deadline))
-            .tcp_nodelay(true)
+        let endpoint = Endpoint::from(uri)
+            .connect_timeout(CONNECT_TIMEOUT.min(calls.deadline))
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .connect_lazy();
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let peer = Peer::Worker(Uuid::from_bytes(*id.as_bytes()));
+        let channel = dial::channel(&endpoint, calls.security.clone(), peer);
         Ok(Self {
             worker: name.into(),
             client: WorkerClient::new(channel),
-            deadline,
-            epoch,
+            calls,
             followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
         })
     }
@@ -109,7 +119,7 @@ impl WorkerRpc {
     /// Returns when the job's process runs, with what the worker says of it.
     pub(super) async fn start(&self, record: &Record, spec: Spec) -> Result<Option<Status>, Error> {
         let mut client = self.client.clone();
-        let request = self.request(wire::start_request(record, spec, self.epoch));
+        let request = self.request(wire::start_request(record, spec, self.calls.epoch));
         let answer = self.within(client.start_job(request)).await?;
         Ok(answer.status.as_ref().and_then(wire::status))
     }
@@ -122,7 +132,7 @@ impl WorkerRpc {
             signal: stop.signal.unwrap_or_default(),
             grace_ms: stop.grace.map(wire::millis),
             no_wait: true,
-            epoch: self.epoch,
+            epoch: self.calls.epoch,
         });
         self.within(client.stop_job(request)).await?;
         Ok(())
@@ -133,7 +143,7 @@ impl WorkerRpc {
         let mut client = self.client.clone();
         let request = self.request(proto::QueryJobRequest {
             job_id: job.to_string(),
-            epoch: self.epoch,
+            epoch: self.calls.epoch,
         });
         let answer = self.within(client.query_job(request)).await?;
         Ok(answer.status.as_ref().and_then(wire::status))
@@ -157,7 +167,7 @@ impl WorkerRpc {
             tail_lines: asked.tail,
             since_us: asked.since_us,
             stream: asked.stream.into(),
-            epoch: self.epoch,
+            epoch: self.calls.epoch,
         };
         let messages = self.within(client.stream_job(request)).await?;
         Ok(Output {
@@ -169,7 +179,7 @@ impl WorkerRpc {
     /// Tells the worker, too, when nobody will wait any longer.
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.set_timeout(self.deadline);
+        request.set_timeout(self.calls.deadline);
         request
     }
 
@@ -178,12 +188,16 @@ impl WorkerRpc {
         call: impl Future<Output = Result<Response<T>, GrpcStatus>>,
     ) -> Result<T, Error> {
         let began = Instant::now();
-        match tokio::time::timeout(self.deadline, call).await {
+        match tokio::time::timeout(self.calls.deadline, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(Error::from_status(&self.worker, self.deadline, &status)),
+            Ok(Err(status)) => Err(Error::from_status(
+                &self.worker,
+                self.calls.deadline,
+                &status,
+            )),
             Err(_) => {
                 tracing::warn!(worker = %self.worker, waited = ?began.elapsed(), "no answer to a call");
-                Err(Error::too_slow(&self.worker, self.deadline))
+                Err(Error::too_slow(&self.worker, self.calls.deadline))
             }
         }
     }
@@ -200,9 +214,18 @@ impl Output {
 mod tests {
     use super::*;
 
+    fn rpc(address: &str, seconds: u64) -> Result<WorkerRpc, Error> {
+        let calls = Calls {
+            deadline: Duration::from_secs(seconds),
+            epoch: 1,
+            security: Security::Insecure,
+        };
+        WorkerRpc::new(WorkerId::random(), "w1", address, calls)
+    }
+
     #[tokio::test]
     async fn an_address_is_host_and_port() {
-        let new = |address| WorkerRpc::new("w1", address, Duration::from_secs(1), 1);
+        let new = |address| rpc(address, 1);
         for good in ["127.0.0.1:30000", "[::1]:30000", "worker-1.example:1"] {
             assert!(new(good).is_ok(), "{good}");
         }
@@ -225,7 +248,7 @@ mod tests {
 
     #[tokio::test]
     async fn followers_are_counted() {
-        let mut rpc = WorkerRpc::new("w1", "127.0.0.1:1", Duration::from_secs(1), 1).unwrap();
+        let mut rpc = rpc("127.0.0.1:1", 1).unwrap();
         rpc.followers = Arc::new(Semaphore::new(0));
         let refused = rpc.output(JobId::random(), OutputRequest::default()).await;
         assert!(matches!(refused, Err(Error::TooManyFollowers { .. })));
@@ -236,7 +259,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);
-        let rpc = WorkerRpc::new("w1", &address, Duration::from_secs(5), 1).unwrap();
+        let rpc = rpc(&address, 5).unwrap();
         let refused = rpc.output(JobId::random(), OutputRequest::default()).await;
         let error = refused.unwrap_err();
         assert_eq!(error.to_string(), "worker w1 cannot be reached");

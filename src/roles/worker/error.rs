@@ -285,6 +285,29 @@ pub enum RunError {
     /// The scheduler will not have this worker.
     #[error("the scheduler refused the worker: {0}")]
     Refused(String),
+    /// This worker is in no cluster yet.
+    #[error("this worker has not joined a cluster")]
+    NotJoined,
+    /// It has joined another cluster than the one it is invited to.
+    #[error("{} belongs to a worker of another cluster", .0.display())]
+    OtherCluster(PathBuf),
+    /// The scheduler does not let it join.
+    #[error("cannot join at {scheduler}: {message}")]
+    NotTaken {
+        /// Where it was asked for.
+        scheduler: String,
+        /// What the scheduler, or the way to it, said.
+        message: String,
+    },
+    /// Keys or certificates cannot be used.
+    #[error("cannot use what says who this worker is")]
+    Certificate(#[from] crate::identity::tls::Error),
+    /// Their files.
+    #[error(transparent)]
+    Files(#[from] crate::identity::files::Error),
+    /// A key cannot be made.
+    #[error("cannot make a key")]
+    Key(#[from] crate::identity::ca::Error),
     /// The gRPC server ended by itself.
     #[error("the gRPC server failed")]
     Server(#[from] tonic::transport::Error),

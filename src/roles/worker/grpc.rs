@@ -2,6 +2,10 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
+use axum::{
+    Router,
+    middleware::{Next, from_fn},
+};
 use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use rustix::process::Signal;
@@ -15,7 +19,12 @@ use super::{
     output::{Follower, OpenError, Piece, Wanted},
 };
 use crate::{
+    identity::{
+        Role,
+        rules::{self, Verdict},
+    },
     ids::{JobId, is_name},
+    net::accept::Connection,
     proto::{self, worker_server},
     roles::shim::{protocol::Cause, record},
 };
@@ -55,6 +64,36 @@ impl Service {
             why: error.to_string(),
         }
     }
+}
+
+/// Lets calls through that the table allows. In plain text nobody can tell who
+/// calls, and whoever is on this machine passes for the scheduler.
+pub(super) fn admitted(router: Router, plain: bool) -> Router {
+    router.layer(from_fn(move |request, next| admit(request, next, plain)))
+}
+
+async fn admit(
+    request: axum::extract::Request,
+    next: Next,
+    plain: bool,
+) -> axum::response::Response {
+    let connection = request.extensions().get::<Connection>();
+    let identity = connection.and_then(|connection| connection.identity.clone());
+    let role = match plain {
+        true => Some(Role::Scheduler),
+        false => identity.as_ref().map(|identity| identity.role),
+    };
+    let call = request.uri().path();
+    let refused = match rules::judge(rules::WORKER_RPC, call, role) {
+        Verdict::Allowed => return next.run(request).await,
+        Verdict::Unidentified => Status::unauthenticated("who calls is not known"),
+        Verdict::Forbidden => {
+            let who = identity.map_or_else(String::new, |identity| identity.to_string());
+            Status::permission_denied(format!("{who} may not call {call}"))
+        }
+    };
+    tracing::warn!(error = refused.message(), call, "refused");
+    refused.into_http()
 }
 
 type Chunks = Pin<Box<dyn Stream<Item = Result<proto::StreamJobResponse, Status>> + Send>>;

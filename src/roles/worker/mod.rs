@@ -8,6 +8,7 @@ mod grpc;
 mod job;
 mod jobs;
 mod journal;
+mod member;
 mod output;
 mod rules;
 mod scripts;
@@ -18,12 +19,13 @@ mod users;
 use std::{
     fs::{self, DirBuilder, File},
     io,
+    net::{SocketAddr, UdpSocket},
     os::unix::fs::DirBuilderExt as _,
     path::{self, Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use futures_util::StreamExt as _;
 use rustix::{
     fs::{FlockOperation, flock},
     process::{Resource, Rlimit, getrlimit, setrlimit},
@@ -33,7 +35,7 @@ use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 
 use self::{
     cgroup::Cgroups,
@@ -41,6 +43,7 @@ use self::{
     job::{Launch, Place},
     jobs::Jobs,
     journal::Journal,
+    member::{Files, Id},
     rules::Allowed,
     scripts::Scripts,
     session::Identity,
@@ -51,7 +54,14 @@ pub use self::{
     error::RunError as Error,
     rules::{Commands, Rules},
 };
-use crate::proto::{DESCRIPTORS, worker_server::WorkerServer};
+use crate::{
+    identity::{tls::Tls, token::Invitation},
+    net::{
+        accept::{self, Bounds},
+        dial,
+    },
+    proto::{DESCRIPTORS, worker_server::WorkerServer},
+};
 
 /// How long readers of output get to take the rest once all jobs have ended.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -64,11 +74,15 @@ const LET_GO: Duration = Duration::from_secs(1);
 pub struct Config {
     /// What people call it; see [`crate::ids::is_name`].
     pub name: String,
-    /// The scheduler's gRPC server, as host:port.
-    pub scheduler: String,
+    /// The scheduler's gRPC server, as host:port; `None`: where the worker joined.
+    pub scheduler: Option<String>,
     /// Where the scheduler dials the worker, as host:port; `None`: where the
-    /// listener listens.
+    /// listener listens, or at the address from which the scheduler is reached.
     pub advertise: Option<String>,
+    /// How it shows who it is.
+    pub security: Security,
+    /// What its server takes from outside; see [`bounds`].
+    pub bounds: Bounds,
     /// Where the worker keeps its identity and the output of its jobs. Made if
     /// it is missing; held by one worker at a time.
     pub data_dir: PathBuf,
@@ -90,6 +104,17 @@ pub struct Config {
     pub on_stop: OnStop,
 }
 
+/// How a worker shows who it is, and tells who calls.
+#[derive(Clone, Debug)]
+pub enum Security {
+    /// With the certificate in its data folder; if there is none, it joins first.
+    Joined(Option<Invitation>),
+    /// With a certificate that somebody else signs.
+    Given(Tls),
+    /// Not at all: plain text.
+    Insecure,
+}
+
 /// Whether each job gets a control group of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlGroups {
@@ -106,6 +131,15 @@ pub enum OnStop {
     LeaveJobs,
     /// They are ended first.
     EndJobs,
+}
+
+/// What a worker's server takes, unless told otherwise.
+pub fn bounds() -> Bounds {
+    Bounds {
+        // All followers of this worker come over the scheduler's one connection.
+        streams: 2 * grpc::MAX_FOLLOWERS as u32,
+        ..Bounds::default()
+    }
 }
 
 /// Runs a worker until `shutdown`. Then it takes no more jobs, does with those it
@@ -126,9 +160,21 @@ pub async fn run(
         .map_err(|(program, source)| Error::Program { program, source })?;
     let users =
         Users::find(&config.rules).map_err(|(user, source)| Error::User { user, source })?;
+    // A token is spent only if everything else is as it should be.
+    let files = Files::new(&folders.data);
+    let (tls, joined_at) = match config.security {
+        Security::Joined(invitation) => {
+            let (tls, at) = files.member(&config.name, invitation).await?;
+            (Some(tls), Some(at))
+        }
+        Security::Given(tls) => (Some(tls), None),
+        Security::Insecure => (None, None),
+    };
+    let renews = joined_at.is_some();
+    let scheduler = config.scheduler.or(joined_at).ok_or(Error::NotJoined)?;
     let address = match config.advertise {
         Some(address) => address,
-        None => listener.local_addr().map_err(Error::Listener)?.to_string(),
+        None => reachable(&listener, &scheduler).map_err(Error::Listener)?,
     };
     let (broken_sender, mut broken) = oneshot::channel();
     let (journal, contents) = Journal::open(&folders.journal(), move |error| {
@@ -180,11 +226,34 @@ pub async fn run(
     let identity = Identity {
         name: config.name.clone(),
         address,
-        id_file: folders.data.join("worker-id"),
+        id: match &tls {
+            Some(tls) => Id::Certified(tls.credentials().identity.id),
+            None => Id::Told(folders.data.join("worker-id")),
+        },
         boot_id,
+        renew: Arc::default(),
     };
-    let session = session::run(config.scheduler, identity, jobs.clone(), leave.clone());
-    let server = serve(config.name, listener, jobs.clone(), close.clone());
+    let security = match &tls {
+        Some(tls) => dial::Security::Tls(tls.clone()),
+        None => dial::Security::Insecure,
+    };
+    let client = session::client(&scheduler, security)?;
+    let renewing = match &tls {
+        Some(tls) if renews => {
+            let (tls, client, asked) = (tls.clone(), client.clone(), identity.renew.clone());
+            Some(async move { files.keep_current(tls, client, asked).await })
+        }
+        _ => None,
+    };
+    let _renewing = renewing.map(|renewing| AbortOnDropHandle::new(tokio::spawn(renewing)));
+    let session = session::run(scheduler, client, identity, jobs.clone(), leave.clone());
+    let server = serve(
+        config.name,
+        listener,
+        (tls, config.bounds),
+        jobs.clone(),
+        close.clone(),
+    );
     // Whoever drops this future ends them all.
     let _closed = closing.clone().drop_guard();
     let mut session = AbortOnDropHandle::new(tokio::spawn(session));
@@ -274,9 +343,28 @@ fn flatten(ended: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(
     ended.unwrap_or_else(|panic| Err(Error::Listener(io::Error::other(panic))))
 }
 
+/// Where the scheduler can dial what listens everywhere: the address with which
+/// this machine would call it.
+fn reachable(listener: &TcpListener, scheduler: &str) -> io::Result<String> {
+    let listens = listener.local_addr()?;
+    if !listens.ip().is_unspecified() {
+        return Ok(listens.to_string());
+    }
+    // Connecting says which way a datagram would go, and sends none.
+    let any = match listens {
+        SocketAddr::V4(_) => "0.0.0.0:0",
+        SocketAddr::V6(_) => "[::]:0",
+    };
+    let way = UdpSocket::bind(any)?;
+    way.connect(scheduler)?;
+    let own = way.local_addr()?.ip();
+    Ok(SocketAddr::new(own, listens.port()).to_string())
+}
+
 async fn serve(
     name: String,
     listener: TcpListener,
+    (tls, bounds): (Option<Tls>, Bounds),
     jobs: Jobs,
     close: CancellationToken,
 ) -> Result<(), Error> {
@@ -288,28 +376,25 @@ async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let unreadable = |error| Error::Listener(io::Error::other(error));
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let incoming = incoming.then(async |accepted| {
-        if let Err(error) = &accepted {
-            // Out of descriptors, most likely: trying at once would try for ever.
-            tracing::warn!(%error, "cannot accept connections, waiting a second");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-        accepted
-    });
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .max_concurrent_streams(Some(2 * grpc::MAX_FOLLOWERS as u32))
+    let rpcs = Routes::new(WorkerServer::new(Service::new(name, jobs)))
         .add_service(health_server)
         .add_service(reflection().build_v1().map_err(unreadable)?)
-        .add_service(reflection().build_v1alpha().map_err(unreadable)?)
-        .add_service(WorkerServer::new(Service::new(name, jobs)))
-        .serve_with_incoming_shutdown(incoming, async move {
-            close.cancelled().await;
-            health.set_not_serving::<WorkerServer<Service>>().await;
-        })
-        .await?;
+        .add_service(reflection().build_v1alpha().map_err(unreadable)?);
+    let server = accept::Server {
+        listener,
+        router: grpc::admitted(rpcs.into_axum_router(), tls.is_none()),
+        tls,
+        bounds,
+        // Who calls is the scheduler, and it is not revoked but replaced.
+        cuts: Arc::new(|_| CancellationToken::new()),
+        protocol: accept::Protocol::Grpc,
+        name: "grpc",
+    };
+    let goodbye = async {
+        close.cancelled().await;
+        health.set_not_serving::<WorkerServer<Service>>().await;
+    };
+    tokio::join!(server.run(close.clone()), goodbye);
     Ok(())
 }
 

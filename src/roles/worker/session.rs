@@ -2,16 +2,11 @@
 //! change of its jobs, and begins anew, with growing pauses, whenever the
 //! connection or the scheduler is gone.
 
-use std::{
-    fs, io,
-    io::Write as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -26,9 +21,12 @@ use super::{
     grpc::{full_report, report},
     job::Job,
     jobs::Jobs,
+    member::Id,
 };
 use crate::{
-    ids::{JobId, WorkerId},
+    identity::tls::Peer,
+    ids::JobId,
+    net::dial,
     proto::{self, scheduler_client::SchedulerClient},
 };
 
@@ -54,8 +52,25 @@ pub(super) struct Identity {
     pub(super) name: String,
     /// Where the scheduler finds the worker's gRPC server.
     pub(super) address: String,
-    pub(super) id_file: PathBuf,
+    pub(super) id: Id,
     pub(super) boot_id: String,
+    /// Told when the scheduler wants the certificate replaced.
+    pub(super) renew: Arc<Notify>,
+}
+
+/// Calls the scheduler at host:port, with the first call and again whenever the
+/// connection broke.
+pub(super) fn client(
+    scheduler: &str,
+    security: dial::Security,
+) -> Result<SchedulerClient<Channel>, RunError> {
+    let endpoint = Endpoint::from_shared(format!("http://{scheduler}"))
+        .map_err(RunError::Server)?
+        .connect_timeout(CALL_DEADLINE)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(CALL_DEADLINE);
+    let channel = dial::channel(&endpoint, security, Peer::Scheduler);
+    Ok(SchedulerClient::new(channel))
 }
 
 /// Keeps the worker registered until `leave`, then delivers what the scheduler
@@ -67,17 +82,11 @@ pub(super) struct Identity {
 /// if the id it was given cannot be kept.
 pub(super) async fn run(
     scheduler: String,
+    mut client: SchedulerClient<Channel>,
     identity: Identity,
     jobs: Jobs,
     leave: CancellationToken,
 ) -> Result<(), RunError> {
-    let endpoint = Endpoint::from_shared(format!("http://{scheduler}"))
-        .map_err(RunError::Server)?
-        .connect_timeout(CALL_DEADLINE)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(CALL_DEADLINE)
-        .tcp_nodelay(true);
-    let mut client = SchedulerClient::new(endpoint.connect_lazy());
     let mut registered_before = false;
     let mut pauses = pauses();
     loop {
@@ -89,7 +98,7 @@ pub(super) async fn run(
         registered_before = true;
         let (worker_id, began) = (registered.worker_id.clone(), Instant::now());
         tracing::info!(%worker_id, scheduler, "registered");
-        match heartbeats(&mut client, &jobs, registered, &leave).await {
+        match heartbeats(&mut client, &jobs, registered, &identity.renew, &leave).await {
             Ok(()) if jobs.unfinished() > 0 => return Ok(()),
             Ok(()) => {
                 let request = proto::DeregisterWorkerRequest {
@@ -142,14 +151,14 @@ async fn register(
         let request = proto::RegisterWorkerRequest {
             address: identity.address.clone(),
             name: identity.name.clone(),
-            worker_id: known_id(&identity.id_file)?,
+            worker_id: identity.id.known()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: identity.boot_id.clone(),
         };
         let error = match timeout(CALL_DEADLINE, client.register_worker(request)).await {
             Ok(Ok(response)) => {
                 let response = response.into_inner();
-                keep_id(&identity.id_file, &response.worker_id)?;
+                identity.id.keep(&response.worker_id)?;
                 return Ok(response);
             }
             Ok(Err(status)) => match status.code() {
@@ -171,7 +180,7 @@ async fn register(
 }
 
 /// tonic says "tcp connect error"; its causes say why.
-fn innermost(status: &Status) -> String {
+pub(super) fn innermost(status: &Status) -> String {
     let mut cause = std::error::Error::source(status);
     while let Some(deeper) = cause.and_then(|error| error.source()) {
         cause = Some(deeper);
@@ -184,6 +193,7 @@ async fn heartbeats(
     client: &mut SchedulerClient<Channel>,
     jobs: &Jobs,
     registered: proto::RegisterWorkerResponse,
+    renew: &Notify,
     leave: &CancellationToken,
 ) -> Result<(), Status> {
     let (sequence, known) = jobs
@@ -193,6 +203,7 @@ async fn heartbeats(
     let call = client.heartbeat(ReceiverStream::new(receiver));
     let mut upward = Upward {
         jobs,
+        renew,
         sender,
         worker_id: registered.worker_id,
         session: registered.session,
@@ -217,6 +228,7 @@ async fn heartbeats(
 /// The worker's half of one heartbeat stream.
 struct Upward<'a> {
     jobs: &'a Jobs,
+    renew: &'a Notify,
     sender: mpsc::Sender<proto::HeartbeatRequest>,
     worker_id: String,
     session: String,
@@ -265,6 +277,9 @@ impl Upward<'_> {
                     let response = response?
                         .ok_or_else(|| Status::unavailable("the scheduler closed the connection"))?;
                     answered = Instant::now();
+                    if response.renew {
+                        self.renew.notify_one();
+                    }
                     self.jobs.acknowledge(response.acknowledged).await;
                     let forget = response.forget.iter().filter_map(|id| id.parse().ok());
                     self.forgotten = self.jobs.forget(forget.collect()).await;
@@ -336,60 +351,4 @@ impl Upward<'_> {
 fn load_milli() -> u32 {
     let load = rustix::system::sysinfo().loads[0].saturating_mul(1000) / 65_536;
     u32::try_from(load).unwrap_or(u32::MAX)
-}
-
-/// The id the scheduler gave to this worker before; empty at its first time.
-fn known_id(path: &Path) -> Result<String, RunError> {
-    let at = |source| RunError::Path {
-        path: path.to_owned(),
-        source,
-    };
-    match fs::read_to_string(path) {
-        Ok(text) => match text.trim().parse::<WorkerId>() {
-            Ok(id) => Ok(id.to_string()),
-            Err(_) => Err(at(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "it does not hold a worker's id; remove it and the worker gets a new one",
-            ))),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(at(error)),
-    }
-}
-
-/// All or nothing: the file is never seen half written.
-fn keep_id(path: &Path, id: &str) -> Result<(), RunError> {
-    let write = || {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        writeln!(file, "{id}")?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        fs::File::open(dir)?.sync_all()
-    };
-    if known_id(path)? == id {
-        return Ok(());
-    }
-    write().map_err(|source| RunError::Path {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_id_is_kept_and_a_damaged_one_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("worker-id");
-        assert_eq!(known_id(&path).unwrap(), "");
-        let id = WorkerId::random().to_string();
-        keep_id(&path, &id).unwrap();
-        keep_id(&path, &id).unwrap();
-        assert_eq!(known_id(&path).unwrap(), id);
-        fs::write(&path, "junk").unwrap();
-        assert!(known_id(&path).is_err());
-    }
 }

@@ -16,6 +16,7 @@ use std::{
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
+use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
@@ -30,6 +31,7 @@ use self::{
     turns::Turns,
 };
 use super::{
+    access::Caller,
     error::{Error, Refusal},
     placement,
     registry::{self, Registry, Session, WorkerHandle},
@@ -147,9 +149,10 @@ impl Jobs {
         spec: Spec,
         named: Option<String>,
         key: Option<Key>,
+        caller: Caller,
     ) -> Result<JobId, Error> {
         let jobs = self.clone();
-        let start = async move { jobs.start_once(spec, named, key).await };
+        let start = async move { jobs.start_once(spec, named, key, &caller).await };
         let start = self.0.tracker.spawn(start.in_current_span());
         start.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a start broke off");
@@ -162,6 +165,7 @@ impl Jobs {
         spec: Spec,
         named: Option<String>,
         key: Option<Key>,
+        caller: &Caller,
     ) -> Result<JobId, Error> {
         // Until the key is recorded, whoever bears it as well has to wait.
         let mut turn = None;
@@ -188,7 +192,7 @@ impl Jobs {
             record,
             worker,
             recorded,
-        } = self.place(&spec, &env, workers, key)?;
+        } = self.place(&spec, &env, workers, key, caller)?;
         if let Err(error) = recorded.await {
             self.table().remove(record.id);
             return Err(error.into());
@@ -241,6 +245,7 @@ impl Jobs {
         env: &Arc<Env>,
         mut workers: Vec<WorkerHandle>,
         key: Option<Key>,
+        caller: &Caller,
     ) -> Result<Placed, Error> {
         // One lock for choosing and recording, so that starts at the same
         // moment see each other.
@@ -267,7 +272,13 @@ impl Jobs {
             stop: None,
         };
         let record = table.insert(record, env.clone());
-        let recorded = self.0.store.start(record.clone(), env.clone(), key);
+        let details = json!({
+            "worker": record.worker_name, "command": record.command, "path": record.path,
+            "args": record.args, "env": record.env, "cwd": record.cwd, "name": record.name,
+        });
+        let audit = caller.did("start", record.id, details);
+        let store = &self.0.store;
+        let recorded = store.start(record.clone(), env.clone(), key, audit);
         tracing::debug!(job_id = %record.id, worker_id = %record.worker, "job accepted");
         Ok(Placed {
             record,

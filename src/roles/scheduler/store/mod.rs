@@ -3,6 +3,7 @@
 //! `registry.rs`; how a record is written is in `writer.rs`, how it is found
 //! again in `read.rs`, the tables are in `schema.rs`.
 
+mod access;
 mod lock;
 mod read;
 mod schema;
@@ -26,14 +27,15 @@ use tokio::sync::{oneshot, watch};
 
 #[cfg(test)]
 pub(super) use self::tests::scratch;
+pub(super) use self::{
+    access::{AccessChange, AuditEntry, Certificate, Token},
+    read::{Cursor, KeptKey},
+    writer::{Env, Key},
+};
 use self::{
     lock::Lock,
     read::Readers,
     writer::{Change, Message, Writer},
-};
-pub(super) use self::{
-    read::{Cursor, KeptKey},
-    writer::{Env, Key},
 };
 use super::jobs::{Filter, Record};
 use crate::ids::{JobId, WorkerId};
@@ -88,6 +90,8 @@ pub enum Error {
 pub(super) struct Keep {
     pub(super) finished: u64,
     pub(super) time: Duration,
+    /// How long lines of the audit log are kept.
+    pub(super) audit: Duration,
 }
 
 /// A worker, as it is remembered.
@@ -126,6 +130,8 @@ pub(super) struct Loaded {
     /// The jobs that had not ended, and for those whose start was never
     /// confirmed the values of their environment.
     pub(super) live: Vec<(Record, Env)>,
+    pub(super) tokens: Vec<Token>,
+    pub(super) certificates: Vec<Certificate>,
 }
 
 /// A handle to the store; clones share it.
@@ -315,7 +321,10 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         };
         live.push((read::record(record)?, env));
     }
+    let (tokens, certificates) = access::load(connection)?;
     Ok(Loaded {
+        tokens,
+        certificates,
         epoch: epoch.unsigned_abs(),
         workers,
         live,
@@ -331,15 +340,44 @@ impl Store {
         record: Arc<Record>,
         env: Arc<Env>,
         key: Option<Key>,
+        audit: AuditEntry,
     ) -> impl Future<Output = Result<(), Error>> + use<> {
         let (done, answer) = oneshot::channel();
         self.hand_over(Change::Start {
             record,
             env,
             key,
+            audit,
             done,
         });
         async move { answer.await.unwrap_or(Err(Error::Ended)) }
+    }
+
+    /// Records a change of who is who together with its line of the audit log.
+    /// The answer comes after the commit: whether it was done, or that there is
+    /// no room, and then nothing was recorded.
+    pub(super) fn access(
+        &self,
+        change: AccessChange,
+        audit: Option<AuditEntry>,
+    ) -> impl Future<Output = Result<bool, Error>> + use<> {
+        let (done, answer) = oneshot::channel();
+        self.hand_over(Change::Access {
+            change,
+            audit,
+            done,
+        });
+        async move { answer.await.unwrap_or(Err(Error::Ended)) }
+    }
+
+    /// At most `limit` lines of the audit log behind the one with this number.
+    pub(super) async fn audit_lines(
+        &self,
+        after: i64,
+        limit: usize,
+    ) -> Result<Vec<(i64, String)>, Error> {
+        let lines = self.0.readers.with(move |read| read.audit(after, limit));
+        lines.await
     }
 
     /// The job stands otherwise than before.
@@ -486,7 +524,9 @@ impl Store {
         queue.number += 1;
         let number = queue.number;
         // A writer that has ended is noticed by who waits for the commit.
-        let _ = queue.messages.send(Message::Change(number, change));
+        let _ = queue
+            .messages
+            .send(Message::Change(number, Box::new(change)));
         Ticket(number)
     }
 

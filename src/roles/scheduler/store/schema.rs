@@ -5,14 +5,16 @@ use std::{path::Path, time::Duration};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::Error;
+use super::{Error, access};
 
 /// The file in the scheduler's data folder.
 pub(super) const FILE: &str = "store.sqlite";
 
 /// One entry for each version, the first makes version 1 of an empty file.
 /// Entries are only ever added: each has run on somebody's disk.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [FIRST, access::TABLES];
+
+const FIRST: &str = "
 -- Epochs begin with the time, so that those of a store that was made anew are
 -- above those of the one before, which workers remember.
 CREATE TABLE meta (
@@ -69,7 +71,7 @@ CREATE TABLE forget (
     job BLOB NOT NULL UNIQUE
 ) STRICT;
 CREATE INDEX forget_by_worker ON forget (worker, number);
-"];
+";
 
 /// The version of a store that this binary writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;

@@ -11,6 +11,7 @@ use crate::{
 const KEEP: Keep = Keep {
     finished: 10_000_000,
     time: Duration::from_secs(3600 * 24 * 365),
+    audit: Duration::from_secs(3600),
 };
 
 /// A store for tests that never read what they have written.
@@ -18,6 +19,7 @@ pub(in crate::roles::scheduler) fn scratch() -> Store {
     let keep = Keep {
         finished: 1000,
         time: Duration::from_secs(3600),
+        audit: Duration::from_secs(3600),
     };
     let folder = tempfile::tempdir().unwrap();
     let (store, writing, _) = open(folder.path(), keep, "a test").unwrap();
@@ -225,4 +227,30 @@ async fn a_million_records() {
     );
     writing.end().await.unwrap();
     assert!(slowest < Duration::from_millis(10), "{slowest:?}");
+}
+
+#[tokio::test]
+async fn who_was_revoked_while_a_certificate_was_signed_stays_revoked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    let now = Timestamp::now();
+    let certificate = Certificate {
+        id: uuid::Uuid::new_v4(),
+        role: crate::identity::Role::Worker,
+        name: "w1".to_owned(),
+        serial: "01".to_owned(),
+        issued_at: now,
+        expires_at: now,
+        revoked_at: None,
+    };
+    let sign = || AccessChange::Certificate(certificate.clone(), None);
+    assert!(store.access(sign(), None).await.unwrap());
+    let revoke = AccessChange::Revoked(certificate.id, now);
+    assert!(store.access(revoke, None).await.unwrap());
+    // What was signed before it comes behind it.
+    assert!(!store.access(sign(), None).await.unwrap());
+    drop(store);
+    writing.end().await.unwrap();
+    let (_store, _writing, loaded) = open(folder.path(), KEEP, "a test").unwrap();
+    assert!(loaded.certificates[0].revoked_at.is_some());
 }

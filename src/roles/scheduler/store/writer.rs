@@ -2,7 +2,7 @@
 //! them together, and only then says so: one sync for many.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
@@ -14,7 +14,12 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, ffi, params};
 use tokio::sync::{oneshot, watch};
 
-use super::{Error, Keep, Progress, StoredWorker, lock::Lock, read};
+use super::{
+    Error, Keep, Progress, StoredWorker,
+    access::{self, AccessChange, AuditEntry},
+    lock::Lock,
+    read,
+};
 use crate::{
     ids::{JobId, WorkerId},
     roles::scheduler::jobs::Record,
@@ -50,12 +55,21 @@ pub(in crate::roles::scheduler) type Env = BTreeMap<String, String>;
 /// What may be written.
 #[derive(Debug)]
 pub(super) enum Change {
-    /// A job that somebody wants started. The only one that a full disk refuses.
+    /// A job that somebody wants started, which a full disk refuses.
     Start {
         record: Arc<Record>,
         env: Arc<Env>,
         key: Option<Key>,
+        /// Who asked for it.
+        audit: AuditEntry,
         done: oneshot::Sender<Result<(), Error>>,
+    },
+    /// A change of who is who, which a full disk refuses as well. Answered with
+    /// whether it was done.
+    Access {
+        change: AccessChange,
+        audit: Option<AuditEntry>,
+        done: oneshot::Sender<Result<bool, Error>>,
     },
     /// A job stands otherwise than before. One that ended stays as it is.
     Job(Arc<Record>),
@@ -73,7 +87,7 @@ pub(super) enum Change {
 #[derive(Debug)]
 pub(super) enum Message {
     /// With its place in the order of all changes.
-    Change(u64, Change),
+    Change(u64, Box<Change>),
     /// Write what has come, and end.
     End,
     #[cfg(test)]
@@ -95,6 +109,8 @@ pub(super) struct Writer {
 #[derive(Default)]
 struct Done {
     finished: u64,
+    /// Whether each change of who is who was done, in their order.
+    access: VecDeque<bool>,
     deleted: u64,
     more: bool,
 }
@@ -126,7 +142,7 @@ impl Writer {
                 match message {
                     Message::Change(number, change) => {
                         last = number;
-                        batch.push(change);
+                        batch.push(*change);
                     }
                     Message::End => ending = true,
                     #[cfg(test)]
@@ -141,14 +157,19 @@ impl Writer {
             }
             let count = batch.len();
             match self.commit(&batch) {
-                Ok(done) => {
+                Ok(mut done) => {
                     self.finished = (self.finished + done.finished).saturating_sub(done.deleted);
                     written += count + usize::try_from(done.deleted).unwrap_or(0);
                     more = done.more;
                     for change in batch.drain(..) {
-                        if let Change::Start { done, .. } = change {
-                            // Who asked may have gone away.
-                            let _ = done.send(Ok(()));
+                        // Who asked may have gone away.
+                        match change {
+                            Change::Start { done, .. } => drop(done.send(Ok(()))),
+                            Change::Access { done: tell, .. } => {
+                                let was_done = done.access.pop_front().unwrap_or(false);
+                                drop(tell.send(Ok(was_done)));
+                            }
+                            _ => {}
                         }
                     }
                     self.progress.send_modify(|progress| {
@@ -186,10 +207,11 @@ impl Writer {
     /// There is no room: starts are refused, everything else is kept.
     fn refuse(&mut self, batch: &mut Vec<Change>) {
         let kept = std::mem::take(batch).into_iter().filter_map(|change| {
-            let Change::Start { done, .. } = change else {
-                return Some(change);
-            };
-            let _ = done.send(Err(Error::Full));
+            match change {
+                Change::Start { done, .. } => drop(done.send(Err(Error::Full))),
+                Change::Access { done, .. } => drop(done.send(Err(Error::Full))),
+                change => return Some(change),
+            }
             None
         });
         batch.extend(kept);
@@ -211,7 +233,17 @@ impl Writer {
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut done = Done::default();
         for one in batch {
-            done.finished += apply(&change, one)?;
+            match one {
+                Change::Access {
+                    change: what,
+                    audit,
+                    ..
+                } => {
+                    let was_done = access::apply(&change, what, audit.as_ref())?;
+                    done.access.push_back(was_done);
+                }
+                one => done.finished += apply(&change, one)?,
+            }
         }
         let surplus = (self.finished + done.finished).saturating_sub(self.keep.finished);
         let before = match aged {
@@ -219,6 +251,11 @@ impl Writer {
             false => None,
         };
         done.deleted = delete(&change, surplus, before)?;
+        if let Ok(before) = Timestamp::now().checked_sub(self.keep.audit)
+            && aged
+        {
+            access::delete(&change, before)?;
+        }
         done.more = done.deleted == DELETED_AT_ONCE;
         change.commit()?;
         if aged && !done.more {
@@ -243,8 +280,13 @@ impl Writer {
 fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
     match change {
         Change::Start {
-            record, env, key, ..
+            record,
+            env,
+            key,
+            audit,
+            ..
         } => {
+            access::append(to, audit)?;
             let env = (!env.is_empty()).then(|| json(env));
             insert(to, record, env)?;
             if let Some(key) = key {
@@ -253,6 +295,8 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
             }
             Ok(0)
         }
+        // Done where its answer is kept.
+        Change::Access { .. } => Ok(0),
         Change::Job(record) => update(to, record),
         Change::Adopted(record) => {
             let inserted = insert(to, record, None)?;

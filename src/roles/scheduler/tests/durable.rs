@@ -129,6 +129,11 @@ async fn one_store_has_one_scheduler() {
         data_dir: scheduler.dir.path().to_owned(),
         keep_finished: KEEP,
         keep_for: Duration::from_secs(1),
+        keep_audit: Duration::from_secs(1),
+        names: Vec::new(),
+        security: Security::Insecure,
+        bounds: Bounds::default(),
+        certificate_lifetime: crate::identity::ca::LIFETIME,
     };
     let listeners = Listeners {
         http: TcpListener::bind("127.0.0.1:0").await.unwrap(),

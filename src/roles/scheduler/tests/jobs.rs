@@ -122,7 +122,8 @@ async fn a_start_goes_on_when_its_client_goes_away() {
     let mut client = TcpStream::connect(scheduler.http).await.unwrap();
     let body = r#"{"command":"slow"}"#;
     let request = format!(
-        "POST /start HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST /start HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        scheduler.token,
         body.len()
     );
     client.write_all(request.as_bytes()).await.unwrap();

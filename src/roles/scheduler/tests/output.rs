@@ -22,7 +22,8 @@ async fn output_is_sent_in_every_format() {
 
     let mut client = TcpStream::connect(scheduler.http).await.unwrap();
     let request = format!(
-        "GET {path}&tail=2&stream=stderr HTTP/1.1\r\nHost: x\r\nTE: trailers\r\nConnection: close\r\n\r\n"
+        "GET {path}&tail=2&stream=stderr HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nTE: trailers\r\nConnection: close\r\n\r\n",
+        scheduler.token
     );
     client.write_all(request.as_bytes()).await.unwrap();
     let mut raw = Vec::new();

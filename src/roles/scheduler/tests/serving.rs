@@ -179,7 +179,7 @@ async fn shutdown_ends_what_would_stay_open() {
     let mut follower = scheduler.request(Method::GET, &path, None).await;
     assert_eq!(soon(follower.chunk()).await.unwrap().unwrap(), "ab");
     let mut idle = TcpStream::connect(scheduler.http).await.unwrap();
-    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    idle.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .await
         .unwrap();
     let mut first = [0; 12];
@@ -206,7 +206,7 @@ async fn shutdown_ends_what_would_stay_open() {
 async fn shutdown_does_not_wait_for_half_a_request() {
     let scheduler = TestScheduler::new().await;
     let mut half = TcpStream::connect(scheduler.http).await.unwrap();
-    let request = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHo";
+    let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HTTP/1.1\r\nHo";
     half.write_all(request).await.unwrap();
     let mut first = [0; 12];
     soon(half.read_exact(&mut first)).await.unwrap();

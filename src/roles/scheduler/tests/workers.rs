@@ -71,7 +71,7 @@ async fn an_id_is_one_worker_s_as_long_as_it_is_connected() {
         assert_eq!(refused.code(), Code::FailedPrecondition);
         let word = refused.metadata().get(proto::CODE).unwrap();
         assert_eq!(word, "worker_id_in_use");
-        for said in ["w1", &worker.id, &same.address, "`worker-id`, `journal`"] {
+        for said in ["w1", &worker.id, &same.address, "all of it but `scripts`"] {
             assert!(refused.message().contains(said), "{}", refused.message());
         }
         worker.beats.send(Vec::new(), false).await.unwrap();

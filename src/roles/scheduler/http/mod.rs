@@ -2,28 +2,36 @@
 //! encodes; how output is sent is in `logs.rs`, which status an error has in
 //! `error.rs`.
 
+mod access;
+mod admit;
+
+pub(super) use self::access::certificate;
+
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::{
         DefaultBodyLimit, FromRequest, FromRequestParts, Query, Request, State,
         rejection::JsonRejection,
     },
     http::{HeaderMap, HeaderName, Method, StatusCode, Uri, request::Parts},
+    middleware::from_fn_with_state,
     response::Response,
     routing::{MethodRouter, get, post},
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 use sha2::{Digest as _, Sha256};
 use tower_http::{
     request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer},
+    timeout::RequestBodyTimeoutLayer,
     trace::TraceLayer,
 };
 
 use super::{
     Scheduler,
+    access::Caller,
     error::Error,
     jobs::{Filter, Record, Spec, Stop, Wait},
     logs, signal,
@@ -34,9 +42,23 @@ use crate::api;
 /// Jobs on a page of `GET /jobs` that does not say how many.
 const DEFAULT_LIMIT: usize = 50;
 
+/// Before every route, for those who want to be sure of the version.
+const V1: &str = "/v1";
+
+/// Without a byte of a body for so long, a request is given up.
+const BODY_SILENCE: Duration = Duration::from_secs(10);
+
 /// Every route, at `/` and under `/v1/`.
 pub(super) fn router(scheduler: Scheduler) -> Router {
-    let routes: [(&str, MethodRouter<Scheduler>); 9] = [
+    let routes: [(&str, MethodRouter<Scheduler>); 17] = [
+        ("/join", post(access::join)),
+        ("/renew", post(access::renew)),
+        ("/tokens", get(access::tokens).post(access::create_token)),
+        ("/tokens/revoke", post(access::revoke_token)),
+        ("/certs", get(access::certificates)),
+        ("/certs/revoke", post(access::revoke_certificate)),
+        ("/ca/rotate", post(access::rotate)),
+        ("/audit", get(access::audit)),
         ("/start", post(start)),
         ("/stop", post(stop)),
         ("/query", post(query)),
@@ -50,7 +72,7 @@ pub(super) fn router(scheduler: Scheduler) -> Router {
     let mut router = Router::new();
     for (path, route) in routes {
         router = router
-            .route(&format!("/v1{path}"), route.clone())
+            .route(&format!("{V1}{path}"), route.clone())
             .route(path, route);
     }
     let request_id = HeaderName::from_static(api::REQUEST_ID);
@@ -59,6 +81,8 @@ pub(super) fn router(scheduler: Scheduler) -> Router {
         .fallback(route_not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(api::MAX_BODY))
+        .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
+        .layer(from_fn_with_state(scheduler.clone(), admit::admit))
         .layer(PropagateRequestIdLayer::new(request_id.clone()))
         .layer(
             TraceLayer::new_for_http()
@@ -81,13 +105,14 @@ fn span<B>(request: &axum::http::Request<B>) -> tracing::Span {
 
 async fn start(
     State(scheduler): State<Scheduler>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     Body(asked): Body<api::StartRequest>,
 ) -> Result<(StatusCode, Json<api::StartResponse>), Error> {
     let key = decode_key(&headers, &asked)?;
     let named = asked.worker_id.clone();
     let spec = Spec::new(asked).map_err(Error::BadRequest)?;
-    let job_id = scheduler.jobs.start(spec, named, key).await?;
+    let job_id = scheduler.jobs.start(spec, named, key, caller).await?;
     Ok((StatusCode::CREATED, Json(api::StartResponse { job_id })))
 }
 
@@ -115,10 +140,16 @@ fn decode_key(headers: &HeaderMap, asked: &api::StartRequest) -> Result<Option<K
 
 async fn stop(
     State(scheduler): State<Scheduler>,
+    Extension(caller): Extension<Caller>,
     Body(asked): Body<api::StopRequest>,
 ) -> Result<Json<api::StopResponse>, Error> {
     let stop = decode_stop(&asked)?;
     let record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+    let details = json!({ "signal": asked.signal, "grace_ms": asked.grace_ms });
+    scheduler
+        .access
+        .record(caller.did("stop", record.id, details))
+        .await?;
     scheduler.jobs.stop(record.id, stop).await?;
     Ok(Json(api::StopResponse { success: true }))
 }

@@ -1,0 +1,300 @@
+//! Who this worker is to its cluster: how it joined, the certificate that says
+//! so, and how that is replaced in time. Without TLS it is whoever the file
+//! `worker-id` says.
+
+use std::{
+    fs, io,
+    io::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::pki_types::CertificateDer;
+use tokio::sync::Notify;
+use tonic::transport::Endpoint;
+use uuid::Uuid;
+
+use super::error::RunError;
+use crate::{
+    identity::{
+        Role,
+        ca::Request,
+        files::{self, Pem},
+        tls::{self, Credentials, Peer, Strangers, Tls, Trust},
+        token::Invitation,
+    },
+    ids::WorkerId,
+    net::dial,
+    proto::{self, scheduler_client::SchedulerClient},
+};
+
+/// How long joining may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between two attempts to replace a certificate.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
+
+/// The files in the data folder that say who a worker is.
+#[derive(Clone, Debug)]
+pub(super) struct Files {
+    data: PathBuf,
+}
+
+impl Files {
+    pub(super) fn new(data: &Path) -> Self {
+        Self {
+            data: data.to_owned(),
+        }
+    }
+
+    /// Certificate and key.
+    fn identity(&self) -> PathBuf {
+        self.data.join("identity.pem")
+    }
+
+    fn authorities(&self) -> PathBuf {
+        self.data.join("ca.pem")
+    }
+
+    /// Where the scheduler was when the worker joined.
+    fn scheduler(&self) -> PathBuf {
+        self.data.join("scheduler")
+    }
+
+    /// Joins with `invitation` if this worker has not joined yet. Returns what it
+    /// shows of itself, and where its scheduler is.
+    pub(super) async fn member(
+        &self,
+        name: &str,
+        invitation: Option<Invitation>,
+    ) -> Result<(Tls, String), RunError> {
+        let held = self.load();
+        let credentials = match (held, invitation) {
+            (Ok(Some(held)), None) => held,
+            (Ok(Some(held)), Some(invitation)) => {
+                let roots = held
+                    .roots
+                    .iter()
+                    .filter_map(crate::identity::ca::fingerprint);
+                let same = roots.into_iter().any(|root| root == invitation.authority);
+                if !same {
+                    return Err(RunError::OtherCluster(self.data.clone()));
+                }
+                // A service that starts again brings the token of the first time.
+                tracing::info!("has joined before: the token is not used");
+                held
+            }
+            (
+                Ok(None) | Err(RunError::Certificate(tls::Error::Expired { .. })),
+                Some(invitation),
+            ) => {
+                self.join(name, invitation).await?;
+                self.load()?.ok_or(RunError::NotJoined)?
+            }
+            (Ok(None), None) => return Err(RunError::NotJoined),
+            (Err(error), _) => return Err(error),
+        };
+        let address = fs::read_to_string(self.scheduler()).map_err(|source| RunError::Path {
+            path: self.scheduler(),
+            source,
+        })?;
+        let tls = Tls::new(credentials, Strangers::Refused)?;
+        Ok((tls, address.trim().to_owned()))
+    }
+
+    fn load(&self) -> Result<Option<Credentials>, RunError> {
+        let Some(own) = Pem::read_secret(&self.identity())? else {
+            return Ok(None);
+        };
+        let Some(authorities) = Pem::read(&self.authorities())? else {
+            return Ok(None);
+        };
+        let missing = |what| files::Error::Missing {
+            file: self.identity(),
+            what,
+        };
+        let key = own.key.ok_or_else(|| missing("key"))?;
+        let held = Credentials::new(own.certificates, key, authorities.certificates)?;
+        Ok(Some(held.expect(Role::Worker)?))
+    }
+
+    async fn join(&self, name: &str, invitation: Invitation) -> Result<(), RunError> {
+        let trust = Trust::Fingerprint(invitation.authority);
+        let config = tls::client(trust, Peer::Scheduler, None, None)?;
+        let refused = |message: String| RunError::NotTaken {
+            scheduler: invitation.address.clone(),
+            message,
+        };
+        let endpoint = Endpoint::from_shared(format!("http://{}", invitation.address))
+            .map_err(|error| refused(error.to_string()))?
+            .connect_timeout(DEADLINE);
+        let security = dial::Security::Joining(config.into());
+        let channel = dial::channel(&endpoint, security, Peer::Scheduler);
+        let asked = Request::new()?;
+        let request = proto::JoinRequest {
+            token: invitation.token.reveal(),
+            signing_request: asked.request.to_vec(),
+            name: name.to_owned(),
+        };
+        let mut client = SchedulerClient::new(channel);
+        let answer = match tokio::time::timeout(DEADLINE, client.join(request)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => return Err(refused(super::session::innermost(&status))),
+            Err(_) => return Err(refused("no answer in time".to_owned())),
+        };
+        files::write(
+            &self.scheduler(),
+            format!("{}\n", invitation.address).as_bytes(),
+        )?;
+        let held = self.keep(answer, &asked)?;
+        tracing::info!(worker = %held.identity, cluster = held.identity.cluster, "joined");
+        Ok(())
+    }
+
+    /// Writes what the scheduler has signed. The certificate last: with it the
+    /// worker has joined.
+    fn keep(
+        &self,
+        answer: proto::CertificateResponse,
+        asked: &Request,
+    ) -> Result<Credentials, RunError> {
+        let certificate = CertificateDer::from(answer.certificate);
+        let authorities: Vec<_> = answer
+            .authorities
+            .into_iter()
+            .map(CertificateDer::from)
+            .collect();
+        let held = Credentials::signed(
+            certificate.clone(),
+            Vec::new(),
+            &asked.key,
+            authorities.clone(),
+        )?;
+        let held = held.expect(Role::Worker)?;
+        files::write(&self.authorities(), files::pem(&authorities).as_bytes())?;
+        files::write_secret(&self.identity(), &[certificate], Some(&asked.key))?;
+        Ok(held)
+    }
+
+    /// Has the certificate replaced in the middle of its life, or when `asked`, by
+    /// whoever `client` calls. Never returns.
+    pub(super) async fn keep_current(
+        &self,
+        tls: Tls,
+        mut client: SchedulerClient<tonic::transport::Channel>,
+        asked: Arc<Notify>,
+    ) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(tls.replace_in()) => {}
+                () = asked.notified() => {}
+            }
+            while let Err(error) = self.renew(&tls, &mut client).await {
+                tracing::warn!(error, "the certificate is not replaced yet");
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            tracing::info!("certificate replaced");
+        }
+    }
+
+    async fn renew(
+        &self,
+        tls: &Tls,
+        client: &mut SchedulerClient<tonic::transport::Channel>,
+    ) -> Result<(), String> {
+        let asked = Request::new().map_err(|error| error.to_string())?;
+        let request = proto::RenewCertificateRequest {
+            signing_request: asked.request.to_vec(),
+        };
+        let answer = tokio::time::timeout(DEADLINE, client.renew_certificate(request)).await;
+        let answer = answer.map_err(|_| "no answer in time".to_owned())?;
+        let answer = answer.map_err(|status| super::session::innermost(&status))?;
+        let held = self.keep(answer.into_inner(), &asked);
+        let held = held.map_err(|error| error.to_string())?;
+        tls.replace(held).map_err(|error| error.to_string())
+    }
+}
+
+/// Who a worker is.
+#[derive(Clone, Debug)]
+pub(super) enum Id {
+    /// Whom its certificate names.
+    Certified(Uuid),
+    /// Whom the scheduler called it the first time, in this file.
+    Told(PathBuf),
+}
+
+impl Id {
+    /// Empty at its first time.
+    pub(super) fn known(&self) -> Result<String, RunError> {
+        match self {
+            Self::Certified(id) => Ok(id.to_string()),
+            Self::Told(file) => known_id(file),
+        }
+    }
+
+    /// Keeps what the scheduler calls it.
+    pub(super) fn keep(&self, id: &str) -> Result<(), RunError> {
+        match self {
+            Self::Certified(_) => Ok(()),
+            Self::Told(file) => keep_id(file, id),
+        }
+    }
+}
+
+/// The id the scheduler gave to this worker before; empty at its first time.
+fn known_id(path: &Path) -> Result<String, RunError> {
+    let at = |source| RunError::Path {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::read_to_string(path) {
+        Ok(text) => match text.trim().parse::<WorkerId>() {
+            Ok(id) => Ok(id.to_string()),
+            Err(_) => Err(at(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it does not hold a worker's id; remove it and the worker gets a new one",
+            ))),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(at(error)),
+    }
+}
+
+/// All or nothing: the file is never seen half written.
+fn keep_id(path: &Path, id: &str) -> Result<(), RunError> {
+    let write = || {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        writeln!(file, "{id}")?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        fs::File::open(dir)?.sync_all()
+    };
+    if known_id(path)? == id {
+        return Ok(());
+    }
+    write().map_err(|source| RunError::Path {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_kept_and_a_damaged_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("worker-id");
+        assert_eq!(known_id(&path).unwrap(), "");
+        let id = WorkerId::random().to_string();
+        keep_id(&path, &id).unwrap();
+        keep_id(&path, &id).unwrap();
+        assert_eq!(known_id(&path).unwrap(), id);
+        fs::write(&path, "junk").unwrap();
+        assert!(known_id(&path).is_err());
+    }
+}
