@@ -7,6 +7,9 @@
 )]
 
 mod access;
+mod attacker;
+mod attacks;
+mod bounds;
 mod cli;
 mod cluster;
 mod completions;
@@ -18,6 +21,7 @@ mod hostile;
 mod jobs;
 mod logs;
 mod query;
+mod roles;
 mod rooms;
 mod start;
 mod stop;

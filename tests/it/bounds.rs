@@ -1,0 +1,549 @@
+//! Those who want too much, or never say what they want.
+
+use std::{
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use jobctl::{client::Client, identity::Role, net::accept::Bounds};
+use rustls::{ClientConnection, pki_types::ServerName};
+use serde_json::json;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{interval, timeout},
+};
+
+use crate::{
+    attacker::{
+        Answer, JSON, Outcome, Shown, config, connect, dial, exchange, http, memory, post,
+        read_all, secure,
+    },
+    cluster::{Place, Process, TestCluster},
+    support::{Folder, eventually, within},
+};
+
+/// Where attackers call from, so that others do not suffer for them.
+const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 66));
+
+/// What a scheduler may need for all that happens here, in KiB.
+const MEMORY: u64 = 256 * 1024;
+
+/// A scheduler as a process, which answers.
+async fn process(place: Place, data: &Path) -> (Process, Client) {
+    let scheduler = Process::scheduler(place, data);
+    let client = place.client();
+    up(&client).await;
+    (scheduler, client)
+}
+
+async fn up(client: &Client) {
+    within(async {
+        let mut pause = interval(Duration::from_millis(10));
+        while client.version().await.is_err() {
+            pause.tick().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let (scheduler, client) = process(place, dir.path()).await;
+    let to = place.http();
+    let admin = Shown::new(Role::Admin, "alice");
+    let before = memory(scheduler.id());
+    let huge = "x".repeat(10 << 20);
+    for shown in [Some(&admin), None] {
+        for path in ["/start", "/join"] {
+            let answer = http(&to, shown, &format!("POST {path}"), JSON, &huge).await;
+            match (shown, path) {
+                (None, "/start") => assert_eq!(answer.outcome, Outcome::Answered(401)),
+                _ => assert_eq!(answer.code(), "body_too_large", "{path}"),
+            }
+        }
+    }
+    // And one that does not say how long it is.
+    let head = format!(
+        "POST /start HTTP/1.1\r\nhost: {to}\r\n{JSON}connection: close\r\n\
+         transfer-encoding: chunked\r\n\r\n"
+    );
+    let chunk = format!("{:x}\r\n{}\r\n", 1 << 16, "x".repeat(1 << 16));
+    let request = format!("{head}{}0\r\n\r\n", chunk.repeat(160));
+    let mut stream = connect(&to, Some(&admin), "http/1.1").await.unwrap();
+    let answer = Answer::of(exchange(&mut stream, request.as_bytes()).await);
+    assert_eq!(answer.code(), "body_too_large");
+
+    let many = json!({ "command": "true", "args": vec!["x"; 100_000] });
+    let answer = post(&to, Some(&admin), "/start", &many).await;
+    assert_eq!(answer.outcome, Outcome::Answered(400), "{}", answer.text);
+    let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    let answer = http(&to, Some(&admin), "POST /start", JSON, &nested).await;
+    assert_eq!(answer.outcome, Outcome::Answered(400), "{}", answer.text);
+
+    let long = format!("x-long: {}\r\n", "x".repeat(20 * 1024));
+    let many = "x-many: x\r\n".repeat(20_000);
+    let path = format!("GET /{}", "x".repeat(40_000));
+    for (call, headers) in [
+        ("GET /jobs", long),
+        ("GET /jobs", many),
+        (&*path, String::new()),
+    ] {
+        let answer = http(&to, Some(&admin), call, &headers, "").await;
+        let refused = [
+            Outcome::Answered(431),
+            Outcome::Answered(414),
+            Outcome::Closed,
+        ];
+        assert!(refused.contains(&answer.outcome), "{answer:?}");
+    }
+    up(&client).await;
+    let grown = memory(scheduler.id()).saturating_sub(before);
+    println!("memory grown by {grown} KiB");
+    assert!(grown < MEMORY);
+}
+
+/// Writes `bytes` one by one, as long as somebody takes them.
+async fn drip(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> Vec<u8> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let dripped = async {
+        let mut pause = interval(Duration::from_millis(20));
+        for byte in bytes {
+            pause.tick().await;
+            if writer.write_all(&[*byte]).await.is_err() || writer.flush().await.is_err() {
+                break;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = dripped => unreachable!(),
+        answer = read_all(&mut reader) => answer,
+    }
+}
+
+#[tokio::test]
+async fn whoever_takes_for_ever_is_hung_up_on() {
+    let patience = Duration::from_millis(500);
+    let cluster = TestCluster::start_with(0, |config| {
+        config.bounds = Bounds {
+            handshake: patience,
+            headers: patience,
+            ..Bounds::default()
+        };
+    })
+    .await;
+    let admin = Shown::new(Role::Admin, "alice");
+    for to in [cluster.place.http(), cluster.place.grpc()] {
+        // Silent, and with half of a handshake.
+        let mut silent = dial(&to, None).await.unwrap();
+        assert_eq!(read_all(&mut silent).await, b"");
+        let mut half = dial(&to, None).await.unwrap();
+        half.write_all(&hello()).await.unwrap();
+        read_all(&mut half).await;
+        let mut begun = dial(&to, None).await.unwrap();
+        drip(&mut begun, &hello()).await;
+        // Nothing after it, or too slowly.
+        for (shown, protocol) in [(None, "h2"), (Some(&admin), "h2")] {
+            let mut stream = connect(&to, shown, protocol).await.unwrap();
+            read_all(&mut stream).await;
+            let mut stream = connect(&to, shown, protocol).await.unwrap();
+            drip(&mut stream, &[PREFACE, &SETTINGS, &[0; 4096]].concat()).await;
+        }
+    }
+    let to = cluster.place.http();
+    for shown in [None, Some(&admin)] {
+        let mut stream = connect(&to, shown, "http/1.1").await.unwrap();
+        read_all(&mut stream).await;
+        let mut stream = connect(&to, shown, "http/1.1").await.unwrap();
+        let drips = format!(
+            "GET /livez HTTP/1.1\r\nhost: {to}\r\nx: {}",
+            "x".repeat(4096)
+        );
+        let answer = Answer::of(drip(&mut stream, drips.as_bytes()).await);
+        assert_ne!(answer.outcome, Outcome::Answered(200));
+        // The second request on a connection is not different.
+        let mut stream = connect(&to, shown, "http/1.1").await.unwrap();
+        let first = format!("GET /livez HTTP/1.1\r\nhost: {to}\r\n\r\n");
+        stream.write_all(first.as_bytes()).await.unwrap();
+        let answers = drip(&mut stream, drips.as_bytes()).await;
+        let count = String::from_utf8_lossy(&answers)
+            .matches("HTTP/1.1 200")
+            .count();
+        assert_eq!(count, 1);
+    }
+    // A body that is never all there, from somebody who is not known.
+    let head = format!(
+        "POST /join HTTP/1.1\r\nhost: {to}\r\n{JSON}content-length: 9000\r\n\r\n{}",
+        " ".repeat(8000)
+    );
+    let mut stream = connect(&to, None, "http/1.1").await.unwrap();
+    let answer = Answer::of(drip(&mut stream, head.as_bytes()).await);
+    assert_ne!(answer.outcome, Outcome::Answered(200));
+    let mut stream = connect(&cluster.place.grpc(), None, "h2").await.unwrap();
+    let to = cluster.place.grpc();
+    let join = "/jobscheduler.Scheduler/Join";
+    let request = [
+        PREFACE,
+        &SETTINGS,
+        &headers(1, "POST", join, &to, END_HEADERS),
+    ]
+    .concat();
+    stream.write_all(&request).await.unwrap();
+    stream.flush().await.unwrap();
+    // The connection may go on; the call may not.
+    let answered = async {
+        let mut seen = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            let count = stream.read(&mut buffer).await.unwrap_or_default();
+            seen.extend_from_slice(&buffer[..count]);
+            if count == 0 || frames(&seen).iter().any(|(kind, ..)| *kind == 1) {
+                return;
+            }
+        }
+    };
+    within(answered).await;
+    cluster.end().await;
+}
+
+/// What a client says first in a TLS handshake.
+fn hello() -> Vec<u8> {
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut client = ClientConnection::new(config(None, "h2").into(), name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
+/// How long each of `count` requests took, each on a connection of its own.
+async fn timed(place: Place, count: usize) -> Vec<Duration> {
+    let mut took = Vec::new();
+    for _ in 0..count {
+        let begun = Instant::now();
+        within(place.client().workers()).await.unwrap();
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    took
+}
+
+fn report(what: &str, took: &[Duration]) {
+    let at = |part: usize| took[(took.len() * part / 100).min(took.len() - 1)];
+    println!(
+        "{what}: p50 {:?}, p99 {:?}, max {:?}",
+        at(50),
+        at(99),
+        at(100)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_connections_keeps_nobody_out() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let (scheduler, client) = process(place, dir.path()).await;
+    report("alone", &timed(place, 50).await);
+    let before = memory(scheduler.id());
+    let flood = tokio::spawn(async move {
+        let mut held = Vec::new();
+        for number in 0..4000 {
+            let to = if number % 4 < 2 {
+                place.http()
+            } else {
+                place.grpc()
+            };
+            let Ok(mut stream) = dial(&to, Some(ELSEWHERE)).await else {
+                continue;
+            };
+            if number % 2 == 0 {
+                let _ = stream.write_all(&hello()).await;
+            }
+            held.push(stream);
+        }
+        held
+    });
+    let during = timed(place, 100).await;
+    let held = within(flood).await.unwrap();
+    let full = timed(place, 100).await;
+    report("while it comes", &during);
+    report("while it lasts", &full);
+    let grown = memory(scheduler.id()).saturating_sub(before);
+    println!("{} connections, memory grown by {grown} KiB", held.len());
+    assert!(held.len() > 3900, "{}", held.len());
+    assert!(grown < MEMORY);
+    assert!(during.last().unwrap() < &Duration::from_secs(20));
+
+    // From the same address one who is served already is served on.
+    let mut same = Vec::new();
+    for _ in 0..500 {
+        same.extend(dial(&place.http(), None).await);
+        if same.len() % 50 == 0 {
+            within(client.workers()).await.unwrap();
+        }
+    }
+    within(client.workers()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scheduler_without_descriptors_says_so_and_goes_on() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let log = dir.path().join("log");
+    let ordinary = Process::scheduler_command(place, dir.path());
+    let mut command = Command::new("prlimit");
+    command.arg("--nofile=64:64").arg(ordinary.get_program());
+    let loud = |arg: &std::ffi::OsStr| match arg.to_str() {
+        Some("warn") => "info".into(),
+        _ => arg.to_owned(),
+    };
+    command.args(ordinary.get_args().map(loud));
+    command.stdout(Stdio::null());
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let scheduler = Process::run(command);
+    let client = place.client();
+    up(&client).await;
+    let said = |what: &str| std::fs::read_to_string(&log).unwrap().matches(what).count();
+    let begun = Instant::now();
+    let mut held: Vec<TcpStream> = Vec::new();
+    for number in 0..200 {
+        let to = if number % 2 == 0 {
+            place.http()
+        } else {
+            place.grpc()
+        };
+        held.push(within(dial(&to, Some(ELSEWHERE))).await.unwrap());
+    }
+    eventually(|| said("cannot accept connections") > 0).await;
+    drop(held);
+    eventually(|| said("connections are accepted again") > 0).await;
+    up(&client).await;
+    let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap();
+    // Once a second at most, for each of the two servers.
+    assert!(said("cannot accept connections") <= 2 * (seconds + 1));
+    assert!(memory(scheduler.id()) < MEMORY);
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_connections_and_no_more() {
+    let cluster = TestCluster::start_with(0, |config| config.bounds.connections = 4).await;
+    let to = cluster.place.http();
+    let admin = Shown::new(Role::Admin, "alice");
+    let asks = format!("GET /version HTTP/1.1\r\nhost: {to}\r\n\r\n");
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let from = dial(&to, Some(ELSEWHERE)).await.unwrap();
+        let mut stream = secure(from, Some(&admin), "http/1.1").await.unwrap();
+        stream.write_all(asks.as_bytes()).await.unwrap();
+        let mut first = [0; 12];
+        within(stream.read_exact(&mut first)).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        held.push(stream);
+    }
+    let fifth = async |from| {
+        let stream = dial(&to, Some(from)).await.unwrap();
+        let mut stream = secure(stream, Some(&admin), "http/1.1").await.unwrap();
+        let asks = asks.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n");
+        Answer::of(exchange(&mut stream, asks.as_bytes()).await)
+    };
+    let answer = fifth(ELSEWHERE).await;
+    assert_eq!(answer.outcome, Outcome::Answered(429));
+    assert_eq!(answer.code(), "too_many_connections");
+    let other = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 67));
+    assert_eq!(fifth(other).await.outcome, Outcome::Answered(200));
+    held.pop();
+    within(async {
+        let mut pause = interval(Duration::from_millis(10));
+        while fifth(ELSEWHERE).await.outcome != Outcome::Answered(200) {
+            pause.tick().await;
+        }
+    })
+    .await;
+    drop(held);
+    cluster.end().await;
+}
+
+/// What an HTTP/2 client says first (RFC 9113, 3.4), and empty SETTINGS.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+/// A frame (RFC 9113, 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// The frames that are there as a whole: kind, flags, stream.
+fn frames(mut bytes: &[u8]) -> Vec<(u8, u8, u32)> {
+    let mut found = Vec::new();
+    while let [a, b, c, kind, flags, d, e, f, g, rest @ ..] = bytes {
+        let length = u32::from_be_bytes([0, *a, *b, *c]) as usize;
+        let Some(after) = rest.get(length..) else {
+            break;
+        };
+        found.push((*kind, *flags, u32::from_be_bytes([*d, *e, *f, *g])));
+        bytes = after;
+    }
+    found
+}
+
+/// The headers of a request, none of them in a table (RFC 7541, 6.2.2).
+fn headers(stream: u32, method: &str, path: &str, authority: &str, flags: u8) -> Vec<u8> {
+    let mut block = Vec::new();
+    for (name, value) in [
+        (":method", method),
+        (":scheme", "https"),
+        (":path", path),
+        (":authority", authority),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ] {
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    frame(1, flags, stream, &block)
+}
+
+type Pieces<'a> = Box<dyn Iterator<Item = Vec<u8>> + Send + 'a>;
+
+/// Sends pieces as long as they are taken, and reads what comes if `reads`. What
+/// became of it, and how many pieces were taken.
+async fn flood(
+    to: &str,
+    reads: bool,
+    pieces: impl Iterator<Item = Vec<u8>>,
+) -> (&'static str, usize) {
+    let stream = dial(to, Some(ELSEWHERE)).await.unwrap();
+    let stream = secure(stream, None, "h2").await.unwrap();
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let reading = tokio::spawn(async move {
+        match reads {
+            true => drop(read_all(&mut reader).await),
+            false => std::future::pending().await,
+        }
+    });
+    let mut sent = 0;
+    let writing = async {
+        writer.write_all(PREFACE).await?;
+        writer.write_all(&SETTINGS).await?;
+        for piece in pieces {
+            writer.write_all(&piece).await?;
+            sent += 1;
+        }
+        writer.flush().await
+    };
+    let outcome = match timeout(Duration::from_secs(3), writing).await {
+        Ok(Ok(())) => "all taken",
+        Ok(Err(_)) => "cut off",
+        Err(_) => "throttled",
+    };
+    reading.abort();
+    (outcome, sent)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_within_a_connection_are_cut_off_or_slowed_down() {
+    const MANY: u32 = 50_000;
+    let (place, dir) = (Place::new(), Folder::new());
+    let (scheduler, client) = process(place, dir.path()).await;
+    let before = memory(scheduler.id());
+    for to in [place.http(), place.grpc()] {
+        let streams = || (0..MANY).map(|number| 2 * number + 1);
+        let opened = |stream| headers(stream, "GET", "/livez", &to, END_HEADERS | END_STREAM);
+        let begun = |stream| headers(stream, "POST", "/join", &to, END_HEADERS);
+        let reset = |stream| frame(3, 0, stream, &[0, 0, 0, 8]);
+        let never_closed: Vec<u8> = headers(1, "GET", "/livez", &to, 0);
+        let more = frame(9, 0, 1, &b"\0\x01x\x01y".repeat(200));
+        let empty = frame(9, 0, 1, &[]);
+        let floods: Vec<(&str, bool, Pieces<'_>)> = vec![
+            (
+                "opened and reset",
+                true,
+                Box::new(streams().map(|stream| [opened(stream), reset(stream)].concat())),
+            ),
+            (
+                "begun and reset",
+                true,
+                Box::new(streams().map(|stream| [begun(stream), reset(stream)].concat())),
+            ),
+            ("opened", false, Box::new(streams().map(opened))),
+            ("begun", true, Box::new(streams().map(begun))),
+            (
+                "made to be reset",
+                true,
+                Box::new(streams().map(|stream| {
+                    let zero = frame(8, 0, stream, &[0; 4]);
+                    [begun(stream), zero].concat()
+                })),
+            ),
+            (
+                "CONTINUATION",
+                true,
+                Box::new(
+                    std::iter::once(never_closed.clone())
+                        .chain(std::iter::repeat_n(more, MANY as usize)),
+                ),
+            ),
+            (
+                "empty CONTINUATION",
+                true,
+                Box::new(
+                    std::iter::once(never_closed).chain(std::iter::repeat_n(empty, MANY as usize)),
+                ),
+            ),
+            (
+                "PING",
+                false,
+                Box::new((0..20 * MANY).map(|_| frame(6, 0, 0, &[7; 8]))),
+            ),
+            (
+                "SETTINGS",
+                false,
+                Box::new((0..20 * MANY).map(|_| SETTINGS.to_vec())),
+            ),
+            (
+                "PRIORITY",
+                false,
+                Box::new(streams().map(|stream| frame(2, 0, stream, &[0, 0, 0, 0, 1]))),
+            ),
+            (
+                "empty DATA",
+                true,
+                Box::new(
+                    std::iter::once(begun(1))
+                        .chain(std::iter::repeat_n(frame(0, 0, 1, &[]), MANY as usize)),
+                ),
+            ),
+            (
+                "unknown frames",
+                true,
+                Box::new((0..MANY).map(|_| frame(0x77, 0, 0, &[0; 1000]))),
+            ),
+        ];
+        for (what, reads, pieces) in floods {
+            let (outcome, sent) = flood(&to, reads, pieces).await;
+            let begun = Instant::now();
+            within(client.workers()).await.unwrap();
+            let grown = memory(scheduler.id()).saturating_sub(before);
+            println!(
+                "{to} {what}: {outcome} after {sent}, others wait {:?}, {grown} KiB more",
+                begun.elapsed()
+            );
+            std::io::stdout().flush().unwrap();
+            assert!(grown < MEMORY, "{what}: {grown} KiB");
+            if matches!(what, "opened and reset" | "CONTINUATION" | "opened") {
+                assert_ne!(outcome, "all taken", "{what}");
+            }
+        }
+    }
+    up(&client).await;
+    assert_eq!(within(timed(place, 20)).await.len(), 20);
+}
