@@ -135,6 +135,10 @@ impl File for Worker {
         "jobs.user",
         "jobs.allow_users",
         "jobs.allow_new_privileges",
+        "jobs.memory",
+        "jobs.processes",
+        "jobs.open_files",
+        "jobs.cpus",
         "log.level",
         "log.format",
     ];
@@ -289,6 +293,14 @@ pub struct WorkerJobs {
     pub allow_users: Option<Vec<String>>,
     /// Programs like sudo may give jobs more rights than the worker has.
     pub allow_new_privileges: Option<bool>,
+    /// Memory of a job, as `1GiB`.
+    pub memory: Option<ByteSize>,
+    /// Processes and threads of a job.
+    pub processes: Option<u64>,
+    /// Open files of each process of a job.
+    pub open_files: Option<u64>,
+    /// Processors that a job may keep busy, as `1.5`.
+    pub cpus: Option<f64>,
 }
 
 /// `[log]`: what a role writes about itself.
@@ -490,18 +502,18 @@ mod tests {
         let value = |key: &str| match key.rsplit('.').next() {
             Some(
                 "use_tls"
+                | "insecure"
                 | "drain_on_stop"
                 | "control_groups"
-                | "allow_new_privileges"
-                | "insecure",
+                | "allow_new_privileges",
             ) => "false",
-            Some("names") => "[\"x\"]",
-            Some("keep_finished" | "header_bytes" | "streams" | "connections" | "silent") => "7",
+            Some("keep_finished" | "processes" | "open_files" | "cpus") => "7",
+            Some("header_bytes" | "streams" | "connections" | "silent") => "7",
             Some("handshake" | "headers") => "\"3s\"",
-            Some("output_limit") => "\"7MiB\"",
+            Some("output_limit" | "memory") => "\"7MiB\"",
             Some("interval" | "deadline" | "grace" | "keep_for" | "keep_audit") => "\"3s\"",
             Some("format") => "\"json\"",
-            Some("allow_users") => "[\"x\"]",
+            Some("allow_users" | "names") => "[\"x\"]",
             _ => "\"x\"",
         };
         let file = |keys: &[&str]| -> String {
@@ -536,6 +548,10 @@ mod tests {
         assert_eq!(read.jobs.allow_commands, Some(vec!["x".into()]));
         assert_eq!(read.jobs.user.as_deref(), Some("x"));
         assert_eq!(read.jobs.allow_users, Some(vec!["x".into()]));
+        assert_eq!(read.jobs.memory, Some(ByteSize::mib(7)));
+        assert_eq!(read.jobs.processes, Some(7));
+        assert_eq!(read.jobs.open_files, Some(7));
+        assert_eq!(read.jobs.cpus, Some(7.0), "without a point too");
         let list = "[jobs]\nallow_commands = [\"bash\", \"/bin/ls\"]";
         let read: Worker = parse(list, Path::new("w")).unwrap();
         assert_eq!(

@@ -890,6 +890,18 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         worker_role::Error::User { .. } => {
             Some("see `jobs.user` and `jobs.allow_users`, or run the worker as root".to_owned())
         }
+        worker_role::Error::Limit { setting, source } => {
+            let or = match source {
+                worker_role::Unenforceable::NoCpuController => "",
+                worker_role::Unenforceable::RootIsNotCounted => {
+                    "have jobs run as another user (`jobs.user`), "
+                }
+            };
+            Some(format!(
+                "leave `jobs.{setting}` out, {or}or have systemd pass the controller on: \
+                 `Delegate=yes` and `DelegateSubgroup=worker` in the worker's service"
+            ))
+        }
         worker_role::Error::Certificate(_)
         | worker_role::Error::Files(_)
         | worker_role::Error::Key(_)

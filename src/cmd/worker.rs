@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,7 +24,7 @@ use crate::{
     config,
     identity::{Role, tls::Strangers, token::Invitation},
     ids::is_name,
-    roles::worker::{self, Commands, Config, ControlGroups, OnStop, Rules, Security},
+    roles::worker::{self, Commands, Config, ControlGroups, Limits, OnStop, Rules, Security},
 };
 
 pub(super) const GRPC: Address = Address {
@@ -39,6 +40,13 @@ pub(super) const SHIM: &str = "/proc/self/exe";
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 pub(super) const OUTPUT_LIMIT: u64 = 1024 * 1024 * 1024;
 pub(super) const KEEP_FINISHED: usize = 10_000;
+
+/// Below these nothing would run: a typing error, or another unit.
+const LEAST_MEMORY: u64 = 1024 * 1024;
+const LEAST_OPEN_FILES: u64 = 16;
+
+/// What the kernel takes as a share: a hundredth, and more than any machine has.
+const CPUS: RangeInclusive<f64> = 0.01..=10_000.0;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -222,6 +230,49 @@ pub(super) struct Args {
     )]
     allow_new_privileges: Option<bool>,
 
+    /// The most memory of a job [default: no limit]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_MEMORY",
+        hide_env_values = true,
+        value_name = "SIZE",
+        help_heading = "Jobs"
+    )]
+    memory: Option<ByteSize>,
+
+    /// The most processes and threads of a job [default: no limit]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_PROCESSES",
+        allow_negative_numbers = true,
+        hide_env_values = true,
+        value_name = "N",
+        help_heading = "Jobs"
+    )]
+    processes: Option<u64>,
+
+    /// The most open files of each process of a job [default: as the worker]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_OPEN_FILES",
+        allow_negative_numbers = true,
+        hide_env_values = true,
+        value_name = "N",
+        help_heading = "Jobs"
+    )]
+    open_files: Option<u64>,
+
+    /// Processors that a job may keep busy, as 1.5 [default: all]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_CPUS",
+        allow_negative_numbers = true,
+        hide_env_values = true,
+        value_name = "N",
+        help_heading = "Jobs"
+    )]
+    cpus: Option<f64>,
+
     /// How many finished jobs to keep [default: 10000]
     #[arg(
         long,
@@ -313,6 +364,15 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(folder) = &script_dir {
         is_script_folder(folder)?;
     }
+    let limits = limits(Limits {
+        memory: args
+            .memory
+            .or(file.jobs.memory)
+            .map(|memory| memory.as_u64()),
+        processes: args.processes.or(file.jobs.processes),
+        open_files: args.open_files.or(file.jobs.open_files),
+        cpus: args.cpus.or(file.jobs.cpus),
+    })?;
     let grpc = args.grpc_addr.or(server.addr);
     let listener = GRPC.listen(grpc.as_deref(), secured).await?;
     if insecure {
@@ -359,6 +419,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
                 .allow_new_privileges
                 .or(file.jobs.allow_new_privileges)
                 .unwrap_or(false),
+            limits,
         },
     };
     let shutdown = CancellationToken::new();
@@ -424,6 +485,30 @@ fn commands(asked: Option<Vec<String>>) -> anyhow::Result<Commands> {
         }
         _ => Ok(Commands::Programs(asked)),
     }
+}
+
+/// Refuses limits below which no job would run.
+fn limits(asked: Limits) -> Result<Limits, BadSetting> {
+    let bad = |key, least, hint: &str| BadSetting {
+        message: format!("`jobs.{key}` is {least}"),
+        hint: hint.to_owned(),
+    };
+    if asked.memory.is_some_and(|bytes| bytes < LEAST_MEMORY) {
+        return Err(bad("memory", "less than 1MiB", "write it as `512MiB`"));
+    }
+    if asked.processes == Some(0) {
+        let hint = "a job is at least one process: `--processes 512`";
+        return Err(bad("processes", "0", hint));
+    }
+    if asked.open_files.is_some_and(|n| n < LEAST_OPEN_FILES) {
+        let hint = "programs need some before they begin: `--open-files 1024`";
+        return Err(bad("open_files", "less than 16", hint));
+    }
+    if asked.cpus.is_some_and(|cpus| !CPUS.contains(&cpus)) {
+        let hint = "write it in processors and parts of one: `--cpus 1.5`";
+        return Err(bad("cpus", "not between 0.01 and 10000", hint));
+    }
+    Ok(asked)
 }
 
 /// Keeps memory, environment and descriptors of this process from jobs of the same
@@ -509,6 +594,39 @@ mod tests {
         for bad in [&["all", "bash"][..], &["bash", "scripts"], &[""]] {
             assert!(read(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn limits_that_no_job_could_keep_are_refused() {
+        let none = Limits::default();
+        let with = |change: fn(&mut Limits)| {
+            let mut asked = none;
+            change(&mut asked);
+            limits(asked).map_err(|error| error.message)
+        };
+        assert_eq!(limits(none).unwrap(), none);
+        for (change, key) in [
+            (
+                (|l| l.memory = Some((1 << 20) - 1)) as fn(&mut Limits),
+                "memory",
+            ),
+            (|l| l.processes = Some(0), "processes"),
+            (|l| l.open_files = Some(15), "open_files"),
+            (|l| l.cpus = Some(0.0), "cpus"),
+            (|l| l.cpus = Some(-1.0), "cpus"),
+            (|l| l.cpus = Some(f64::NAN), "cpus"),
+            (|l| l.cpus = Some(f64::INFINITY), "cpus"),
+        ] {
+            let message = with(change).unwrap_err();
+            assert!(message.contains(&format!("`jobs.{key}`")), "{message}");
+        }
+        let least: fn(&mut Limits) = |l| {
+            l.memory = Some(1 << 20);
+            l.processes = Some(1);
+            l.open_files = Some(16);
+            l.cpus = Some(0.01);
+        };
+        assert!(with(least).is_ok());
     }
 
     #[test]

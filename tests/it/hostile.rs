@@ -2,17 +2,27 @@
 
 use std::{
     fs,
-    os::unix::{
-        fs::{PermissionsExt as _, chown, symlink},
-        process::CommandExt as _,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    os::{
+        fd::OwnedFd,
+        linux::net::SocketAddrExt as _,
+        unix::{
+            fs::{PermissionsExt as _, chown, symlink},
+            net::{SocketAddr, UnixListener, UnixStream},
+            process::CommandExt as _,
+        },
     },
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use jobctl::{
     ids::JobId,
     proto::{JobState, StartJobRequest, worker_client::WorkerClient},
+    roles::{
+        shim::protocol::{self, Event, OutOfMemory},
+        worker::{Config, ControlGroups, Limits},
+    },
 };
 use rustix::process::geteuid;
 use tonic::transport::Channel;
@@ -223,6 +233,176 @@ async fn a_worker_without_the_right_to_change_users_says_so() {
         text.contains("CAP_SETUID") && text.contains("hint:"),
         "{text}"
     );
+}
+
+/// Has jobs run as somebody for whom limits hold, where the tests are root.
+fn as_nobody(config: &mut Config) {
+    config.rules.user = geteuid().is_root().then(|| "nobody".into());
+}
+
+#[tokio::test]
+async fn each_process_of_a_job_is_bounded_where_there_are_no_control_groups() {
+    let worker = TestWorker::with(|config| {
+        as_nobody(config);
+        config.control_groups = ControlGroups::Never;
+        config.rules.limits = Limits {
+            memory: Some(64 << 20),
+            open_files: Some(64),
+            ..Limits::default()
+        };
+    })
+    .await;
+    let id = worker
+        .sh("ulimit -Sv; ulimit -Hv; ulimit -Sn; ulimit -Hn")
+        .await;
+    assert_eq!(worker.text(id).await, "65536\n65536\n64\n64\n");
+    for raises in ["ulimit -n 65", "ulimit -v 65537"] {
+        let id = worker.sh(&format!("{raises} && echo raised")).await;
+        let (bytes, status) = worker.follow(id).await;
+        assert!(!String::from_utf8(bytes).unwrap().contains("raised"));
+        assert_eq!(status.state(), JobState::Failed, "{raises}");
+    }
+    let id = worker
+        .sh("x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo \"has ${#x}\"")
+        .await;
+    let (bytes, status) = worker.follow(id).await;
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(!text.contains("has 100000000"), "{text}");
+    assert_eq!(status.state(), JobState::Failed, "{text}");
+    worker.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_job_cannot_fork_beyond_its_limit() {
+    if !geteuid().is_root() {
+        // Whoever runs the tests has processes of their own, which count too.
+        return;
+    }
+    let worker = TestWorker::with(|config| {
+        as_nobody(config);
+        config.control_groups = ControlGroups::Never;
+        config.rules.limits.processes = Some(20);
+    })
+    .await;
+    let id = worker.sh("ulimit -u 2> /dev/null || ulimit -p").await;
+    assert_eq!(worker.text(id).await, "20\n");
+    let id = worker
+        .sh("for i in $(seq 30); do sleep 600 & done; echo all 30")
+        .await;
+    let (bytes, status) = worker.follow(id).await;
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.contains("fork"), "{text}");
+    assert_eq!(status.state(), JobState::Failed, "{text}");
+    worker.shut_down().await;
+}
+
+#[test]
+fn a_worker_refuses_limits_that_would_not_hold() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let refusal = |setting: &str, value: &str| {
+        let mut command = Process::worker_command(place, 1, &dir.path().join("w1"));
+        command.env(format!("JOBCTL_JOBS_{}", setting.to_uppercase()), value);
+        command.args(["--control-groups", "false"]);
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(&format!("`jobs.{setting}` cannot hold")));
+        assert!(text.contains("hint: leave") && text.contains("Delegate=yes"));
+        text
+    };
+    let text = refusal("cpus", "1.5");
+    assert!(text.contains("the cpu controller"), "{text}");
+    if geteuid().is_root() {
+        let text = refusal("processes", "512");
+        assert!(text.contains("of root are not counted"), "{text}");
+        assert!(text.contains("`jobs.user`"), "{text}");
+    }
+}
+
+#[test]
+fn a_worker_says_which_limits_hold_and_by_what() {
+    let dir = Folder::new();
+    let mut command = Command::new(support::binary());
+    command.args(["worker", "--insecure", "--name", "w1"]);
+    command.args(["--grpc-addr", "127.0.0.1:0", "--control-groups", "false"]);
+    command.args(["--memory", "1GiB", "--open-files", "64"]);
+    command.arg("--data-dir").arg(dir.path());
+    // Where a log goes that nobody has asked for elsewhere.
+    let mut worker = command.stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(worker.stderr.take().unwrap()).lines();
+    let worker = Process::from(worker);
+    let said = lines
+        .map_while(Result::ok)
+        .find(|line| line.contains("what a job may use"));
+    let expected = "memory=1GiB per process (RLIMIT_AS), open_files=64 per process (RLIMIT_NOFILE)";
+    assert!(said.unwrap().contains(expected));
+    worker.kill();
+}
+
+#[test]
+fn a_shim_tells_that_its_job_was_killed_for_want_of_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let group = dir.path().join("group");
+    fs::create_dir(&group).unwrap();
+    for (file, text) in [
+        ("cgroup.procs", ""),
+        ("memory.max", "1048576\n"),
+        ("memory.events", "max 3\noom 1\noom_kill 1\n"),
+    ] {
+        fs::write(group.join(file), text).unwrap();
+    }
+    let job_id = JobId::random();
+    let spec = protocol::Spec {
+        job_id,
+        program: Some("/bin/sh".into()),
+        arg0: "sh".into(),
+        script: false,
+        args: vec!["-c".into(), "kill -9 $$".into()],
+        env: Default::default(),
+        cwd: "/".into(),
+        user: None,
+        timeout_ms: None,
+        grace_ms: 100,
+        output: dir.path().join("output"),
+        output_limit: 1 << 20,
+        result: dir.path().join("result"),
+        open_files: Some(1024),
+        cgroup: Some(group.clone()),
+        allow_new_privileges: false,
+        limits: protocol::Limits::default(),
+    };
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let name = SocketAddr::from_abstract_name(protocol::socket_name(job_id)).unwrap();
+    let calls = UnixListener::bind_addr(&name).unwrap();
+    let mut shim = Command::new(support::binary())
+        .arg("shim")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(OwnedFd::from(calls))
+        .spawn()
+        .unwrap();
+    ours.set_read_timeout(Some(support::LIMIT)).unwrap();
+    let start = protocol::Command::Start(Box::new(spec));
+    ours.write_all(&protocol::encode(&start)).unwrap();
+    let mut bytes = Vec::new();
+    let ended = loop {
+        match protocol::decode(&mut bytes).unwrap() {
+            Some(Event::Ended(ended)) => break ended,
+            Some(_) => {}
+            None => {
+                let mut buffer = [0; 1024];
+                let length = ours.read(&mut buffer).unwrap();
+                assert_ne!(length, 0, "it has gone");
+                bytes.extend_from_slice(&buffer[..length]);
+            }
+        }
+    };
+    assert_eq!(ended.signal, Some(9));
+    assert_eq!(ended.out_of_memory, Some(OutOfMemory::Job(1_048_576)));
+    assert_eq!(fs::read(group.join("cgroup.procs")).unwrap(), b"0");
+    let receipt = protocol::Command::Receipt;
+    ours.write_all(&protocol::encode(&receipt)).unwrap();
+    assert!(shim.wait().unwrap().success());
 }
 
 #[tokio::test]

@@ -361,6 +361,7 @@ impl Shim {
                 }
             }
         }
+        let out_of_memory = self.cgroup.as_deref().and_then(tree::out_of_memory);
         if let Some(cgroup) = &self.cgroup {
             // An empty one that stays behind harms nobody.
             let _ = tree::remove_cgroup(cgroup);
@@ -372,6 +373,7 @@ impl Shim {
             cause: self.cause,
             output_bytes: self.recorder.end(),
             output_lost: self.recorder.lost(),
+            out_of_memory,
         });
         self.control.hand_over(&last, &self.result)
     }

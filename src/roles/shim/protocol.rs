@@ -78,6 +78,21 @@ pub struct Spec {
     /// Programs like sudo may give the job rights that the worker does not have.
     #[serde(default)]
     pub allow_new_privileges: bool,
+    /// What the job may use, as far as no control group sees to it.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// Limits that each process of a job has (getrlimit(2)); `None`: as the shim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Bytes of address space, of each process for itself (RLIMIT_AS).
+    pub memory: Option<u64>,
+    /// Processes and threads of the user, inside the job and outside (RLIMIT_NPROC).
+    pub processes: Option<u64>,
+    /// Open files of each process, which it cannot raise (RLIMIT_NOFILE).
+    pub open_files: Option<u64>,
 }
 
 /// A user and all its groups, by number.
@@ -164,6 +179,20 @@ pub struct Ended {
     pub output_bytes: u64,
     /// Those of them that could not be recorded, and why.
     pub output_lost: Option<OutputLost>,
+    /// Processes of it were killed for want of memory. Always `None` without a
+    /// control group, which is what knows.
+    #[serde(default)]
+    pub out_of_memory: Option<OutOfMemory>,
+}
+
+/// Why the kernel killed processes of a job for want of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutOfMemory {
+    /// The job had reached its own limit, of this many bytes.
+    Job(u64),
+    /// The machine, or a group that the job shares with others, had none left.
+    Others,
 }
 
 /// Output that is missing from the record.
@@ -247,6 +276,25 @@ mod tests {
             birth: None,
         };
         assert_eq!(serde_json::from_str::<Event>(told).unwrap(), event);
+    }
+
+    #[test]
+    fn limits_and_want_of_memory_are_no_words_of_older_versions() {
+        let older = r#"{"ended":{"at_us":9,"exit_code":0,"signal":null,"cause":"itself",
+            "output_bytes":0,"output_lost":null}}"#;
+        match serde_json::from_str(older).unwrap() {
+            Event::Ended(ended) => assert_eq!(ended.out_of_memory, None),
+            other => panic!("{other:?}"),
+        }
+        let older = r#"{"job_id":"JOB","program":"/bin/true","arg0":"true","script":false,
+            "args":[],"env":{},"cwd":"/","timeout_ms":null,"grace_ms":1,"output":"/o",
+            "output_limit":1,"result":"/r","open_files":null,"cgroup":null}"#;
+        let older = older.replace("JOB", &JobId::random().to_string());
+        let spec: Spec = serde_json::from_str(&older).unwrap();
+        assert_eq!(spec.limits, Limits::default());
+        let newer = r#"{"memory":1,"of_a_later_version":2}"#;
+        let limits: Limits = serde_json::from_str(newer).unwrap();
+        assert_eq!((limits.memory, limits.processes), (Some(1), None));
     }
 
     #[test]

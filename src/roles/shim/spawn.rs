@@ -19,11 +19,13 @@ use std::{
 
 use rustix::{
     io::{FdFlags, fcntl_setfd},
-    process::{Signal, chdir, set_parent_process_death_signal, setsid},
+    process::{
+        Resource, Rlimit, Signal, chdir, set_parent_process_death_signal, setrlimit, setsid,
+    },
     thread::set_no_new_privs,
 };
 
-use super::protocol::{NotStarted, Spec, User};
+use super::protocol::{Limits, NotStarted, Spec, User};
 
 /// Closes every descriptor but the three standard ones. Whoever started the
 /// worker may have left some open, and neither shim nor job shall hold them.
@@ -85,6 +87,7 @@ pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
     let cwd = CString::new(spec.cwd.as_os_str().as_encoded_bytes())?;
     let user = spec.user.clone();
     let allow_new_privileges = spec.allow_new_privileges;
+    let limits = spec.limits;
     // SAFETY: each is a single system call, allowed between fork and exec.
     unsafe {
         command.pre_exec(move || {
@@ -109,10 +112,27 @@ pub(super) fn spawn(spec: &Spec, script: Option<OwnedFd>) -> io::Result<Child> {
             if !allow_new_privileges {
                 set_no_new_privs(true)?;
             }
-            Ok(())
+            // Last, so that they bound the job alone and not what is done for it here.
+            limit(limits)
         });
     }
     command.spawn()
+}
+
+/// Bounds this process, and all that it starts. Without rights none of them can
+/// raise what is set here.
+fn limit(limits: Limits) -> io::Result<()> {
+    for (resource, most) in [
+        (Resource::As, limits.memory),
+        (Resource::Nproc, limits.processes),
+        (Resource::Nofile, limits.open_files),
+    ] {
+        if most.is_some() {
+            let (current, maximum) = (most, most);
+            setrlimit(resource, Rlimit { current, maximum })?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives the rights of this process up for those of `user`, for good. Its output

@@ -17,7 +17,7 @@ use rustix::{
     },
 };
 
-use super::protocol::Birth;
+use super::protocol::{Birth, OutOfMemory};
 use crate::ids::JobId;
 
 /// How often one [`kill`] looks again for processes born meanwhile. A tree that
@@ -80,6 +80,29 @@ pub(super) fn remove_cgroup(cgroup: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir(cgroup)
+}
+
+/// Whether the kernel has killed processes of a control group for want of memory
+/// (`memory.events` in the kernel's cgroup-v2.rst). To be asked before it is removed.
+pub(super) fn out_of_memory(cgroup: &Path) -> Option<OutOfMemory> {
+    // Without the memory controller there is no such file.
+    let events = fs::read_to_string(cgroup.join("memory.events")).ok()?;
+    let happened = |event: &str| {
+        let mut events = events.lines().filter_map(|line| line.split_once(' '));
+        events.any(|(name, count)| name == event && count != "0")
+    };
+    if !happened("oom_kill") {
+        return None;
+    }
+    let limit = || {
+        let limit = fs::read_to_string(cgroup.join("memory.max")).ok()?;
+        limit.trim().parse().ok()
+    };
+    // Without it the limit that was reached is that of a group around this one.
+    match happened("oom").then(limit).flatten() {
+        Some(limit) => Some(OutOfMemory::Job(limit)),
+        None => Some(OutOfMemory::Others),
+    }
 }
 
 /// Kills what is left of a job whose shim is gone, so that nobody is its
@@ -400,6 +423,26 @@ mod tests {
         );
         assert_eq!(parse_stat(b""), None);
         assert_eq!(parse_stat(b"12 (sh)"), None);
+    }
+
+    #[test]
+    fn a_kill_for_want_of_memory_is_told_from_others() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(out_of_memory(dir.path()), None, "no memory controller");
+        let write = |file: &str, text: &str| fs::write(dir.path().join(file), text).unwrap();
+        write("memory.max", "1073741824\n");
+        write("memory.events", "low 0\nmax 7\noom 0\noom_kill 0\n");
+        assert_eq!(out_of_memory(dir.path()), None);
+        write("memory.events", "low 0\nmax 7\noom 2\noom_kill 1\n");
+        assert_eq!(
+            out_of_memory(dir.path()),
+            Some(OutOfMemory::Job(1_073_741_824))
+        );
+        write("memory.events", "low 0\nmax 7\noom 0\noom_kill 1\n");
+        assert_eq!(out_of_memory(dir.path()), Some(OutOfMemory::Others));
+        write("memory.events", "oom 1\noom_kill 1\noom_group_kill 0\n");
+        write("memory.max", "max\n");
+        assert_eq!(out_of_memory(dir.path()), Some(OutOfMemory::Others));
     }
 
     #[test]

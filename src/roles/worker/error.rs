@@ -273,6 +273,14 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// A limit of jobs that nothing would make hold.
+    #[error("`jobs.{setting}` cannot hold")]
+    Limit {
+        /// Which, as the settings file calls it.
+        setting: &'static str,
+        /// Why.
+        source: super::limits::Unenforceable,
+    },
     /// The journal cannot be read.
     #[error(transparent)]
     Journal(#[from] super::journal::OpenError),

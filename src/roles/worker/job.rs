@@ -21,6 +21,7 @@ use super::{
     error::Refusal,
     jobs::{Change, Changes},
     journal::{AppendError, Journal, Record},
+    limits::size,
     output::{Extent, Output},
     rules::Rules,
     scripts::Scripts,
@@ -30,7 +31,7 @@ use crate::{
     ids::JobId,
     roles::shim::{
         kill_orphans,
-        protocol::{Birth, Cause, Ended, Event, NotStarted},
+        protocol::{Birth, Cause, Ended, Event, Limits, NotStarted, OutOfMemory},
         record::repair,
     },
 };
@@ -94,6 +95,9 @@ pub(super) struct End {
     pub(super) how: How,
     /// Bytes of output that could not be recorded, and why.
     pub(super) output_lost: Option<String>,
+    /// Processes of it were killed for want of memory.
+    #[serde(default)]
+    pub(super) out_of_memory: Option<OutOfMemory>,
 }
 
 /// How a job ended.
@@ -136,11 +140,15 @@ impl End {
                 }
             },
         };
-        if let Some(lost) = &self.output_lost {
+        let memory = self.out_of_memory.map(|why| match why {
+            OutOfMemory::Job(limit) => format!("out of memory: the limit is {}", size(limit)),
+            OutOfMemory::Others => "out of memory, though below its own limit".to_owned(),
+        });
+        for more in [&memory, &self.output_lost].into_iter().flatten() {
             if !reason.is_empty() {
                 reason.push_str("; ");
             }
-            reason.push_str(lost);
+            reason.push_str(more);
         }
         reason
     }
@@ -289,6 +297,8 @@ pub(super) struct Launch {
     pub(super) output_limit: u64,
     /// The soft limit of open files that jobs get; `None`: none.
     pub(super) open_files: Option<u64>,
+    /// What each process of a job may use; what all of them may, the groups know.
+    pub(super) limits: Limits,
     pub(super) rules: Rules,
     pub(super) place: Place,
     pub(super) cgroups: Option<Cgroups>,
@@ -614,6 +624,7 @@ impl Task {
                 .output_lost
                 .as_ref()
                 .map(|lost| format!("{} bytes of output lost: {}", lost.bytes, lost.why)),
+            out_of_memory: ended.out_of_memory,
         });
     }
 
@@ -623,6 +634,7 @@ impl Task {
             at: Timestamp::now(),
             how,
             output_lost: None,
+            out_of_memory: None,
         });
     }
 
@@ -685,6 +697,7 @@ mod tests {
             at: Timestamp::now(),
             how,
             output_lost: None,
+            out_of_memory: None,
         };
         end.reason(Some(Duration::from_secs(600)))
     }
@@ -749,6 +762,7 @@ mod tests {
             grace: Duration::from_secs(10),
             output_limit: 1 << 20,
             open_files: None,
+            limits: Limits::default(),
             rules: Rules::default(),
             place: Place {
                 output: dir.join("output"),
@@ -849,6 +863,7 @@ mod tests {
             cause: Cause::Stopped,
             output_bytes: 0,
             output_lost: None,
+            out_of_memory: None,
         });
         say(&mut worker, &ended).await;
         third.await.unwrap();
@@ -866,7 +881,43 @@ mod tests {
                 cause: Cause::Itself,
             },
             output_lost: Some("5 bytes of output lost: disk full".into()),
+            out_of_memory: None,
         };
         assert_eq!(end.reason(None), "5 bytes of output lost: disk full");
+    }
+
+    #[test]
+    fn an_end_for_want_of_memory_says_so() {
+        let (signal, code) = (9, 137);
+        let mut end = End {
+            started: None,
+            at: Timestamp::now(),
+            how: How::Signaled {
+                signal,
+                cause: Cause::Itself,
+            },
+            output_lost: None,
+            out_of_memory: Some(OutOfMemory::Job(1 << 30)),
+        };
+        assert_eq!(
+            end.reason(None),
+            "signal: killed; out of memory: the limit is 1GiB"
+        );
+        end.how = How::Exited {
+            code,
+            cause: Cause::Itself,
+        };
+        end.out_of_memory = Some(OutOfMemory::Others);
+        end.output_lost = Some("5 bytes of output lost: disk full".into());
+        assert_eq!(
+            end.reason(None),
+            "exit status 137; out of memory, though below its own limit; \
+             5 bytes of output lost: disk full"
+        );
+        // As a journal of an earlier version has it.
+        let mut record = serde_json::to_value(&end).unwrap();
+        record.as_object_mut().unwrap().remove("out_of_memory");
+        end.out_of_memory = None;
+        assert_eq!(serde_json::from_value::<End>(record).unwrap(), end);
     }
 }

@@ -472,6 +472,7 @@ mod tests {
                 at: spec.created,
                 how,
                 output_lost: None,
+                out_of_memory: None,
             },
             output_bytes: 5,
         }

@@ -8,6 +8,7 @@ mod grpc;
 mod job;
 mod jobs;
 mod journal;
+mod limits;
 mod member;
 mod output;
 mod rules;
@@ -43,6 +44,7 @@ use self::{
     job::{Launch, Place},
     jobs::Jobs,
     journal::Journal,
+    limits::InForce,
     member::{Files, Id},
     rules::Allowed,
     scripts::Scripts,
@@ -52,6 +54,7 @@ use self::{
 };
 pub use self::{
     error::RunError as Error,
+    limits::{Limits, Unenforceable},
     rules::{Commands, Rules},
 };
 use crate::{
@@ -160,6 +163,11 @@ pub async fn run(
         .map_err(|(program, source)| Error::Program { program, source })?;
     let users =
         Users::find(&config.rules).map_err(|(user, source)| Error::User { user, source })?;
+    let mut cgroups = match config.control_groups {
+        ControlGroups::WherePossible => Cgroups::find(&config.name, &folders.data),
+        ControlGroups::Never => None,
+    };
+    let limits = InForce::decide(&config.rules.limits, cgroups.as_mut(), &users)?;
     // A token is spent only if everything else is as it should be.
     let files = Files::new(&folders.data);
     let (tls, joined_at) = match config.security {
@@ -183,10 +191,6 @@ pub async fn run(
     })?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let boot_id = boot_id.trim().to_owned();
-    let cgroups = match config.control_groups {
-        ControlGroups::WherePossible => Cgroups::find(&config.name, &folders.data),
-        ControlGroups::Never => None,
-    };
     tracing::info!(
         worker = config.name,
         address,
@@ -196,6 +200,7 @@ pub async fn run(
         "worker listens"
     );
     tracing::info!(%allowed, users = users.names(), "what jobs may be");
+    tracing::info!(%limits, "what a job may use");
     match &cgroups {
         Some(cgroups) => {
             tracing::info!(root = %cgroups.root().display(), "jobs are ended by control group");
@@ -211,6 +216,7 @@ pub async fn run(
         grace: config.grace,
         output_limit: config.output_limit,
         open_files: raise_open_files(),
+        limits: limits.processes(),
         rules: config.rules,
         place: folders.place(),
         cgroups: cgroups.clone(),

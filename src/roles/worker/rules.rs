@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{error::Refusal, scripts};
+use super::{error::Refusal, limits::Limits, scripts};
 
 /// Variables that have a program run something else, look for it elsewhere, or
 /// load code into it. Every program has its own; these are those of the dynamic
@@ -79,6 +79,8 @@ pub struct Rules {
     /// Programs like sudo, and files with capabilities, give a job the rights that
     /// the worker does not have. Without this they do not.
     pub allow_new_privileges: bool,
+    /// How much each job may use.
+    pub limits: Limits,
 }
 
 /// What may be executed.

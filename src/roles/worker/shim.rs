@@ -75,6 +75,7 @@ impl Shim {
             result: launch.place.result(spec.id),
             cgroup,
             allow_new_privileges: launch.rules.allow_new_privileges,
+            limits: launch.limits,
         }));
         let process = Command::new(&launch.shim)
             .arg("shim")

@@ -65,6 +65,15 @@ impl Users {
         }
     }
 
+    /// Whether some jobs run as root.
+    pub(super) fn has_root(&self) -> bool {
+        let usual = match &self.usual {
+            Some(user) => user.uid == 0,
+            None => Uid::effective().is_root(),
+        };
+        usual || self.allowed.iter().any(|user| user.uid == 0)
+    }
+
     /// For an error and for the log.
     pub(super) fn names(&self) -> String {
         let usual = self.usual.as_ref().map(|user| &user.name);
@@ -119,6 +128,24 @@ mod tests {
             gid: 1000,
             groups: Vec::new(),
         }
+    }
+
+    #[test]
+    fn root_is_found_wherever_it_is_named() {
+        let root = || User {
+            uid: 0,
+            ..user("root")
+        };
+        let users = |usual: Option<User>, allowed: Vec<User>| Users {
+            own: None,
+            usual,
+            allowed,
+        };
+        let is_root = Uid::effective().is_root();
+        assert_eq!(users(None, Vec::new()).has_root(), is_root);
+        assert!(!users(Some(user("job")), vec![user("build")]).has_root());
+        assert!(users(Some(root()), Vec::new()).has_root());
+        assert!(users(Some(user("job")), vec![user("build"), root()]).has_root());
     }
 
     #[test]
