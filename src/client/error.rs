@@ -62,6 +62,9 @@ pub enum Error {
         /// The whole answer.
         error: api::Error,
     },
+    /// Whoever listens on the way would have the token.
+    #[error("a token is not sent in plain text to {0}")]
+    PlainToken(String),
     /// What the client would show of itself cannot be used.
     #[error("cannot use the client's certificate")]
     Proof(#[from] tls::Error),
@@ -88,6 +91,7 @@ impl Error {
             | Self::Untrusted { .. }
             | Self::NotBelieved { .. }
             | Self::OtherScheme { .. }
+            | Self::PlainToken(_)
             | Self::Proof(_) => None,
         }
     }
@@ -103,6 +107,7 @@ impl Error {
             Self::Untrusted { .. }
             | Self::NotBelieved { .. }
             | Self::OtherScheme { .. }
+            | Self::PlainToken(_)
             | Self::Proof(_) => false,
         }
     }

@@ -5,11 +5,14 @@
 
 use std::{
     fmt,
+    net::IpAddr,
     str::FromStr,
     time::{Duration, Instant},
 };
 
-use reqwest::{Method, RequestBuilder, Response, Url, header, header::HeaderValue};
+use reqwest::{
+    Method, RequestBuilder, Response, Url, header, header::HeaderValue, redirect::Policy,
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
@@ -87,6 +90,13 @@ impl Server {
         self.0.scheme() == "https"
     }
 
+    /// Whether it is on this machine, as far as its name tells.
+    pub fn is_loopback(&self) -> bool {
+        let host = self.host().trim_matches(['[', ']']);
+        let address = host.parse::<IpAddr>();
+        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+
     /// Where it is, without the port: a name, or an address.
     pub fn host(&self) -> &str {
         self.0.host_str().unwrap_or_default()
@@ -137,6 +147,9 @@ impl Client {
             http = http.tls_backend_preconfigured(config);
         }
         if let Some(token) = proof.token() {
+            if !server.is_secure() && !server.is_loopback() {
+                return Err(Error::PlainToken(server.to_string()));
+            }
             let bearer = HeaderValue::try_from(format!("Bearer {token}"));
             let mut bearer = bearer.map_err(|_| tls::Error::Missing)?;
             bearer.set_sensitive(true);
@@ -145,6 +158,8 @@ impl Client {
         let http = http
             .user_agent(concat!("jobctl/", env!("CARGO_PKG_VERSION")))
             .no_proxy()
+            // What proves who one is goes to nobody else.
+            .redirect(Policy::none())
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
             .tcp_keepalive(KEEPALIVE)
@@ -538,6 +553,47 @@ mod tests {
         assert!(matches!(unreachable, Error::Unreachable { .. }));
         let text = unreachable.to_string();
         assert!(text.contains(&server) && text.contains("refused"), "{text}");
+    }
+
+    #[test]
+    fn a_token_does_not_leave_the_machine_in_plain_text() {
+        let proof = Proof::of_token("a.b");
+        let client = |server: &str| Client::new(server.parse().unwrap(), &proof);
+        for good in [
+            "https://10.0.0.1:3000",
+            "http://127.0.0.1:3000",
+            "http://localhost",
+            "http://[::1]:1",
+        ] {
+            assert!(client(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "http://10.0.0.1:3000",
+            "http://host",
+            "http://[2001:db8::1]",
+        ] {
+            let refused = client(bad).unwrap_err();
+            assert!(matches!(refused, Error::PlainToken(_)), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_proves_who_one_is_follows_no_redirect() {
+        let asked = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&asked);
+        let other = serve(Router::new().route(
+            "/version",
+            get(move || async move { *count.lock().unwrap() += 1 }),
+        ))
+        .await;
+        let to = format!("{}/version", other.server());
+        let client = serve(Router::new().route(
+            "/version",
+            get(move || async move { axum::response::Redirect::temporary(&to) }),
+        ))
+        .await;
+        assert!(client.version().await.is_err());
+        assert_eq!(*asked.lock().unwrap(), 0);
     }
 
     #[tokio::test]

@@ -125,11 +125,12 @@ fn refusal(error: &anyhow::Error) -> Option<String> {
         | Error::NotBelieved { .. }
         | Error::OtherScheme { .. }
         | Error::Proof(_)
+        | Error::PlainToken(_)
         | Error::Unreadable { .. } => None,
     }
 }
 
-fn read_token() -> anyhow::Result<String> {
+pub(super) fn read_token() -> anyhow::Result<String> {
     let mut text = String::new();
     let read = std::io::stdin().take(MAX_TOKEN).read_to_string(&mut text);
     read.context("cannot read the token from standard input")?;

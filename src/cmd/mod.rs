@@ -567,6 +567,7 @@ impl Caller {
             }),
             client::Error::Unreadable { .. } => Some(NOT_HTTP.to_owned()),
             client::Error::Proof(_) => None,
+            client::Error::PlainToken(_) => Some("name the scheduler as `https://…`".to_owned()),
             client::Error::Untrusted { .. } => Some(match &self.ca_file {
                 Some(_) => format!(
                     "see whom you believe with `{jobctl} ca show`; if the cluster was made anew, \
@@ -763,7 +764,12 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
         ) => UNREACHABLE,
         (Some(client::Error::NotBelieved { .. }), Codes::Jobctl) => NOT_ALLOWED,
         (
-            Some(client::Error::Unreadable { .. } | client::Error::Proof(_)) | None,
+            Some(
+                client::Error::Unreadable { .. }
+                | client::Error::Proof(_)
+                | client::Error::PlainToken(_),
+            )
+            | None,
             Codes::Jobctl,
         ) => FAILED,
     }
@@ -1306,8 +1312,9 @@ mod tests {
         let (own, own_token) = token("own");
         let (flag, flag_token) = token("flag");
         let (set, set_token) = token("set");
-        let text =
-            format!("current = \"a\"\n[contexts.a]\nserver = \"http://a\"\ntoken_file = {own:?}\n");
+        let text = format!(
+            "current = \"a\"\n[contexts.a]\nserver = \"https://a\"\ntoken_file = {own:?}\n"
+        );
         std::fs::write(folder.path().join(contexts::FILE), text).unwrap();
         let shown = |token_file: Option<&PathBuf>, variable: Option<&PathBuf>| {
             let reach = Reach {
