@@ -145,6 +145,7 @@ async fn with_cluster(
         issuer: opened.issuer(),
         folder: Some(folder.client()),
         place,
+        data_dir: folder.path().to_owned(),
     };
     welcome.context(&folder.client()).await?;
     // It may listen elsewhere than the last time.

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::anyhow;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{
     BadSetting, context, login,
@@ -24,7 +25,11 @@ use crate::{
         render,
     },
     config,
-    identity::{Identity, Role, ca, files::Pem, tls::Strangers},
+    identity::{
+        Identity, Role, ca,
+        files::{self, Pem},
+        tls::Strangers,
+    },
     ids::is_name,
     net::accept::Bounds,
     roles::scheduler::{self, Config, Issuer, Listeners, Security},
@@ -220,7 +225,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
             .keep_audit
             .or(file.security.keep_audit)
             .unwrap_or(KEEP_AUDIT),
-        data_dir,
+        data_dir: data_dir.clone(),
         keep_for: args.keep_for.or(file.jobs.keep_for).unwrap_or(KEEP_FOR),
         heartbeat_interval: args
             .heartbeat_interval
@@ -243,6 +248,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         issuer: opened.issuer(),
         folder: context::folder(args.client_dir, super::variable),
         place,
+        data_dir,
     };
     welcome.say().await?;
     let shutdown = CancellationToken::new();
@@ -362,6 +368,8 @@ pub(super) struct Welcome {
     /// Where the user's contexts are; None: nobody knows.
     pub(super) folder: Option<PathBuf>,
     pub(super) place: Place,
+    /// The scheduler's own.
+    pub(super) data_dir: PathBuf,
 }
 
 impl Welcome {
@@ -371,16 +379,29 @@ impl Welcome {
         }
         match &self.folder {
             Some(folder) => {
-                if let Some(name) = self.context(folder).await? {
-                    render::remark(&format!("you are an admin here; the context is {name}"));
+                match self.context(folder).await {
+                    Ok(Some(name)) => {
+                        render::remark(&format!("you are an admin here; the context is {name}"));
+                    }
+                    Ok(None) => {}
+                    // Jobs go on without it.
+                    Err(error) => tracing::warn!(
+                        folder = %folder.display(),
+                        "no context for an admin here: {error:#}"
+                    ),
                 }
             }
             None => {
                 let role = Role::Admin;
                 let token = self.issuer.token(TokenKind::Join, role, "", LOGIN).await?;
                 let at = self.place.server.authority();
-                render::remark("log in, within an hour, with:");
-                render::data(&format!("jobctl login {token}@{at}\n"))?;
+                // What is printed may be kept in the log of a service manager.
+                let file = self.data_dir.join("admin.token");
+                files::write(&file, format!("{token}@{at}\n").as_bytes())?;
+                render::note(&format!(
+                    "log in, within an hour, with `jobctl login - < {}`",
+                    file.display()
+                ));
             }
         }
         if self.issuer.has_authority() && !self.issuer.has_workers() {
@@ -416,7 +437,8 @@ impl Welcome {
         let user = user();
         let is_current = if self.place.server.is_secure() {
             let asked = Asked::new()?;
-            let signed = self.issuer.admin(&user, asked.request()).await?;
+            let id = Uuid::new_v4();
+            let signed = self.issuer.admin(id, &user, asked.request()).await?;
             login::keep(
                 folder,
                 &name,
@@ -429,7 +451,12 @@ impl Welcome {
             let token = self.issuer.token(kind, role, &user, PLAIN_TOKEN).await?;
             login::keep_token(folder, &name, &self.place.server, &token)?
         };
-        if !is_current {
+        let current = contexts.iter().find(|named| named.current);
+        if current.is_some_and(|current| current.context.server == self.place.server) {
+            // What reached this very server is not of its cluster any more.
+            Contexts::change(folder, |contexts| contexts.set_current(&name))
+                .map_err(context::plain)?;
+        } else if !is_current {
             render::note(&format!("use it with `jobctl context use {name}`"));
         }
         Ok(Some(name))
@@ -460,21 +487,29 @@ impl Welcome {
     }
 
     /// Replaces the admin's certificate once half of its life, or all of it, is
-    /// over, or its authority is not believed any more: whoever has the scheduler's folder could make one anyway.
+    /// over, or it is of another authority than today's: whoever has the
+    /// scheduler's folder could make one anyway.
     async fn renew(&self, context: &Context) -> anyhow::Result<()> {
         let (Some(authorities), Some(identity)) = (&context.ca_file, &context.identity_file) else {
             return Ok(());
         };
         let pem = Pem::read_secret(identity)?.unwrap_or_default();
-        let own = pem.certificates.first();
-        let half = own.and_then(ca::half_life);
-        let roots = proof::certificates(authorities)?;
-        let is_believed = own.is_some_and(|own| proof::is_believed(own, &roots));
-        if is_believed && half.is_some_and(|half| half > SystemTime::now()) {
+        let Some(own) = pem.certificates.first() else {
+            return Ok(());
+        };
+        let half = ca::half_life(own);
+        let today = self.issuer.authorities();
+        let is_believed = proof::is_believed(own, &today);
+        let is_known = proof::certificates(authorities)? == today;
+        if is_believed && is_known && half.is_some_and(|half| half > SystemTime::now()) {
             return Ok(());
         }
+        let who = Identity::of(own)?;
         let asked = Asked::new()?;
-        let signed = self.issuer.admin(&user(), asked.request()).await?;
+        let signed = self
+            .issuer
+            .admin(who.id, &who.name, asked.request())
+            .await?;
         asked.keep(&signed, identity, authorities)?;
         tracing::info!(file = %identity.display(), "admin's certificate replaced");
         Ok(())

@@ -118,7 +118,7 @@ pub(super) struct Args {
     scheduler: Option<String>,
 
     /// Join a cluster, with the token that the scheduler printed or an admin made;
-    /// needed once
+    /// needed once; `-` reads it from standard input
     #[arg(
         long,
         env = "JOBCTL_JOIN",
@@ -435,6 +435,10 @@ fn security(
     join: Option<String>,
 ) -> anyhow::Result<Security> {
     let given = given(GRPC.section(), server, Role::Worker, Strangers::Refused)?;
+    let join = match join.as_deref() {
+        Some("-") => Some(super::login::read_token()?),
+        _ => join,
+    };
     let join: Option<Invitation> = match join.as_deref() {
         Some(text) => Some(text.parse().map_err(|_| BadSetting {
             message: "`--join` is not TOKEN@HOST:PORT".to_owned(),

@@ -18,6 +18,7 @@ use jobctl::{
     },
     client::{Client, Proof},
     identity::{Identity, Role, files, tls::Credentials},
+    ids::JobId,
     proto::{self, scheduler_client::SchedulerClient},
     roles::{scheduler, worker},
 };
@@ -449,13 +450,47 @@ async fn of_a_signing_request_the_key_alone_is_used() {
         let joining = proto::JoinRequest {
             token: secret(&bought).to_owned(),
             signing_request: request,
-            name: "w1".to_owned(),
+            // A name is one worker's.
+            name: format!("w-{}", JobId::random()),
         };
         let answer = within(client.join(joining)).await.unwrap().into_inner();
         let identity = only_what_was_decided(&answer.certificate.into(), &key);
         assert_eq!(identity.role, Role::Worker);
         assert_ne!(identity.id.to_string(), w1.to_string());
     }
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn the_name_of_a_worker_is_its_own_until_it_is_revoked() {
+    let cluster = TestCluster::start(0).await;
+    let place = cluster.place;
+    let who =
+        |joined: proto::CertificateResponse| Identity::of(&joined.certificate.into()).unwrap();
+    let unnamed = token(&cluster, asked(TokenKind::Join, Role::Worker)).await;
+    let first = who(join_worker(place, secret(&unnamed)).await.unwrap());
+    assert_eq!(first.name, "new");
+
+    let unnamed = token(&cluster, asked(TokenKind::Join, Role::Worker)).await;
+    let taken = join_worker(place, secret(&unnamed)).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists);
+    // An admin may say that it is that worker.
+    let named = CreateTokenRequest {
+        name: Some("new".to_owned()),
+        ..asked(TokenKind::Join, Role::Worker)
+    };
+    let named = token(&cluster, named).await;
+    let again = who(join_worker(place, secret(&named)).await.unwrap());
+    assert_eq!(again, first);
+
+    let revoked = RevokeCertificateRequest { id: first.id };
+    within(cluster.client.revoke_certificate(&revoked))
+        .await
+        .unwrap();
+    // The token was not spent on the name that was taken.
+    let other = who(join_worker(place, secret(&unnamed)).await.unwrap());
+    assert_eq!(other.name, "new");
+    assert_ne!(other.id, first.id);
     cluster.end().await;
 }
 

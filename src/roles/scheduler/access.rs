@@ -44,9 +44,12 @@ const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// So many tokens may be good at the same time.
 const MAX_TOKENS: usize = 10_000;
 
-/// So many refusals of people nobody knows have a line each in the audit log
-/// within [`WINDOW`]; of the rest it says how many there were.
+/// So many refusals have a line each in the audit log within [`WINDOW`], of people
+/// nobody knows and of all; of the rest it says how many there were.
 const MAX_REFUSALS: u32 = 100;
+/// What is told of a call that was refused, in characters: a stranger chose it.
+const MAX_TARGET: usize = 200;
+const MAX_KNOWN_REFUSALS: u32 = 1000;
 const WINDOW: Duration = Duration::from_secs(60);
 
 /// Somebody, as far as they can be told from others.
@@ -193,6 +196,7 @@ pub(super) struct Signing {
 struct Authority {
     file: PathBuf,
     ca: Mutex<Arc<Ca>>,
+    rotating: tokio::sync::Mutex<()>,
     /// Who the scheduler is.
     own: Identity,
     /// Under which names it is reached.
@@ -285,6 +289,7 @@ impl Access {
             authority: Some(Authority {
                 file,
                 ca: Mutex::new(Arc::new(ca)),
+                rotating: tokio::sync::Mutex::default(),
                 own,
                 hosts,
                 tls: tls.clone(),
@@ -377,13 +382,15 @@ impl Access {
 
     fn bearer(&self, text: &str, address: Option<SocketAddr>) -> Result<Caller, Error> {
         let shown: Bearer = text.parse().map_err(|_| Error::BadToken)?;
+        // Before the token is looked at: if it is revoked meanwhile, this is cut.
+        let cut = self.cut_of(Subject::Token(shown.id));
         let token = self.good_token(&shown, TokenKind::Bearer)?;
         Ok(Caller {
             role: Some(token.role),
             subject: Some(Subject::Token(token.id)),
             name: token.name,
             address,
-            cut: self.cut_of(Subject::Token(token.id)),
+            cut,
             expires_at: Some(token.expires_at),
         })
     }
@@ -489,7 +496,7 @@ impl Access {
 
     /// Has a refusal in the audit log.
     pub(super) fn refused(&self, caller: &Caller, call: &str, error: &Error) {
-        tracing::info!(who = %caller, address = ?caller.address, call, %error, "refused");
+        let call: String = call.chars().take(MAX_TARGET).collect();
         let mut details = Value::Null;
         {
             let known = &mut *self.known();
@@ -500,13 +507,18 @@ impl Access {
                 }
                 *refusals = Refusals::default();
             }
-            // Whoever is known has a name to answer with.
-            if caller.role.is_none() && refusals.written >= MAX_REFUSALS {
+            // Whoever is known has a name to answer with, but no disk to fill.
+            let most = match caller.role {
+                None => MAX_REFUSALS,
+                Some(_) => MAX_KNOWN_REFUSALS,
+            };
+            if refusals.written >= most {
                 refusals.passed_over += 1;
                 return;
             }
             refusals.written += 1;
         }
+        tracing::info!(who = %caller, address = ?caller.address, call, %error, "refused");
         let entry = AuditEntry {
             result: error.code().to_owned(),
             ..caller.did("refuse", call, details)
@@ -545,10 +557,24 @@ impl Access {
                 "" => called,
                 name => name,
             };
+            let owner = match token.role {
+                Role::Worker => self.worker_called(name),
+                Role::Scheduler | Role::Viewer | Role::Operator | Role::Admin => None,
+            };
+            let id = match owner {
+                // An admin has said that it is that worker again.
+                Some(owner) if !token.name.is_empty() => owner,
+                Some(owner) => {
+                    let name = name.to_owned();
+                    let id = WorkerId::from_bytes(owner.into_bytes());
+                    return Err(Error::WorkerNameTaken { name, id });
+                }
+                None => Uuid::new_v4(),
+            };
             let identity = Identity {
                 cluster: authority.own.cluster.clone(),
                 role: token.role,
-                id: self.id_for(token.role, name, &token.name),
+                id,
                 name: name.to_owned(),
             };
             let signed = authority.sign(&identity, request)?;
@@ -579,31 +605,17 @@ impl Access {
             .inspect_err(|error| self.refused(caller, "join", error))
     }
 
-    /// A worker that joins under the name that an admin gave its token, and that
-    /// a worker bears already, is that worker again.
-    fn id_for(&self, role: Role, name: &str, named_by_admin: &str) -> Uuid {
+    /// The worker that this name belongs to: it joined under it first, and was not
+    /// revoked. A certificate that has ended does not give the name away.
+    pub(super) fn worker_called(&self, name: &str) -> Option<Uuid> {
         let known = self.known();
-        let same = known.certificates.values().find(|certificate| {
-            role == Role::Worker
-                && !named_by_admin.is_empty()
-                && certificate.role == Role::Worker
-                && certificate.name == name
-                && certificate.revoked_at.is_none()
-        });
-        same.map_or_else(Uuid::new_v4, |certificate| certificate.id)
-    }
-
-    /// The worker whose certificate, which is good, bears this name.
-    pub(super) fn worker_called(&self, name: &str) -> Option<WorkerId> {
-        let now = Timestamp::now();
-        let known = self.known();
-        let called = known.certificates.values().find(|certificate| {
+        let bears = known.certificates.values().filter(|certificate| {
             certificate.role == Role::Worker
                 && certificate.name == name
                 && certificate.revoked_at.is_none()
-                && certificate.expires_at > now
         });
-        called.map(|certificate| WorkerId::from_bytes(certificate.id.into_bytes()))
+        let first = bears.min_by_key(|certificate| (certificate.issued_at, certificate.id));
+        first.map(|certificate| certificate.id)
     }
 
     /// A new certificate for who calls with one, for the key of this request.
@@ -624,9 +636,10 @@ impl Access {
         self.certify(signed, entry).await
     }
 
-    /// A certificate for somebody new, by the scheduler's own decision.
+    /// A certificate by the scheduler's own decision, for the one of this id.
     pub(super) async fn issue(
         &self,
+        id: Uuid,
         role: Role,
         name: &str,
         request: &[u8],
@@ -635,7 +648,7 @@ impl Access {
         let identity = Identity {
             cluster: authority.own.cluster.clone(),
             role,
-            id: Uuid::new_v4(),
+            id,
             name: name.to_owned(),
         };
         let signed = authority.sign(&identity, request)?;
@@ -802,6 +815,8 @@ impl Access {
         overlap: Duration,
     ) -> Result<Arc<Ca>, Error> {
         let authority = self.authority()?;
+        // One after the other, or one would be on the disk and another in use.
+        let _turn = authority.rotating.lock().await;
         let next = authority
             .ca()
             .rotate(overlap)
@@ -845,6 +860,12 @@ impl Access {
         let mut all: Vec<Certificate> = self.known().certificates.values().cloned().collect();
         all.sort_by_key(|certificate| (std::cmp::Reverse(certificate.issued_at), certificate.id));
         all
+    }
+
+    /// The authorities that are trusted, unless they are somebody else's.
+    pub(super) fn authorities(&self) -> Vec<CertificateDer<'static>> {
+        let authority = self.0.authority.as_ref();
+        authority.map_or_else(Vec::new, |authority| authority.ca().roots())
     }
 
     /// Of the authorities that are trusted; None: they are somebody else's.
@@ -901,6 +922,8 @@ impl Authority {
 
     fn sign(&self, identity: &Identity, request: &[u8]) -> Result<Signed, Error> {
         let key = PublicKey::of_request(request).map_err(|_| Error::BadSigningRequest)?;
+        // Before the authority is: one that has just been replaced is not new.
+        let issued_at = Timestamp::now();
         let ca = self.ca();
         let issued = ca
             .issue(identity, &key, &[])
@@ -914,7 +937,7 @@ impl Authority {
                 role: identity.role,
                 name: identity.name.clone(),
                 serial: issued.serial,
-                issued_at: Timestamp::now(),
+                issued_at,
                 expires_at,
                 revoked_at: None,
             },

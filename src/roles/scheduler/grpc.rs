@@ -67,6 +67,7 @@ impl SchedulerService for Service {
         // Or it could take the name by which jobs are given to another, which is away.
         let owner = caller.worker().and_then(|own| {
             let owner = self.scheduler.access.worker_called(&asked.name)?;
+            let owner = WorkerId::from_bytes(owner.into_bytes());
             (owner != own).then_some(owner)
         });
         if let Some(id) = owner {

@@ -19,6 +19,7 @@ mod worker_rpc;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
@@ -344,6 +345,11 @@ impl Issuer {
         own.is_some_and(|own| own.contains(&fingerprint))
     }
 
+    /// The authorities that are trusted; none where they are somebody else's.
+    pub fn authorities(&self) -> Vec<CertificateDer<'static>> {
+        self.0.authorities()
+    }
+
     /// Whether a bearer token would be taken.
     pub fn is_good(&self, token: &str) -> bool {
         self.0.identify(None, Some(token)).is_ok()
@@ -362,14 +368,15 @@ impl Issuer {
         self.0.is_revoked(id)
     }
 
-    /// A certificate for a new admin called `name`, for the key of a PKCS #10
-    /// request in DER.
+    /// A certificate for an admin called `name`, for the key of a PKCS #10 request
+    /// in DER. Whoever has the `id` already stays who they are.
     pub async fn admin(
         &self,
+        id: Uuid,
         name: &str,
         request: &[u8],
     ) -> Result<api::CertificateResponse, Error> {
-        let signed = self.0.issue(Role::Admin, name, request).await;
+        let signed = self.0.issue(id, Role::Admin, name, request).await;
         signed.map(http::certificate).map_err(Error::issue)
     }
 

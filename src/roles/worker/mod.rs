@@ -18,10 +18,10 @@ mod shim;
 mod users;
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder, File, Permissions},
     io,
     net::{SocketAddr, UdpSocket},
-    os::unix::fs::DirBuilderExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{self, Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -433,6 +433,13 @@ impl Folders {
             source,
         })?;
         make_dir(&data)?;
+        // It may have been there, and open to others.
+        fs::set_permissions(&data, Permissions::from_mode(0o700)).map_err(|source| {
+            Error::Path {
+                path: data.clone(),
+                source,
+            }
+        })?;
         let lock = lock(&data).await?;
         make_dir(&data.join("output"))?;
         make_dir(&data.join("results"))?;

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     api::{self, TokenKind},
     identity::{Role, files::pem},
+    ids::WorkerId,
 };
 
 /// Lines of the audit log that are read at once.
@@ -146,6 +147,11 @@ pub(super) async fn revoke_certificate(
     Body(asked): Body<api::RevokeCertificateRequest>,
 ) -> Result<Json<api::DoneResponse>, Error> {
     scheduler.access.revoke(&caller, asked.id).await?;
+    // A worker that nobody believes has left: its name is free, its jobs are lost.
+    let worker = WorkerId::from_bytes(asked.id.into_bytes());
+    if scheduler.registry.deregister(worker).is_ok() {
+        scheduler.jobs.left(worker);
+    }
     Ok(Json(api::DoneResponse { success: true }))
 }
 

@@ -66,7 +66,12 @@ pub(super) async fn admit(
         let body = accept::whole(body, scheduler.patience).await?;
         request = Request::from_parts(head, body);
     }
-    let response = next.run(request).await;
+    let cut = caller.cut.clone();
+    let response = tokio::select! {
+        response = next.run(request) => response,
+        // Of what is held back until something happens, say.
+        () = cut.cancelled() => return Err(Error::Revoked),
+    };
     Ok(response.map(|body| until_cut(body, caller, scheduler.access)))
 }
 
