@@ -14,6 +14,9 @@ use crate::{
     identity::{ca::LIFETIME, files},
 };
 
+/// The shortest time in which a fleet hears of another authority.
+const SHORTEST: Duration = Duration::from_secs(60);
+
 const EXAMPLES: &str = "\
 Examples:
   jobctl ca show
@@ -113,6 +116,10 @@ const EVERYBODY: &str = "every worker and every user has to join again, and so d
                          go on, but nobody sees them until then";
 
 async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
+    if !args.overlap.is_zero() && args.overlap < SHORTEST {
+        // Workers hear of it with a heartbeat, and then have to get there.
+        return Err(usage("ca", "`--overlap` is 0s, or at least 1m"));
+    }
     let overlap_ms = whole_milliseconds(args.overlap);
     if overlap_ms > MAX_OVERLAP_MS {
         return Err(usage("ca", "`--overlap` is at most 365d"));

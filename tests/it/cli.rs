@@ -79,6 +79,7 @@ fn wrong_usage_ends_with_2_and_says_so_on_stderr() {
         &["token", "create", "--role", "viewer", "--ttl", "0s"],
         &["cert", "revoke"],
         &["ca", "rotate", "--yes", "--overlap", "366d"],
+        &["ca", "rotate", "--yes", "--overlap", "59s"],
         &["audit", "--verify", "--follow"],
         &["audit", "-n", "-1"],
         &["logs", "x", "--tail", "-1"],
