@@ -47,10 +47,11 @@ const MAX_TOKENS: usize = 10_000;
 /// So many refusals have a line each in the audit log within [`WINDOW`], of people
 /// nobody knows and of all; of the rest it says how many there were.
 const MAX_REFUSALS: u32 = 100;
-/// What is told of a call that was refused, in characters: a stranger chose it.
-const MAX_TARGET: usize = 200;
 const MAX_KNOWN_REFUSALS: u32 = 1000;
 const WINDOW: Duration = Duration::from_secs(60);
+
+/// What is told of a call that was refused, in characters: a stranger chose it.
+const MAX_TARGET: usize = 200;
 
 /// Somebody, as far as they can be told from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -349,11 +350,7 @@ impl Access {
     /// Tells when the connections of somebody are to be cut.
     pub(super) fn cuts(&self) -> Cuts {
         let access = self.clone();
-        Arc::new(move |identity| access.cut_of(Subject::Certificate(identity.id)))
-    }
-
-    fn cut_of(&self, subject: Subject) -> CancellationToken {
-        self.known().cuts.entry(subject).or_default().clone()
+        Arc::new(move |identity| access.known().cut_of(Subject::Certificate(identity.id)))
     }
 
     /// Who is there. `bearer` is what the request says of a token.
@@ -382,9 +379,12 @@ impl Access {
 
     fn bearer(&self, text: &str, address: Option<SocketAddr>) -> Result<Caller, Error> {
         let shown: Bearer = text.parse().map_err(|_| Error::BadToken)?;
-        // Before the token is looked at: if it is revoked meanwhile, this is cut.
-        let cut = self.cut_of(Subject::Token(shown.id));
-        let token = self.good_token(&shown, TokenKind::Bearer)?;
+        // One look at both: nobody is let in by what was revoked in between, and
+        // nothing is kept of tokens that never were.
+        let mut known = self.known();
+        let token = known.good_token(&shown, TokenKind::Bearer)?;
+        let cut = known.cut_of(Subject::Token(token.id));
+        drop(known);
         Ok(Caller {
             role: Some(token.role),
             subject: Some(Subject::Token(token.id)),
@@ -393,27 +393,6 @@ impl Access {
             cut,
             expires_at: Some(token.expires_at),
         })
-    }
-
-    /// A token that is what it says it is, and can be used now.
-    fn good_token(&self, shown: &Bearer, kind: TokenKind) -> Result<Token, Error> {
-        let token = self.known().tokens.get(&shown.id).cloned();
-        let token = token.filter(|token| token.digest.is(&shown.secret.digest()));
-        // From here on whoever shows it knows the secret.
-        let token = token.ok_or(Error::BadToken)?;
-        if token.kind != kind {
-            return Err(Error::WrongToken(token.kind));
-        }
-        if token.revoked_at.is_some() {
-            return Err(Error::Revoked);
-        }
-        if token.used_at.is_some() {
-            return Err(Error::TokenSpent);
-        }
-        if token.expires_at <= Timestamp::now() {
-            return Err(Error::TokenExpired(token.expires_at));
-        }
-        Ok(token)
     }
 
     fn certified(
@@ -438,7 +417,7 @@ impl Access {
                 subject: Some(subject),
                 name: identity.name.clone(),
                 address,
-                cut: known.cuts.entry(subject).or_default().clone(),
+                cut: known.cut_of(subject),
                 expires_at: expires_at
                     .map(|end| Timestamp::try_from(end).unwrap_or(Timestamp::MAX)),
             }
@@ -548,7 +527,7 @@ impl Access {
     ) -> Result<Signed, Error> {
         let joined = async {
             let shown: Bearer = token.parse().map_err(|_| Error::BadToken)?;
-            let token = self.good_token(&shown, TokenKind::Join)?;
+            let token = self.known().good_token(&shown, TokenKind::Join)?;
             if !roles.contains(&token.role) {
                 return Err(Error::TokenOfRole(token.role));
             }
@@ -895,6 +874,32 @@ impl Known {
         }
     }
 
+    /// A token that is what it says it is, and can be used now.
+    fn good_token(&self, shown: &Bearer, kind: TokenKind) -> Result<Token, Error> {
+        let token = self.tokens.get(&shown.id).cloned();
+        let token = token.filter(|token| token.digest.is(&shown.secret.digest()));
+        // From here on whoever shows it knows the secret.
+        let token = token.ok_or(Error::BadToken)?;
+        if token.kind != kind {
+            return Err(Error::WrongToken(token.kind));
+        }
+        if token.revoked_at.is_some() {
+            return Err(Error::Revoked);
+        }
+        if token.used_at.is_some() {
+            return Err(Error::TokenSpent);
+        }
+        if token.expires_at <= Timestamp::now() {
+            return Err(Error::TokenExpired(token.expires_at));
+        }
+        Ok(token)
+    }
+
+    /// Tells when somebody is to be cut off.
+    fn cut_of(&mut self, subject: Subject) -> CancellationToken {
+        self.cuts.entry(subject).or_default().clone()
+    }
+
     fn cut(&mut self, subject: Subject) {
         if let Some(cut) = self.cuts.remove(&subject) {
             cut.cancel();
@@ -954,4 +959,41 @@ impl Authority {
 fn internal(error: &ca::Error) -> Error {
     tracing::error!(%error, "the authority failed");
     Error::Internal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roles::scheduler::store;
+
+    #[tokio::test]
+    async fn of_tokens_that_never_were_nothing_is_kept() {
+        let access = Access::new(store::scratch(), Vec::new(), Vec::new(), true);
+        for _ in 0..10 {
+            let stranger = Bearer::random().reveal();
+            let refused = access.identify(None, Some(&stranger)).unwrap_err();
+            assert!(matches!(refused, Error::BadToken));
+        }
+        assert_eq!(access.known().cuts.len(), 0);
+        let asked = api::CreateTokenRequest {
+            kind: TokenKind::Bearer,
+            role: Role::Viewer,
+            name: None,
+            ttl_ms: None,
+        };
+        let made = access.create_token(&Caller::itself(), &asked).await;
+        let (token, secret) = made.unwrap();
+        let caller = access.identify(None, Some(&secret.reveal())).unwrap();
+        assert_eq!(
+            (caller.role, caller.cut.is_cancelled()),
+            (Some(Role::Viewer), false)
+        );
+        access
+            .revoke_token(&Caller::itself(), token.id)
+            .await
+            .unwrap();
+        assert!(caller.cut.is_cancelled());
+        let refused = access.identify(None, Some(&secret.reveal())).unwrap_err();
+        assert!(matches!(refused, Error::Revoked));
+    }
 }
