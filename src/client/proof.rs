@@ -95,8 +95,9 @@ impl Proof {
         }
     }
 
-    /// A bearer token, for a scheduler without TLS.
-    pub fn of_token(token: &str) -> Self {
+    /// A bearer token alone.
+    #[cfg(test)]
+    pub(super) fn of_token(token: &str) -> Self {
         Self {
             token: Some(token.to_owned()),
             ..Self::default()

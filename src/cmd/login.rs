@@ -2,7 +2,7 @@
 
 use std::{
     io::Read as _,
-    path::{Path, PathBuf},
+    path::{self, Path, PathBuf},
 };
 
 use anyhow::{Context as _, anyhow};
@@ -145,25 +145,16 @@ pub(super) fn keep(
     server: &Server,
     write: impl FnOnce(&Path, &Path) -> Result<(), contexts::Error>,
 ) -> anyhow::Result<bool> {
-    let kept = Contexts::change(folder, |contexts| {
-        let identity_file = contexts.folder().join(format!("{name}.pem"));
-        let ca_file = contexts.folder().join(format!("{name}.ca.pem"));
-        contexts.add(
-            name,
-            Context {
-                server: server.clone(),
-                ca_file: Some(ca_file.clone()),
-                identity_file: Some(identity_file.clone()),
-                token_file: None,
-            },
-        )?;
-        write(&identity_file, &ca_file)?;
-        if contexts.current().is_none() {
-            contexts.set_current(name)?;
-        }
-        Ok(contexts.current() == Some(name))
-    });
-    kept.map_err(context::plain)
+    let (identity_file, ca_file) = (format!("{name}.pem"), format!("{name}.ca.pem"));
+    let folder = &path::absolute(folder)?;
+    let (identity_file, ca_file) = (folder.join(identity_file), folder.join(ca_file));
+    let context = Context {
+        server: server.clone(),
+        ca_file: Some(ca_file.clone()),
+        identity_file: Some(identity_file.clone()),
+        token_file: None,
+    };
+    add(folder, name, context, || write(&identity_file, &ca_file))
 }
 
 /// As [`keep`], for a bearer token.
@@ -173,24 +164,34 @@ pub(super) fn keep_token(
     server: &Server,
     token: &str,
 ) -> anyhow::Result<bool> {
-    let kept = Contexts::change(folder, |contexts| {
-        let token_file = contexts.folder().join(format!("{name}.token"));
-        contexts.add(
-            name,
-            Context {
-                server: server.clone(),
-                ca_file: None,
-                identity_file: None,
-                token_file: Some(token_file.clone()),
-            },
-        )?;
-        files::write(&token_file, format!("{token}\n").as_bytes())?;
+    let folder = &path::absolute(folder)?;
+    let token_file = folder.join(format!("{name}.token"));
+    let context = Context {
+        server: server.clone(),
+        ca_file: None,
+        identity_file: None,
+        token_file: Some(token_file.clone()),
+    };
+    add(folder, name, context, || {
+        Ok(files::write(&token_file, format!("{token}\n").as_bytes())?)
+    })
+}
+
+fn add(
+    folder: &Path,
+    name: &str,
+    context: Context,
+    write: impl FnOnce() -> Result<(), contexts::Error>,
+) -> anyhow::Result<bool> {
+    let added = Contexts::change(folder, |contexts| {
+        contexts.add(name, context)?;
+        write()?;
         if contexts.current().is_none() {
             contexts.set_current(name)?;
         }
         Ok(contexts.current() == Some(name))
     });
-    kept.map_err(context::plain)
+    added.map_err(context::plain)
 }
 
 /// The nearest thing to a host that a context can be called.

@@ -78,7 +78,6 @@ const DOORS: [(&str, &[&str]); 16] = [
             "cmd/dev.rs",
             "identity/files.rs",
             "roles/worker/journal.rs",
-            "roles/worker/member.rs",
         ],
     ),
     ("rusqlite", &["roles/scheduler/store/"]),

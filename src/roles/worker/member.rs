@@ -4,7 +4,6 @@
 
 use std::{
     fs, io,
-    io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -262,23 +261,11 @@ fn known_id(path: &Path) -> Result<String, RunError> {
     }
 }
 
-/// All or nothing: the file is never seen half written.
 fn keep_id(path: &Path, id: &str) -> Result<(), RunError> {
-    let write = || {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        writeln!(file, "{id}")?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        fs::File::open(dir)?.sync_all()
-    };
-    if known_id(path)? == id {
-        return Ok(());
+    if known_id(path)? != id {
+        files::write(path, format!("{id}\n").as_bytes())?;
     }
-    write().map_err(|source| RunError::Path {
-        path: path.to_owned(),
-        source,
-    })
+    Ok(())
 }
 
 #[cfg(test)]
