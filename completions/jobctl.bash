@@ -1802,13 +1802,21 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-f -v -h --worker --script --with --env --cwd --user --name --timeout --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-l -f -v -h --worker --label --script --with --env --cwd --user --name --timeout --priority --no-queue --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --worker)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --label)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -l)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1837,6 +1845,10 @@ _jobctl() {
                     return 0
                     ;;
                 --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --priority)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

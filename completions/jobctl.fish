@@ -54,7 +54,8 @@ complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "worker" -d 'Run a wor
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "completions" -d 'Print the completion script of a shell'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l worker -d 'Where to run it, by id, prefix or name [default: one that is ready]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l worker -d 'Where to run it, by id, prefix or name [default: where there is room]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s l -l label -d 'What its worker\'s labels must be like: `role=web`, `role!=db`, `gpu` or `!gpu`; may be repeated' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l script -d 'A script of the worker\'s script folder' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l with -d 'What runs the script [default: its own #! line]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l env -d 'A variable of its environment; without `=V` its value here' -r
@@ -62,6 +63,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l cwd -d 'The fold
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l user -d 'Whom to run it as, if the worker allows [default: its usual user]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l priority -d 'Of jobs that wait, the higher one goes first: low, medium, high or a number' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
@@ -71,6 +73,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l token-file -d 'A
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l no-queue -d 'Refuse it instead of having it wait for a free slot'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l wait -d 'Stay until it has ended, and end with its exit code'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s f -l follow -d 'Show its output meanwhile, and end with its exit code'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l raw -d 'With `--follow`: let control characters act on a terminal'

@@ -55,7 +55,7 @@ pub const NDJSON: &str = "application/x-ndjson";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StartRequest {
-    /// The worker; without it, the scheduler takes one that is ready.
+    /// The worker; without it, the scheduler takes one that has room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub worker_id: Option<String>,
     /// The program; without it the script is executed itself.
@@ -82,13 +82,80 @@ pub struct StartRequest {
     /// Counted from the start of the process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// What the worker's labels must be like: `key=value`, `key!=value`, `key` or
+    /// `!key`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Of two jobs that wait, the higher one goes first; without it `medium`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<Priority>,
+    /// Refuse the job instead of having it wait for a free slot.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_queue: bool,
 }
 
-/// Answer to `POST /start`, with status 201: the process runs.
+/// The highest priority, and with a minus before it the lowest.
+pub const MAX_PRIORITY: i32 = 1_000_000;
+
+/// How urgent a job is, as a word or a number between -[`MAX_PRIORITY`] and
+/// [`MAX_PRIORITY`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// -100.
+    Low,
+    /// 0.
+    Medium,
+    /// 100.
+    High,
+    /// Itself.
+    #[serde(untagged)]
+    Number(i32),
+}
+
+impl Priority {
+    /// The number that stands for it.
+    pub fn value(self) -> i32 {
+        match self {
+            Self::Low => -100,
+            Self::Medium => 0,
+            Self::High => 100,
+            Self::Number(number) => number,
+        }
+    }
+}
+
+impl FromStr for Priority {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "low" => Ok(Self::Low),
+            "medium" => Ok(Self::Medium),
+            "high" => Ok(Self::High),
+            number => match number.parse() {
+                Ok(number) if (-MAX_PRIORITY..=MAX_PRIORITY).contains(&number) => {
+                    Ok(Self::Number(number))
+                }
+                _ => Err(format!(
+                    "not low, medium, high or a number between -{MAX_PRIORITY} and {MAX_PRIORITY}"
+                )),
+            },
+        }
+    }
+}
+
+/// Answer to `POST /start`, with status 201: the job is recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StartResponse {
     /// The new job.
     pub job_id: JobId,
+    /// `running`, or `pending` where no worker has room for it yet; it may have
+    /// ended by the time this is read.
+    pub state: JobState,
+    /// Of a pending job: what it waits for, in one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Body of `POST /join`: a join token buys a certificate, once.
@@ -434,6 +501,12 @@ pub struct Job {
     pub cwd: Option<String>,
     /// The user asked for.
     pub user: Option<String>,
+    /// What its worker's labels had to be like.
+    #[serde(default)]
+    pub labels: Vec<String>,
+    /// What is higher goes first; 0 is medium.
+    #[serde(default)]
+    pub priority: i32,
     /// Counted from the start of the process.
     pub timeout_ms: Option<u64>,
     /// The main process on its worker.
@@ -662,8 +735,8 @@ pub mod code {
     pub const SHUTTING_DOWN: &str = "shutting_down";
     /// The worker does not answer.
     pub const WORKER_UNREACHABLE: &str = "worker_unreachable";
-    /// There is no worker to take the job.
-    pub const NO_WORKER_READY: &str = "no_worker_ready";
+    /// No worker has room for the job, and it was not to wait.
+    pub const NO_FREE_SLOT: &str = "no_free_slot";
     /// There is no certificate and no token.
     pub const UNIDENTIFIED: &str = "unidentified";
     /// The token is nobody's.

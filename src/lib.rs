@@ -3,10 +3,10 @@
 //!
 //! | room | what is in it | may import |
 //! |---|---|---|
-//! | [`cmd`] | the command line: one file a verb, flags to values, the exit codes | `api`, `client`, `config`, `identity`, `ids`, `net`, `roles` |
+//! | [`cmd`] | the command line: one file a verb, flags to values, the exit codes | `api`, `client`, `config`, `identity`, `ids`, `labels`, `net`, `roles` |
 //! | [`config`] | reads `config.toml`; which key was meant | – |
 //! | [`client`] | one method per HTTP endpoint, the contexts, and everything written to stdout | `api`, `config`, `identity`, `ids`, `proto` |
-//! | [`roles::scheduler`] | the HTTP API, who is in the cluster, who may do what, the record of every job | `api`, `identity`, `ids`, `net`, `proto` |
+//! | [`roles::scheduler`] | the HTTP API, who is in the cluster, who may do what, which job goes where, the record of every job | `api`, `identity`, `ids`, `labels`, `net`, `proto` |
 //! | [`roles::worker`] | the jobs of one machine and their output | `identity`, `ids`, `net`, `proto`, `shim` |
 //! | [`roles::shim`] | one job's process tree | `ids` |
 //! | [`net`] | connections: accepted with bounds, dialled with certificates | `identity` |
@@ -14,6 +14,7 @@
 //! | [`api`] | the JSON bodies of the HTTP API | `identity`, `ids` |
 //! | [`proto`] | the gRPC messages | – |
 //! | [`ids`] | job and worker ids, names | – |
+//! | [`labels`] | the labels of workers, and what jobs ask of them | – |
 //!
 //! To place a line of code, ask which verb it serves, then on which side of the
 //! wire. `start`, say, is `cmd/start.rs`, `Client::start`, `POST /start`,
@@ -25,6 +26,7 @@ pub mod cmd;
 pub mod config;
 pub mod identity;
 pub mod ids;
+pub mod labels;
 pub mod net;
 pub mod proto;
 pub mod roles;

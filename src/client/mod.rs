@@ -455,6 +455,14 @@ mod tests {
         }
     }
 
+    fn started(job_id: crate::ids::JobId) -> StartResponse {
+        StartResponse {
+            job_id,
+            state: api::JobState::Running,
+            reason: None,
+        }
+    }
+
     #[tokio::test]
     async fn a_request_is_json_and_bears_an_id() {
         let seen = Arc::new(Mutex::new(None));
@@ -464,7 +472,7 @@ mod tests {
             post(move |headers: HeaderMap, body: String| async move {
                 *keep.lock().unwrap() = Some((headers, body));
                 let job_id = "3f2a8b1c-9d4e-4f00-8000-000000000000".parse().unwrap();
-                (StatusCode::CREATED, Json(StartResponse { job_id }))
+                (StatusCode::CREATED, Json(started(job_id)))
             }),
         ))
         .await;
@@ -489,16 +497,17 @@ mod tests {
             "/start",
             post(move |headers: HeaderMap| async move {
                 let key = headers[api::IDEMPOTENCY_KEY].to_str().unwrap().to_owned();
-                let job_id = "3f2a8b1c-9d4e-4f00-8000-000000000000".parse().unwrap();
+                let id = "3f2a8b1c-9d4e-4f00-8000-000000000000".parse().unwrap();
+                let job_id = Some(id);
                 let mut keys = keep.lock().unwrap();
                 keys.push(key);
                 let (status, code, job_id) = match keys.len() {
                     1 => (503, "shutting_down", None),
-                    2 => (504, "worker_unreachable", Some(job_id)),
-                    3 => (502, "worker_failed", Some(job_id)),
-                    4 => return Ok((StatusCode::CREATED, Json(StartResponse { job_id }))),
+                    2 => (504, "worker_unreachable", job_id),
+                    3 => (502, "worker_failed", job_id),
+                    4 => return Ok((StatusCode::CREATED, Json(started(id)))),
                     5 => (504, "worker_unreachable", None),
-                    _ => (503, "no_worker_ready", None),
+                    _ => (503, "no_free_slot", None),
                 };
                 let error = api::Error {
                     error: "no".into(),
@@ -511,7 +520,7 @@ mod tests {
         .await;
         let body = StartRequest::default();
         client.start(&body).await.unwrap();
-        for code in ["worker_unreachable", "no_worker_ready"] {
+        for code in ["worker_unreachable", "no_free_slot"] {
             let error = client.start_with_key(&body, "mine").await.unwrap_err();
             assert_eq!(error.code(), Some(code));
         }

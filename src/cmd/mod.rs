@@ -593,7 +593,7 @@ impl Caller {
                 (code::WORKER_NOT_FOUND | code::WORKER_UNREACHABLE, None) => {
                     Some(format!("list the workers with `{jobctl} workers`"))
                 }
-                (code::NO_WORKER_READY, None) => {
+                (code::NO_FREE_SLOT, None) => {
                     Some("start a worker with `jobctl worker`".to_owned())
                 }
                 (code::ROUTE_NOT_FOUND, None) => {
@@ -1167,7 +1167,7 @@ mod tests {
             (refused(422, "program_not_found"), 1, 127),
             (refused(422, "script_not_found"), 1, 127),
             (refused(422, "not_executable"), 1, 126),
-            (refused(503, "no_worker_ready"), 1, 125),
+            (refused(503, "no_free_slot"), 1, 125),
             (refused(404, "token_not_found"), 3, 125),
             (untrusted(), 5, 125),
             (not_believed(), 4, 125),
@@ -1245,7 +1245,7 @@ mod tests {
                 refused(504, "worker_unreachable"),
                 "jobctl --server http://a workers",
             ),
-            (refused(503, "no_worker_ready"), "jobctl worker"),
+            (refused(503, "no_free_slot"), "jobctl worker"),
         ] {
             let hint = caller("http://a", Effect::Reads).hint(&error).unwrap();
             assert!(hint.contains(&format!("`{command}`")), "{hint}");

@@ -7,10 +7,11 @@ use clap::builder::NonEmptyStringValueParser;
 
 use super::{Caller, Codes, DONE, EXIT_CODES, logs, usage, wait, whole_milliseconds};
 use crate::{
-    api::{LogsQuery, MAX_KEY, QueryRequest, StartRequest},
+    api::{JobState, LogsQuery, MAX_KEY, Priority, QueryRequest, StartRequest, StartResponse},
     client::render::{self, Look, Timestamps},
     config,
     ids::JobId,
+    labels::Requirement,
 };
 
 const EXAMPLES: &str = "\
@@ -43,7 +44,7 @@ pub(super) struct Args {
     )]
     command: Vec<String>,
 
-    /// Where to run it, by id, prefix or name [default: one that is ready]
+    /// Where to run it, by id, prefix or name [default: where there is room]
     #[arg(
         long,
         value_name = "WORKER",
@@ -51,6 +52,11 @@ pub(super) struct Args {
         help_heading = "What and where"
     )]
     worker: Option<String>,
+
+    /// What its worker's labels must be like: `role=web`, `role!=db`, `gpu` or
+    /// `!gpu`; may be repeated
+    #[arg(short, long, value_name = "LABEL", help_heading = "What and where")]
+    label: Vec<Requirement>,
 
     /// A script of the worker's script folder
     #[arg(
@@ -95,6 +101,19 @@ pub(super) struct Args {
     #[arg(long, value_name = "DURATION", value_parser = config::interval, help_heading = "How")]
     timeout: Option<Duration>,
 
+    /// Of jobs that wait, the higher one goes first: low, medium, high or a number
+    #[arg(
+        long,
+        value_name = "PRIORITY",
+        allow_negative_numbers = true,
+        help_heading = "How"
+    )]
+    priority: Option<Priority>,
+
+    /// Refuse it instead of having it wait for a free slot
+    #[arg(long, help_heading = "How")]
+    no_queue: bool,
+
     /// Start it once, however often this is asked for under this key
     #[arg(long, value_name = "KEY", value_parser = idempotency_key, help_heading = "How")]
     idempotency_key: Option<String>,
@@ -132,8 +151,12 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let request = request(args, |key| env::var(key))?;
     let Some(stay) = stay else {
         let start = caller.client.start_with_key(&request, &key);
-        let job = caller.patiently(start).await?.job_id;
-        // The job runs: whoever cannot be told on stdout is to know it still.
+        let answer = caller.patiently(start).await?;
+        let job = answer.job_id;
+        if answer.state == JobState::Pending && render::is_attended() {
+            render::note(&waiting(&answer));
+        }
+        // The job is accepted: whoever cannot be told on stdout is to know it still.
         return render::data(&format!("{job}\n"))
             .with_context(|| format!("job {job} was started, but its id could not be written"))
             .map(|()| DONE);
@@ -158,8 +181,9 @@ async fn attached(
     stay: Stay,
 ) -> anyhow::Result<u8> {
     let start = caller.client.start_with_key(request, key);
-    let job = caller.patiently(start).await?.job_id;
-    announce(caller, job).await;
+    let answer = caller.patiently(start).await?;
+    let job = answer.job_id;
+    announce(caller, &answer).await;
     match stay {
         Stay::Follow(look) => logs::attached(caller, everything(job), look).await,
         Stay::Wait => wait::attached(caller, job).await,
@@ -185,10 +209,14 @@ pub(super) fn look(raw: bool) -> Look {
 }
 
 /// Only for a person's eyes, so that a script does not pay for the question.
-async fn announce(caller: &Caller, job: JobId) {
+async fn announce(caller: &Caller, started: &StartResponse) {
     if !render::is_attended() {
         return;
     }
+    if started.state == JobState::Pending {
+        return render::note(&waiting(started));
+    }
+    let job = started.job_id;
     let query = QueryRequest {
         job_id: job.to_string(),
         ..QueryRequest::default()
@@ -197,6 +225,14 @@ async fn announce(caller: &Caller, job: JobId) {
     match answer.and_then(|answer| answer.job.worker) {
         Some(worker) => render::note(&format!("job {} started on {worker}", job.short())),
         None => render::note(&format!("job {} started", job.short())),
+    }
+}
+
+fn waiting(started: &StartResponse) -> String {
+    let job = started.job_id.short();
+    match &started.reason {
+        Some(reason) => format!("job {job} waits: {reason}"),
+        None => format!("job {job} waits"),
     }
 }
 
@@ -241,6 +277,9 @@ fn request(
         user: args.user,
         name: args.name,
         timeout_ms: args.timeout.map(whole_milliseconds),
+        labels: args.label.iter().map(ToString::to_string).collect(),
+        priority: args.priority,
+        no_queue: args.no_queue,
     })
 }
 
@@ -306,6 +345,13 @@ mod tests {
             "n",
             "--timeout",
             "10m",
+            "-l",
+            "role=web",
+            "--label",
+            "!gpu",
+            "--priority",
+            "-5",
+            "--no-queue",
             "x",
         ];
         let request = parsed(&line).unwrap();
@@ -314,6 +360,9 @@ mod tests {
         assert_eq!(request.user.as_deref(), Some("u"));
         assert_eq!(request.name.as_deref(), Some("n"));
         assert_eq!(request.timeout_ms, Some(600_000));
+        assert_eq!(request.labels, ["role=web", "!gpu"]);
+        assert_eq!(request.priority, Some(Priority::Number(-5)));
+        assert!(request.no_queue);
     }
 
     #[test]
@@ -335,6 +384,8 @@ mod tests {
             &["--script", ""],
             &["--worker", "", "x"],
             &["--wait", "--follow", "x"],
+            &["--label", "a b", "x"],
+            &["--priority", "urgent", "x"],
         ] {
             let error = parsed(line).unwrap_err();
             assert!(error.is::<clap::Error>(), "{line:?}: {error}");

@@ -8,7 +8,7 @@ use std::{
 
 /// A room, and the rooms it may import beside itself. The first prefix that
 /// fits a file is its room.
-const ROOMS: [(&str, &[&str]); 11] = [
+const ROOMS: [(&str, &[&str]); 12] = [
     ("roles/shim/", &["ids"]),
     (
         "roles/worker/",
@@ -16,12 +16,14 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ),
     (
         "roles/scheduler/",
-        &["api", "identity", "ids", "net", "proto"],
+        &["api", "identity", "ids", "labels", "net", "proto"],
     ),
     ("client/", &["api", "config", "identity", "ids", "proto"]),
     (
         "cmd/",
-        &["api", "client", "config", "identity", "ids", "net", "roles"],
+        &[
+            "api", "client", "config", "identity", "ids", "labels", "net", "roles",
+        ],
     ),
     ("net/", &["identity"]),
     ("identity/", &[]),
@@ -29,6 +31,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ("api.rs", &["identity", "ids"]),
     ("proto.rs", &[]),
     ("ids.rs", &[]),
+    ("labels.rs", &[]),
 ];
 
 /// Crates that only these files may use.

@@ -348,6 +348,8 @@ pub(super) mod tests {
             env: vec!["A".into(), "B".into()],
             cwd: None,
             user: None,
+            labels: Vec::new(),
+            priority: 0,
             timeout_ms: Some(90_000),
             pid: Some(17),
             exit_code: Some(3),

@@ -83,10 +83,13 @@ pub(super) enum Error {
         worker: String,
         id: WorkerId,
     },
+    #[error("job {0} is on no worker")]
+    JobOnNoWorker(JobId),
     #[error("job {job} has ended: {how}")]
     JobFinished { job: JobId, how: String },
-    #[error("no worker is ready")]
-    NoWorkerReady,
+    /// With what it would wait for.
+    #[error("no worker has a free slot for the job: {0}")]
+    NoFreeSlot(String),
     #[error("worker {0} has registered and is not ready yet")]
     WorkerNotReady(String),
     #[error("worker {0} has left")]
@@ -348,7 +351,8 @@ impl Error {
             | Self::DiskFull(job)
             | Self::Refused { job, .. } => *job,
             Self::KeyReused(job) => Some(*job),
-            Self::JobOnOtherWorker { job, .. }
+            Self::JobOnNoWorker(job)
+            | Self::JobOnOtherWorker { job, .. }
             | Self::JobFinished { job, .. }
             | Self::OffsetPastEnd { job, .. }
             | Self::OutputGone { job, .. }
@@ -369,7 +373,7 @@ impl Error {
             | Self::JobNotFound(_)
             | Self::JobNameNotFound { .. }
             | Self::AmbiguousJob { .. }
-            | Self::NoWorkerReady
+            | Self::NoFreeSlot(_)
             | Self::WorkerNotReady(_)
             | Self::WorkerLeft(_)
             | Self::TooManyFollowers { .. }
@@ -477,7 +481,7 @@ impl Error {
                 Code::FailedPrecondition,
                 "ambiguous_job",
             ),
-            Self::JobOnOtherWorker { .. } => (
+            Self::JobOnNoWorker(_) | Self::JobOnOtherWorker { .. } => (
                 StatusCode::CONFLICT,
                 Code::FailedPrecondition,
                 "job_on_other_worker",
@@ -487,10 +491,10 @@ impl Error {
                 Code::FailedPrecondition,
                 api::code::JOB_FINISHED,
             ),
-            Self::NoWorkerReady => (
+            Self::NoFreeSlot(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::Unavailable,
-                api::code::NO_WORKER_READY,
+                api::code::NO_FREE_SLOT,
             ),
             Self::WorkerNotReady(_) => (
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -190,7 +190,10 @@ pub(super) async fn open(
 ) -> Result<Follower, Error> {
     let request = decode(asked, headers)?;
     let changes = scheduler.jobs.watch(id).await?;
-    let record = scheduler.jobs.settled_start(id).await?;
+    let record = match request.follow {
+        true => scheduler.jobs.settled_start(id).await?,
+        false => scheduler.jobs.asked_start(id).await?,
+    };
     let (follow, offset) = (request.follow, request.offset);
     Ok(Follower {
         id,
@@ -236,7 +239,7 @@ async fn output(
     request: OutputRequest,
 ) -> Result<Option<Output>, Error> {
     let offset = request.offset;
-    if record.never_ran() {
+    let Some(place) = record.place.as_ref().filter(|_| !record.never_ran()) else {
         return match offset {
             0 => Ok(None),
             _ => Err(Error::OffsetPastEnd {
@@ -245,8 +248,8 @@ async fn output(
                 end: 0,
             }),
         };
-    }
-    let asked = match scheduler.registry.get(record.worker) {
+    };
+    let asked = match scheduler.registry.get(place.worker) {
         Ok(worker) => match worker.is_ready() {
             Ok(()) => worker.rpc.output(record.id, request).await,
             Err(error) => Err(error),
@@ -276,7 +279,7 @@ async fn output(
         true => Ok(None),
         false => Err(Error::OutputGone {
             job: record.id,
-            worker: record.worker_name.to_string(),
+            worker: record.worker_name().to_owned(),
         }),
     }
 }

@@ -8,6 +8,7 @@ mod grpc;
 mod http;
 mod jobs;
 mod logs;
+mod offers;
 mod placement;
 mod registry;
 mod signal;
@@ -312,6 +313,7 @@ impl Opened {
             closing: closing.clone(),
         };
         tracker.spawn(watch_deadlines(scheduler.clone()));
+        tracker.spawn(place_jobs(scheduler.clone()));
         tracker.spawn(note_signs_of_life(scheduler.clone()));
         tracker.spawn(keep_certificates(scheduler.clone()));
         let served = tokio::select! {
@@ -491,6 +493,14 @@ async fn serve(
         () = overdue => tracing::warn!("connections were still open at the end"),
     }
     Ok(())
+}
+
+/// As workers have room for them.
+async fn place_jobs(scheduler: Scheduler) {
+    tokio::select! {
+        () = scheduler.jobs.follow_offers() => {}
+        () = scheduler.closing.cancelled() => {}
+    }
 }
 
 async fn watch_deadlines(scheduler: Scheduler) {

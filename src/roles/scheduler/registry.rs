@@ -20,6 +20,7 @@ use uuid::Uuid;
 
 use super::{
     error::Error,
+    offers::{Offer, Offers, Openness, Slots},
     store::{Store, StoredWorker},
     worker_rpc::{Calls, WorkerRpc},
 };
@@ -79,6 +80,7 @@ struct Inner {
     patience: Duration,
     calls: Calls,
     store: Store,
+    offers: Offers,
 }
 
 #[derive(Debug)]
@@ -160,6 +162,11 @@ impl WorkerHandle {
         self.link.cancel();
     }
 
+    /// It said goodbye.
+    pub(super) fn has_left(&self) -> bool {
+        self.state == api::WorkerState::Left
+    }
+
     fn silence(&self) -> String {
         let seconds = jiff::Unit::Second;
         let since = self.heard_at.round(seconds).unwrap_or(self.heard_at);
@@ -204,6 +211,23 @@ impl Member {
             registered_at: worker.registered_at,
             heard: Instant::now(),
             last_heartbeat_at: worker.heard_at,
+        }
+    }
+
+    fn offer(&self) -> Offer {
+        Offer {
+            worker: self.handle(),
+            slots: Slots::Unlimited,
+            cpus: 1,
+            labels: Arc::default(),
+            openness: match self.state {
+                api::WorkerState::Joining => Openness::Joining,
+                api::WorkerState::Ready => Openness::Ready,
+                api::WorkerState::Unreachable => Openness::Unreachable {
+                    since: self.last_heartbeat_at.unwrap_or(self.registered_at),
+                },
+                api::WorkerState::Left => Openness::Left,
+            },
         }
     }
 
@@ -265,7 +289,11 @@ impl Registry {
                     }
                 }
             })
-            .collect();
+            .collect::<HashMap<_, _>>();
+        let offers = Offers::default();
+        for member in members.values() {
+            offers.put(member.id, Some(member.offer()));
+        }
         Self(Arc::new(Inner {
             members: Mutex::new(members),
             ready: watch::Sender::new(0),
@@ -273,7 +301,13 @@ impl Registry {
             patience: heartbeat_interval * MISSED,
             calls,
             store,
+            offers,
         }))
+    }
+
+    /// What placement is to know.
+    pub(super) fn offers(&self) -> Offers {
+        self.0.offers.clone()
     }
 
     /// Which start of the scheduler this is.
@@ -336,6 +370,7 @@ impl Registry {
             match other.state {
                 api::WorkerState::Left => {
                     self.0.store.worker_gone(other_id);
+                    self.0.offers.put(other_id, None);
                     members.remove(&other_id)
                 }
                 api::WorkerState::Joining
@@ -369,6 +404,7 @@ impl Registry {
             last_heartbeat_at: None,
         };
         self.0.store.worker(member.stored());
+        self.0.offers.put(id, Some(member.offer()));
         members.insert(id, member);
         self.count(&members);
         drop(members);
@@ -386,7 +422,9 @@ impl Registry {
         member.running = 0;
         member.become_state(api::WorkerState::Left);
         self.0.store.worker(member.stored());
+        self.0.offers.put(id, Some(member.offer()));
         for gone in forget_left(&mut members) {
+            self.0.offers.put(gone, None);
             self.0.store.worker_gone(gone);
         }
         self.count(&members);
@@ -434,6 +472,7 @@ impl Registry {
         self.with(link, |member| {
             settle();
             member.become_state(api::WorkerState::Ready);
+            self.0.offers.put(member.id, Some(member.offer()));
         })?;
         self.0.deadlines.notify_one();
         Ok(())
@@ -445,7 +484,10 @@ impl Registry {
         let _ = self.with(link, |member| {
             member.is_connected = false;
             match member.state {
-                api::WorkerState::Ready => member.become_state(api::WorkerState::Joining),
+                api::WorkerState::Ready => {
+                    member.become_state(api::WorkerState::Joining);
+                    self.0.offers.put(member.id, Some(member.offer()));
+                }
                 api::WorkerState::Joining
                 | api::WorkerState::Unreachable
                 | api::WorkerState::Left => {}
@@ -505,6 +547,7 @@ impl Registry {
                     member.is_connected = false;
                     member.become_state(api::WorkerState::Unreachable);
                     self.0.store.worker(member.stored());
+                    self.0.offers.put(member.id, Some(member.offer()));
                     let why = format!("worker {} {}", member.name, member.handle().silence());
                     // Under the lock: a worker that comes back this moment must
                     // not be ready before its jobs are in doubt.
@@ -556,15 +599,6 @@ impl Registry {
         let members = self.members();
         let member = members.get(&id).ok_or_else(|| unknown(id))?;
         Ok(member.handle())
-    }
-
-    /// Those that take jobs.
-    pub(super) fn ready_workers(&self) -> Vec<WorkerHandle> {
-        let members = self.members();
-        let ready = members
-            .values()
-            .filter(|member| member.state == api::WorkerState::Ready);
-        ready.map(Member::handle).collect()
     }
 
     /// How many take jobs, now and after every change.

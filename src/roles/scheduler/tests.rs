@@ -4,6 +4,7 @@
 mod durable;
 mod jobs;
 mod output;
+mod queue;
 mod serving;
 mod workers;
 
@@ -250,6 +251,11 @@ impl Worker for FakeWorker {
                 Code::NotFound,
                 "program_not_found",
                 "program 'missing' not found",
+            )),
+            "draining" => Err(refused(
+                Code::Unavailable,
+                "worker_draining",
+                "the worker is ending",
             )),
             "slow" => std::future::pending().await,
             // Answers only to whom asks again.

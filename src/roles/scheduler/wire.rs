@@ -1,11 +1,14 @@
 //! Translates between the gRPC messages about a job and the types of
 //! `jobs.rs`, in both directions, for every file that speaks to workers.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 
-use super::jobs::{End, Exit, Process, Record, Report, Spec, State, Status};
+use super::{
+    jobs::{End, Exit, Process, Record, Report, Spec, State, Status},
+    store::Env,
+};
 use crate::proto;
 
 /// What a worker says of a job; None where it says nothing that can be understood.
@@ -48,7 +51,7 @@ pub(super) fn status(wire: &proto::JobStatus) -> Option<Status> {
 pub(super) fn status_of(record: &Record) -> proto::JobStatus {
     let job = record.job();
     let state = match &record.state {
-        State::Pending { .. } => proto::JobState::Pending,
+        State::Queued | State::Pending { .. } => proto::JobState::Pending,
         State::Running(_) => proto::JobState::Running,
         State::Unknown { .. } => proto::JobState::Unspecified,
         State::Ended { end, .. } => match end {
@@ -90,27 +93,31 @@ fn spec(wire: proto::StartJobRequest) -> Spec {
         command: given(wire.command),
         path: given(wire.path),
         args: wire.args,
-        env: wire.env.into_iter().collect(),
+        env: BTreeMap::from_iter(wire.env).into_keys().collect(),
         cwd: given(wire.cwd),
         user: given(wire.user),
         name: given(wire.name),
         timeout: (wire.timeout_ms > 0).then(|| Duration::from_millis(wire.timeout_ms)),
+        ..Spec::default()
     }
 }
 
 /// The request that starts `record`'s job; `env` is not part of the record.
-pub(super) fn start_request(record: &Record, spec: Spec, epoch: u64) -> proto::StartJobRequest {
+pub(super) fn start_request(record: &Record, env: &Env, epoch: u64) -> proto::StartJobRequest {
+    let spec = &record.spec;
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let session = record.place.as_ref().map(|place| place.session.to_string());
     proto::StartJobRequest {
-        command: spec.command.unwrap_or_default(),
-        path: spec.path.unwrap_or_default(),
+        command: text(&spec.command),
+        path: text(&spec.path),
         job_id: record.id.to_string(),
-        args: spec.args,
-        env: spec.env.into_iter().collect(),
-        cwd: spec.cwd.unwrap_or_default(),
-        user: spec.user.unwrap_or_default(),
-        name: spec.name.unwrap_or_default(),
+        args: spec.args.clone(),
+        env: env.clone().into_iter().collect(),
+        cwd: text(&spec.cwd),
+        user: text(&spec.user),
+        name: text(&spec.name),
         timeout_ms: spec.timeout.map_or(0, millis),
-        session: record.session.to_string(),
+        session: session.unwrap_or_default(),
         created_us: record.created_at.as_microsecond(),
         epoch,
     }

@@ -15,7 +15,8 @@ use uuid::Uuid;
 
 use super::{
     error::Error,
-    jobs::{Record, Spec, Status, Stop},
+    jobs::{Record, Status, Stop},
+    store::Env,
     wire,
 };
 use crate::{
@@ -117,9 +118,9 @@ impl WorkerRpc {
     }
 
     /// Returns when the job's process runs, with what the worker says of it.
-    pub(super) async fn start(&self, record: &Record, spec: Spec) -> Result<Option<Status>, Error> {
+    pub(super) async fn start(&self, record: &Record, env: &Env) -> Result<Option<Status>, Error> {
         let mut client = self.client.clone();
-        let request = self.request(wire::start_request(record, spec, self.calls.epoch));
+        let request = self.request(wire::start_request(record, env, self.calls.epoch));
         let answer = self.within(client.start_job(request)).await?;
         Ok(answer.status.as_ref().and_then(wire::status))
     }

@@ -33,7 +33,7 @@ use super::{
     Scheduler,
     access::Caller,
     error::Error,
-    jobs::{Filter, Record, Spec, Stop, Wait},
+    jobs::{Filter, Record, Spec, Start, Stop, Unplaced, Wait},
     logs, signal,
     store::Key,
 };
@@ -110,10 +110,28 @@ async fn start(
     Body(asked): Body<api::StartRequest>,
 ) -> Result<(StatusCode, Json<api::StartResponse>), Error> {
     let key = decode_key(&headers, &asked)?;
-    let named = asked.worker_id.clone();
-    let spec = Spec::new(asked).map_err(Error::BadRequest)?;
-    let job_id = scheduler.jobs.start(spec, named, key, caller).await?;
-    Ok((StatusCode::CREATED, Json(api::StartResponse { job_id })))
+    let worker = asked.worker_id.clone();
+    let unplaced = match asked.no_queue {
+        true => Unplaced::Refused,
+        false => Unplaced::Waits,
+    };
+    let (spec, env) = Spec::new(asked).map_err(Error::BadRequest)?;
+    let start = Start {
+        spec,
+        env,
+        worker,
+        unplaced,
+        key,
+        caller,
+    };
+    let record = scheduler.jobs.start(start).await?;
+    let job = scheduler.jobs.shown(&record);
+    let answer = api::StartResponse {
+        job_id: job.id,
+        state: job.state,
+        reason: job.reason.filter(|_| !job.state.is_final()),
+    };
+    Ok((StatusCode::CREATED, Json(answer)))
 }
 
 /// The key under which this may be asked for again, with the digest of what is
@@ -327,15 +345,21 @@ async fn find(
         return Ok(record);
     };
     // Its worker may be forgotten, and the job not.
-    if asked == record.worker.to_string() || asked == &*record.worker_name {
+    let Some(place) = &record.place else {
+        return match record.wanted == Some(scheduler.registry.find(asked)?.id) {
+            true => Ok(record),
+            false => Err(Error::JobOnNoWorker(record.id)),
+        };
+    };
+    if asked == place.worker.to_string() || asked == &*place.worker_name {
         return Ok(record);
     }
-    match scheduler.registry.find(asked)?.id == record.worker {
+    match scheduler.registry.find(asked)?.id == place.worker {
         true => Ok(record),
         false => Err(Error::JobOnOtherWorker {
             job: record.id,
-            worker: record.worker_name.to_string(),
-            id: record.worker,
+            worker: place.worker_name.to_string(),
+            id: place.worker,
         }),
     }
 }

@@ -22,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 pub(super) use self::{
-    record::{Doubt, End, Exit, Gone, Process, Record, Spec, State, Status, now},
+    record::{Doubt, End, Exit, Gone, Place, Process, Record, Spec, State, Status, now},
     table::Filter,
 };
 use self::{
@@ -33,7 +33,7 @@ use self::{
 use super::{
     access::Caller,
     error::{Error, Refusal},
-    placement,
+    offers::Offers,
     registry::{self, Registry, Session, WorkerHandle},
     store::{self, Env, Key, Store},
 };
@@ -60,6 +60,7 @@ struct Inner {
     table: Mutex<Table>,
     store: Store,
     registry: Registry,
+    offers: Offers,
     /// Starts that bear the same key go one after the other.
     turns: Turns,
     keep_for: Duration,
@@ -84,10 +85,34 @@ pub(super) struct Needs {
     pub(super) closing: CancellationToken,
 }
 
-/// A job on its way to a worker.
-struct Placed {
+/// A start, as it was asked for.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) spec: Spec,
+    /// The values of its environment.
+    pub(super) env: Env,
+    /// The worker that is named.
+    pub(super) worker: Option<String>,
+    pub(super) unplaced: Unplaced,
+    /// Under which it may be asked for again.
+    pub(super) key: Option<Key>,
+    pub(super) caller: Caller,
+}
+
+/// What becomes of a job for which no worker has room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unplaced {
+    /// It waits.
+    Waits,
+    /// It is refused.
+    Refused,
+}
+
+/// A job that is about to be recorded.
+struct Accepted {
     record: Arc<Record>,
-    worker: WorkerHandle,
+    /// The worker it was given to; None: it waits.
+    worker: Option<WorkerHandle>,
     /// The job is on the disk.
     recorded: BoxFuture<'static, Result<(), store::Error>>,
 }
@@ -125,12 +150,15 @@ impl Jobs {
     pub(super) fn new(needs: Needs, live: Vec<(Record, Env)>) -> Self {
         let mut table = Table::default();
         for (mut record, env) in live {
-            record.state = record.state.after_restart(&record.worker_name);
-            table.insert(record, Arc::new(env));
+            let state = record.state.clone();
+            record.state = state.after_restart(record.worker_name());
+            let record = table.insert(record, Arc::new(env));
+            table.enqueue(record.id);
         }
         Self(Arc::new(Inner {
             table: Mutex::new(table),
             store: needs.store,
+            offers: needs.registry.offers(),
             registry: needs.registry,
             turns: Turns::default(),
             keep_for: needs.keep_for,
@@ -140,19 +168,25 @@ impl Jobs {
         }))
     }
 
-    /// Records a job and starts it on the worker that is `named`, or on one
-    /// that is ready. Returns when its process runs; an error that names the job
-    /// means that the record says what became of it. The same key gets the same
-    /// job and the same answer. A caller who goes away does not stop the start.
-    pub(super) async fn start(
-        &self,
-        spec: Spec,
-        named: Option<String>,
-        key: Option<Key>,
-        caller: Caller,
-    ) -> Result<JobId, Error> {
+    /// Places jobs whenever workers offer something new. Never returns.
+    pub(super) async fn follow_offers(&self) {
+        loop {
+            self.0.offers.changed().await;
+            self.change(|_| {});
+        }
+    }
+
+    /// Records a job and, if a worker has room for it, starts it there. Returns
+    /// when its process runs, or it is recorded that it waits; an error that
+    /// names the job means that the record says what became of it. The same key
+    /// gets the same job and the same answer. A caller who goes away does not
+    /// stop the start.
+    pub(super) async fn start(&self, asked: Start) -> Result<Arc<Record>, Error> {
         let jobs = self.clone();
-        let start = async move { jobs.start_once(spec, named, key, &caller).await };
+        let start = async move {
+            let id = jobs.start_once(asked).await?;
+            jobs.get(id).await
+        };
         let start = self.0.tracker.spawn(start.in_current_span());
         start.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a start broke off");
@@ -160,16 +194,10 @@ impl Jobs {
         })
     }
 
-    async fn start_once(
-        &self,
-        spec: Spec,
-        named: Option<String>,
-        key: Option<Key>,
-        caller: &Caller,
-    ) -> Result<JobId, Error> {
+    async fn start_once(&self, asked: Start) -> Result<JobId, Error> {
         // Until the key is recorded, whoever bears it as well has to wait.
         let mut turn = None;
-        if let Some(key) = &key {
+        if let Some(key) = &asked.key {
             turn = Some(self.0.turns.take(&key.key).await);
             if let Some(kept) = self.0.store.key(key.key.clone()).await? {
                 drop(turn);
@@ -179,44 +207,52 @@ impl Jobs {
                 };
             }
         }
-        let workers = match named {
-            None => self.0.registry.ready_workers(),
+        let wanted = match &asked.worker {
+            None => None,
             Some(named) => {
-                let worker = self.0.registry.find(&named)?;
-                worker.is_ready()?;
-                vec![worker]
+                let worker = self.0.registry.find(named)?;
+                if worker.has_left() {
+                    return Err(Error::WorkerLeft(worker.name.to_string()));
+                }
+                Some(worker)
             }
         };
-        let env = Arc::new(spec.env.clone());
-        let Placed {
+        let Accepted {
             record,
             worker,
             recorded,
-        } = self.place(&spec, &env, workers, key, caller)?;
+        } = self.accept(asked, wanted)?;
         if let Err(error) = recorded.await {
-            self.table().remove(record.id);
+            self.change(|table| table.remove(record.id));
             return Err(error.into());
         }
         drop(turn);
-        let answer = worker.rpc.start(&record, spec).await;
-        self.started(record.id, answer, &worker).await
+        match worker {
+            Some(worker) => self.send(&record, &worker).await,
+            None => {
+                self.change(|table| table.enqueue(record.id));
+                Ok(record.id)
+            }
+        }
     }
 
     /// What was, or would have been, the answer to the start of this job.
     async fn outcome(&self, id: JobId) -> Result<JobId, Error> {
-        let known = self.wait(id, |record| !record.state.is_unconfirmed());
+        let known = self.wait(id, |record| {
+            record.state == State::Queued || !record.state.is_unconfirmed()
+        });
         let record = match tokio::time::timeout(self.0.patience, known).await {
             Ok(record) => record?,
             Err(_) => self.get(id).await?,
         };
         match &record.state {
-            State::Running(_) => Ok(id),
+            State::Queued | State::Running(_) => Ok(id),
             State::Unknown {
                 process: Some(_), ..
             } => Ok(id),
             State::Pending { .. } | State::Unknown { process: None, .. } => {
                 Err(Error::WorkerUnreachable {
-                    worker: record.worker_name.to_string(),
+                    worker: record.worker_name().to_owned(),
                     why: "has not confirmed the start yet".to_owned(),
                     job: Some(id),
                 })
@@ -239,52 +275,80 @@ impl Jobs {
         }
     }
 
-    fn place(
-        &self,
-        spec: &Spec,
-        env: &Arc<Env>,
-        mut workers: Vec<WorkerHandle>,
-        key: Option<Key>,
-        caller: &Caller,
-    ) -> Result<Placed, Error> {
-        // One lock for choosing and recording, so that starts at the same
-        // moment see each other.
-        let mut table = self.table();
-        let candidates = workers.iter().map(|worker| table.candidate(worker.id));
-        let place = placement::choose(candidates).ok_or(Error::NoWorkerReady)?;
-        let worker = workers.swap_remove(place);
+    fn accept(&self, asked: Start, wanted: Option<WorkerHandle>) -> Result<Accepted, Error> {
+        let env = Arc::new(asked.env);
         let record = Record {
             id: JobId::random(),
-            name: spec.name.clone(),
-            command: spec.command.clone(),
-            path: spec.path.clone(),
-            args: spec.args.clone(),
-            env: spec.env.keys().cloned().collect(),
-            cwd: spec.cwd.clone(),
-            user: spec.user.clone(),
-            timeout: spec.timeout,
-            worker: worker.id,
-            worker_name: worker.name.clone(),
-            session: worker.session,
-            state: State::Pending { call_open: true },
+            spec: Arc::new(asked.spec),
+            wanted: wanted.as_ref().map(|worker| worker.id),
+            place: None,
+            state: State::Queued,
             output_bytes: 0,
             created_at: now(),
             stop: None,
         };
-        let record = table.insert(record, env.clone());
+        let id = record.id;
+        // One lock for choosing and recording, so that starts at the same
+        // moment see each other.
+        let mut table = self.table();
+        self.take_offers(&mut table);
+        let mut record = table.insert(record, env.clone());
+        table.enqueue(id);
+        let mut worker = None;
+        for (placed, on) in table.place() {
+            match placed.id == id {
+                true => (record, worker) = (placed, Some(on)),
+                // Room may have come up this very moment.
+                false => self.send_later(placed, on),
+            }
+        }
+        if worker.is_none() {
+            if asked.unplaced == Unplaced::Refused {
+                let why = table.why(&record);
+                table.remove(id);
+                return Err(Error::NoFreeSlot(why));
+            }
+            // Nobody may send it before it is on the disk.
+            table.dequeue(&record);
+        }
+        let spec = &record.spec;
+        let named = worker.as_ref().or(wanted.as_ref());
         let details = json!({
-            "worker": record.worker_name, "command": record.command, "path": record.path,
-            "args": record.args, "env": record.env, "cwd": record.cwd, "name": record.name,
+            "worker": named.map(|worker| &worker.name), "command": spec.command,
+            "path": spec.path, "args": spec.args, "env": spec.env, "cwd": spec.cwd,
+            "name": spec.name,
         });
-        let audit = caller.did("start", record.id, details);
+        let audit = asked.caller.did("start", id, details);
         let store = &self.0.store;
-        let recorded = store.start(record.clone(), env.clone(), key, audit);
-        tracing::debug!(job_id = %record.id, worker_id = %record.worker, "job accepted");
-        Ok(Placed {
+        let recorded = store.start(record.clone(), env, asked.key, audit);
+        tracing::debug!(job_id = %id, "job accepted");
+        Ok(Accepted {
             record,
             worker,
             recorded: recorded.boxed(),
         })
+    }
+
+    /// Sends a job that was placed once its place is on the disk: or after a
+    /// crash it would be placed anew, and might run twice.
+    fn send_later(&self, record: Arc<Record>, worker: WorkerHandle) {
+        let ticket = self.0.store.job(record.clone());
+        let recorded = self.0.store.committed(ticket);
+        let jobs = self.clone();
+        self.0.tracker.spawn(async move {
+            // Without its store the scheduler ends, and another one sends it.
+            if recorded.await.is_ok()
+                && let Err(error) = jobs.send(&record, &worker).await
+            {
+                tracing::warn!(job_id = %record.id, %error, "the job was not started");
+            }
+        });
+    }
+
+    async fn send(&self, record: &Record, worker: &WorkerHandle) -> Result<JobId, Error> {
+        let env = self.table().env(record.id);
+        let answer = worker.rpc.start(record, &env).await;
+        self.started(record.id, answer, worker).await
     }
 
     async fn started(
@@ -317,6 +381,11 @@ impl Jobs {
                 if self.owes_stop(id) {
                     self.catch_up(worker.id);
                 }
+                Ok(id)
+            }
+            Err(Error::Refused { code, .. }) if code == "worker_draining" => {
+                self.change(|table| table.turned_away(id));
+                self.recorded().await?;
                 Ok(id)
             }
             Err(Error::Refused {
@@ -369,17 +438,16 @@ impl Jobs {
             let (jobs, worker) = (self.clone(), worker.clone());
             self.0.tracker.spawn(async move {
                 match due {
-                    Due::Start(record, env) => jobs.start_again(&record, &env, &worker).await,
+                    Due::Start(record) => jobs.start_again(&record, &worker).await,
                     Due::Stop(id, stop) => jobs.stop_now(id, stop, &worker).await,
                 }
             });
         }
     }
 
-    async fn start_again(&self, record: &Record, env: &Env, worker: &WorkerHandle) {
+    async fn start_again(&self, record: &Record, worker: &WorkerHandle) {
         tracing::info!(job_id = %record.id, worker_id = %worker.id, "start sent again");
-        let answer = worker.rpc.start(record, record.spec(env)).await;
-        if let Err(error) = self.started(record.id, answer, worker).await {
+        if let Err(error) = self.send(record, worker).await {
             tracing::warn!(job_id = %record.id, %error, "the job was not started");
         }
     }
@@ -409,11 +477,22 @@ impl Jobs {
     /// If its worker is away, the stop is recorded, delivered when it is back,
     /// and the answer is an error that says so.
     pub(super) async fn stop(&self, id: JobId, stop: Stop) -> Result<(), Error> {
-        let record = self.settled_start(id).await?;
+        let record = self.asked_start(id).await?;
+        if record.state == State::Queued {
+            self.change(|table| table.apply(id, Event::StoppedBeforeStart));
+            if self.get(id).await?.is_final() {
+                return self.recorded().await;
+            }
+            // It was placed this very moment.
+            return Box::pin(self.stop(id, stop)).await;
+        }
         if record.is_final() {
             return Err(finished(&record));
         }
-        let worker = self.0.registry.get(record.worker)?;
+        let Some(worker) = record.worker() else {
+            return Err(Error::Internal);
+        };
+        let worker = self.0.registry.get(worker)?;
         let sent = match worker.is_ready() {
             Ok(()) if record.state.is_unconfirmed() => Err(Error::WorkerUnreachable {
                 worker: worker.name.to_string(),
@@ -464,7 +543,7 @@ impl Jobs {
     async fn gone(&self, id: JobId, stop: Stop, worker: &WorkerHandle) -> Result<(), Error> {
         let record = self
             .wait(id, |record| match &record.state {
-                State::Pending { .. } | State::Running(_) => false,
+                State::Queued | State::Pending { .. } | State::Running(_) => false,
                 State::Unknown { doubt, .. } => *doubt == Doubt::WorkerUnreachable,
                 State::Ended { .. } => true,
             })
@@ -474,15 +553,26 @@ impl Jobs {
                 let why = "stopped answering before the job was gone".to_owned();
                 Err(self.stop_later(id, stop, worker, why).await)
             }
-            State::Pending { .. } | State::Running(_) | State::Ended { .. } => Ok(()),
+            State::Queued | State::Pending { .. } | State::Running(_) | State::Ended { .. } => {
+                Ok(())
+            }
         }
     }
 
     /// Waits until it is known whether the job started.
     pub(super) async fn settled_start(&self, id: JobId) -> Result<Arc<Record>, Error> {
         self.wait(id, |record| match &record.state {
-            State::Pending { .. } => false,
+            State::Queued | State::Pending { .. } => false,
             State::Running(_) | State::Unknown { .. } | State::Ended { .. } => true,
+        })
+        .await
+    }
+
+    /// As [`Jobs::settled_start`], but does not wait for a worker to have room.
+    pub(super) async fn asked_start(&self, id: JobId) -> Result<Arc<Record>, Error> {
+        self.wait(id, |record| match &record.state {
+            State::Pending { .. } => false,
+            State::Queued | State::Running(_) | State::Unknown { .. } | State::Ended { .. } => true,
         })
         .await
     }
@@ -562,7 +652,9 @@ impl Jobs {
     /// The error that names a job whose name is like `asked`, one of the newest.
     async fn meant(&self, asked: &str) -> Result<Option<Error>, Error> {
         let (newest, _) = self.page(Filter::default(), MAX_LIKENED, None).await?;
-        let names = newest.iter().filter_map(|record| record.name.as_deref());
+        let names = newest
+            .iter()
+            .filter_map(|record| record.spec.name.as_deref());
         Ok(
             registry::meant(asked, names).map(|meant| Error::JobNameNotFound {
                 asked: asked.to_owned(),
@@ -611,10 +703,11 @@ impl Jobs {
         let kept_until = record
             .kept_from()
             .and_then(|at| at.checked_add(self.0.keep_for).ok());
-        api::Job {
-            kept_until,
-            ..record.job()
+        let mut job = record.job();
+        if record.state == State::Queued {
+            job.reason = Some(self.table().why(record));
         }
+        api::Job { kept_until, ..job }
     }
 
     /// Those of `jobs` that are not here and not on the disk: only their worker
@@ -646,28 +739,25 @@ impl Jobs {
     ) -> bool {
         let id = report.job;
         self.change(|table| match (table.get(id), report.spec) {
-            (Some(record), _) if record.worker == worker.id => {
+            (Some(record), _) if record.worker() == Some(worker.id) => {
                 table.report(id, report.status, Some(worker.session));
             }
             (Some(record), _) => {
-                tracing::warn!(job_id = %id, worker_id = %worker.id, owner_id = %record.worker,
+                let owner_id = record.worker().map(tracing::field::display);
+                tracing::warn!(job_id = %id, worker_id = %worker.id, owner_id,
                     "a worker reports another worker's job");
             }
             (None, Some((spec, created_at))) if strangers.contains(&id) => {
                 tracing::debug!(job_id = %id, worker_id = %worker.id, "job adopted");
                 table.adopt(Record {
                     id,
-                    name: spec.name,
-                    command: spec.command,
-                    path: spec.path,
-                    args: spec.args,
-                    env: spec.env.into_keys().collect(),
-                    cwd: spec.cwd,
-                    user: spec.user,
-                    timeout: spec.timeout,
-                    worker: worker.id,
-                    worker_name: worker.name.clone(),
-                    session: worker.session,
+                    spec: Arc::new(spec),
+                    wanted: None,
+                    place: Some(Place {
+                        worker: worker.id,
+                        worker_name: worker.name.clone(),
+                        session: worker.session,
+                    }),
                     state: report.status.state,
                     output_bytes: report.status.output_bytes,
                     created_at,
@@ -713,6 +803,7 @@ impl Jobs {
     /// Changes what is in memory, and tells the store of it in the same order.
     fn change(&self, change: impl FnOnce(&mut Table)) {
         let mut table = self.table();
+        self.take_offers(&mut table);
         change(&mut table);
         for changed in table.changed() {
             let (ticket, record) = match changed {
@@ -722,6 +813,17 @@ impl Jobs {
             if record.is_final() {
                 table.noted(ticket, record.id);
             }
+        }
+        if !self.0.closing.is_cancelled() {
+            for (record, worker) in table.place() {
+                self.send_later(record, worker);
+            }
+        }
+    }
+
+    fn take_offers(&self, table: &mut Table) {
+        for (worker, offer) in self.0.offers.take() {
+            table.offer(worker, offer);
         }
     }
 

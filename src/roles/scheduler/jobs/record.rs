@@ -1,7 +1,7 @@
 //! A job's record: what was asked for, how it stands, and which state may
 //! follow which. Pure; where records are kept is `table.rs`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -9,7 +9,12 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api,
     ids::{self, JobId, WorkerId},
-    roles::scheduler::registry::Session,
+    labels::{self, Requirement},
+    roles::scheduler::{
+        placement::{Turn, Wanted},
+        registry::Session,
+        store::Env,
+    },
 };
 
 /// The most arguments a job may have.
@@ -21,39 +26,59 @@ const MAX_ARGS_BYTES: usize = 256 * 1024;
 /// The longest path that Linux takes (PATH_MAX).
 const MAX_PATH: usize = 4096;
 
-/// What is to be run, checked.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// What is to be run, and where, checked. It is stored in this form: a field may
+/// be added with a default, and none renamed or removed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spec {
     pub(crate) command: Option<String>,
     pub(crate) path: Option<String>,
     pub(crate) args: Vec<String>,
-    pub(crate) env: BTreeMap<String, String>,
+    /// The names alone: values may be secrets, and are kept apart and no longer
+    /// than they are needed.
+    pub(crate) env: Vec<String>,
     pub(crate) cwd: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<String>,
     pub(crate) name: Option<String>,
     pub(crate) timeout: Option<Duration>,
+    /// What its worker's labels must be like; in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) labels: Vec<Requirement>,
+    /// What is higher is placed first.
+    #[serde(default)]
+    pub(crate) priority: i32,
 }
 
 impl Spec {
-    /// What the request asks for, or in one line what is wrong with it. An empty
-    /// command or path counts as none.
-    pub(crate) fn new(asked: api::StartRequest) -> Result<Self, String> {
+    /// What the request asks for, with the values of its environment, or in one
+    /// line what is wrong with it. An empty command or path counts as none.
+    pub(crate) fn new(asked: api::StartRequest) -> Result<(Self, Env), String> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let mut wanted = asked
+            .labels
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<Vec<Requirement>, _>>()?;
+        wanted.sort();
+        wanted.dedup();
+        let env = asked.env;
         let spec = Self {
             command: given(asked.command),
             path: given(asked.path),
             args: asked.args,
-            env: asked.env,
+            env: env.keys().cloned().collect(),
             cwd: asked.cwd,
             user: given(asked.user),
             name: asked.name,
             timeout: asked.timeout_ms.map(Duration::from_millis),
+            labels: wanted,
+            priority: asked.priority.map_or(0, api::Priority::value),
         };
-        spec.check()?;
-        Ok(spec)
+        spec.check(&env)?;
+        Ok((spec, env))
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, env: &Env) -> Result<(), String> {
         if self.command.is_none() && self.path.is_none() {
             return Err("command and path are both empty".to_owned());
         }
@@ -61,11 +86,8 @@ impl Spec {
             return Err(format!("more than {MAX_ARGS} args"));
         }
         let args = self.args.iter().map(String::len);
-        let env = self
-            .env
-            .iter()
-            .map(|(name, value)| name.len() + value.len());
-        if args.chain(env).sum::<usize>() > MAX_ARGS_BYTES {
+        let bytes = env.iter().map(|(name, value)| name.len() + value.len());
+        if args.chain(bytes).sum::<usize>() > MAX_ARGS_BYTES {
             return Err(format!(
                 "args and env are larger than {MAX_ARGS_BYTES} bytes"
             ));
@@ -80,8 +102,7 @@ impl Spec {
             .into_iter()
             .filter_map(|(field, text)| text.as_ref().map(|text| (field, text)));
         let args = self.args.iter().map(|arg| ("args", arg));
-        let env = self
-            .env
+        let env = env
             .iter()
             .flat_map(|(name, value)| [("env", name), ("env", value)]);
         let texts: Vec<_> = texts.collect();
@@ -95,7 +116,7 @@ impl Spec {
         }
         if let Some(name) = self
             .env
-            .keys()
+            .iter()
             .find(|name| name.is_empty() || name.contains('='))
         {
             return Err(format!("env name '{name}' is empty or contains '='"));
@@ -114,6 +135,13 @@ impl Spec {
         {
             let most = api::MAX_DURATION_MS;
             return Err(format!("timeout_ms is not between 1 and {most}"));
+        }
+        if self.labels.len() > labels::MAX {
+            return Err(format!("more than {} labels", labels::MAX));
+        }
+        let highest = api::MAX_PRIORITY;
+        if !(-highest..=highest).contains(&self.priority) {
+            return Err(format!("priority is not between -{highest} and {highest}"));
         }
         Ok(())
     }
@@ -154,6 +182,9 @@ pub(crate) enum End {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
+    /// It waits for a worker.
+    Queued,
+    /// It was given to a worker.
     Pending {
         /// Our own StartJob is under way, or about to be: its answer decides,
         /// and nothing else may give the job up before.
@@ -217,15 +248,20 @@ pub(crate) enum Event {
     Gone(Gone),
     /// It is being sent again, to a worker that has proved not to know it.
     SentAgain,
-    /// Its stop was asked for, and its worker has proved not to know it.
+    /// Its stop was asked for, and its worker has proved not to know it, or it
+    /// never got one.
     StoppedBeforeStart,
+    /// It was given to a worker, and is about to be sent there.
+    Placed,
+    /// Its worker takes no jobs now, and has not taken this one.
+    TurnedAway,
 }
 
 impl State {
     /// An ended job never changes again.
     pub(crate) fn is_final(&self) -> bool {
         match self {
-            Self::Pending { .. } | Self::Running(_) | Self::Unknown { .. } => false,
+            Self::Queued | Self::Pending { .. } | Self::Running(_) | Self::Unknown { .. } => false,
             Self::Ended { .. } => true,
         }
     }
@@ -233,7 +269,7 @@ impl State {
     /// Nobody has said that its process ever ran.
     pub(crate) fn is_unconfirmed(&self) -> bool {
         match self {
-            Self::Pending { .. } => true,
+            Self::Queued | Self::Pending { .. } => true,
             Self::Unknown { process, .. } => process.is_none(),
             Self::Running(_) | Self::Ended { .. } => false,
         }
@@ -241,13 +277,18 @@ impl State {
 
     /// It never ran as far as anybody knows, and no call that starts it is open.
     pub(crate) fn may_be_sent(&self) -> bool {
-        self.is_unconfirmed() && *self != Self::Pending { call_open: true }
+        match self {
+            Self::Pending { call_open } => !call_open,
+            Self::Unknown { process, .. } => process.is_none(),
+            Self::Queued | Self::Running(_) | Self::Ended { .. } => false,
+        }
     }
 
     /// How it stands after the scheduler was restarted: nobody has been heard of
     /// yet, and no call is under way.
     pub(crate) fn after_restart(self, worker: &str) -> Self {
         match self {
+            Self::Queued => self,
             Self::Pending { .. } | Self::Running(_) | Self::Unknown { .. } => Self::Unknown {
                 process: self.process(),
                 why: format!(
@@ -261,7 +302,7 @@ impl State {
 
     fn process(&self) -> Option<Process> {
         match self {
-            Self::Pending { .. } => None,
+            Self::Queued | Self::Pending { .. } => None,
             Self::Running(process) => Some(*process),
             Self::Unknown { process, .. } | Self::Ended { process, .. } => *process,
         }
@@ -272,11 +313,31 @@ impl State {
         if self.is_final() {
             return None;
         }
+        if *self == Self::Queued {
+            return match event {
+                Event::Placed => Some(Self::Pending { call_open: true }),
+                Event::StoppedBeforeStart => Some(stopped_before_start()),
+                // It is on no worker: none has anything to say of it.
+                Event::Reported(_)
+                | Event::Refused { .. }
+                | Event::Unconfirmed { .. }
+                | Event::WorkerUnreachable { .. }
+                | Event::Gone(_)
+                | Event::SentAgain
+                | Event::TurnedAway => None,
+            };
+        }
         let known = self.process();
         match event {
+            Event::Placed => None,
+            Event::TurnedAway => match self {
+                Self::Pending { call_open: true } => Some(Self::Queued),
+                _ => None,
+            },
+            Event::Reported(Self::Queued) => None,
             Event::Reported(Self::Pending { .. }) => match self {
                 Self::Unknown { .. } => Some(Self::Pending { call_open: false }),
-                Self::Pending { .. } | Self::Running(_) | Self::Ended { .. } => None,
+                Self::Queued | Self::Pending { .. } | Self::Running(_) | Self::Ended { .. } => None,
             },
             Event::Reported(Self::Running(process)) => Some(Self::Running(
                 merged(Some(process), known).unwrap_or_default(),
@@ -302,7 +363,7 @@ impl State {
                     reason,
                 }),
                 // The worker has reported it: that it once refused is refuted.
-                Self::Running(_) | Self::Unknown { .. } | Self::Ended { .. } => None,
+                Self::Queued | Self::Running(_) | Self::Unknown { .. } | Self::Ended { .. } => None,
             },
             Event::Unconfirmed { why } => match self {
                 Self::Pending { .. } => Some(Self::Unknown {
@@ -310,10 +371,10 @@ impl State {
                     why,
                     doubt: Doubt::Unconfirmed,
                 }),
-                Self::Running(_) | Self::Unknown { .. } | Self::Ended { .. } => None,
+                Self::Queued | Self::Running(_) | Self::Unknown { .. } | Self::Ended { .. } => None,
             },
             Event::WorkerUnreachable { why } => match self {
-                Self::Pending { call_open: true } => None,
+                Self::Queued | Self::Pending { call_open: true } => None,
                 Self::Pending { call_open: false } | Self::Running(_) | Self::Unknown { .. } => {
                     Some(Self::Unknown {
                         process: known,
@@ -342,13 +403,17 @@ impl State {
             Event::SentAgain => self
                 .may_be_sent()
                 .then_some(Self::Pending { call_open: true }),
-            Event::StoppedBeforeStart => self.may_be_sent().then(|| Self::Ended {
-                process: None,
-                at: now(),
-                end: End::Stopped(None),
-                reason: "stopped before it was started".to_owned(),
-            }),
+            Event::StoppedBeforeStart => self.may_be_sent().then(stopped_before_start),
         }
+    }
+}
+
+fn stopped_before_start() -> State {
+    State::Ended {
+        process: None,
+        at: now(),
+        end: End::Stopped(None),
+        reason: "stopped before it was started".to_owned(),
     }
 }
 
@@ -370,26 +435,29 @@ pub(crate) fn now() -> Timestamp {
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
-/// A job and all that is known of it. It is stored in this form: a field may be
-/// added with a default, and none renamed or removed.
+/// Where a job was given to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub(crate) id: JobId,
-    pub(crate) name: Option<String>,
-    pub(crate) command: Option<String>,
-    pub(crate) path: Option<String>,
-    pub(crate) args: Vec<String>,
-    /// The names alone: values may be secrets, and nobody here needs them again.
-    pub(crate) env: Vec<String>,
-    pub(crate) cwd: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) user: Option<String>,
-    pub(crate) timeout: Option<Duration>,
+pub(crate) struct Place {
     pub(crate) worker: WorkerId,
     pub(crate) worker_name: Arc<str>,
     /// The registration of the worker under which it was sent there, or last
     /// reported from there.
     pub(crate) session: Session,
+}
+
+/// A job and all that is known of it. It is stored in this form, and its spec
+/// beside it: a field may be added with a default, and none renamed or removed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) id: JobId,
+    #[serde(skip)]
+    pub(crate) spec: Arc<Spec>,
+    /// The worker it must go to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) wanted: Option<WorkerId>,
+    /// None: it waits for a worker, or ended before it got one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) place: Option<Place>,
     pub(crate) state: State,
     pub(crate) output_bytes: u64,
     pub(crate) created_at: Timestamp,
@@ -415,24 +483,39 @@ impl Record {
         self.state.is_final()
     }
 
-    /// What was asked for; the values of its environment are not in the record.
-    pub(crate) fn spec(&self, env: &BTreeMap<String, String>) -> Spec {
-        Spec {
-            command: self.command.clone(),
-            path: self.path.clone(),
-            args: self.args.clone(),
-            env: env.clone(),
-            cwd: self.cwd.clone(),
-            user: self.user.clone(),
-            name: self.name.clone(),
-            timeout: self.timeout,
+    /// What it asks of the worker it goes to.
+    pub(crate) fn wanted(&self) -> Wanted {
+        Wanted {
+            worker: self.wanted,
+            labels: self.spec.labels.clone(),
         }
+    }
+
+    /// Its place in the line of those that wait for the same.
+    pub(crate) fn turn(&self) -> Turn {
+        Turn {
+            priority: Reverse(self.spec.priority),
+            since: self.created_at,
+            job: self.id,
+        }
+    }
+
+    /// The worker it was given to.
+    pub(crate) fn worker(&self) -> Option<WorkerId> {
+        self.place.as_ref().map(|place| place.worker)
+    }
+
+    /// What people call that worker; empty if there is none.
+    pub(crate) fn worker_name(&self) -> &str {
+        self.place.as_ref().map_or("", |place| &place.worker_name)
     }
 
     /// It has ended without ever having had a process.
     pub(crate) fn never_ran(&self) -> bool {
         match &self.state {
-            State::Pending { .. } | State::Running(_) | State::Unknown { .. } => false,
+            State::Queued | State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
+                false
+            }
             State::Ended { process, end, .. } => match end {
                 End::NotStarted { .. } => true,
                 End::Lost => process.is_none(),
@@ -447,7 +530,9 @@ impl Record {
     pub(crate) fn kept_from(&self) -> Option<Timestamp> {
         match &self.state {
             State::Ended { at, .. } => Some((*at).max(self.created_at)),
-            State::Pending { .. } | State::Running(_) | State::Unknown { .. } => None,
+            State::Queued | State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
+                None
+            }
         }
     }
 
@@ -468,7 +553,11 @@ impl Record {
     /// What a reader sees in the field `reason`.
     fn reason(&self) -> Option<String> {
         match &self.state {
-            State::Pending { .. } => Some(format!("being started on worker {}", self.worker_name)),
+            // What it waits for is known to those who place it.
+            State::Queued => None,
+            State::Pending { .. } => {
+                Some(format!("being started on worker {}", self.worker_name()))
+            }
             State::Running(_) => None,
             State::Unknown { why, .. } if self.stop.is_some() => {
                 Some(format!("{why}; {STOP_RECORDED}"))
@@ -480,7 +569,7 @@ impl Record {
 
     pub(crate) fn api_state(&self) -> api::JobState {
         match &self.state {
-            State::Pending { .. } => api::JobState::Pending,
+            State::Queued | State::Pending { .. } => api::JobState::Pending,
             State::Running(_) => api::JobState::Running,
             State::Unknown { .. } => api::JobState::Unknown,
             State::Ended { end, .. } => match end {
@@ -505,27 +594,35 @@ impl Record {
                 End::NotStarted { code } => (None, Some(code.clone()), Some(*at)),
                 End::Lost => (None, None, Some(*at)),
             },
-            State::Pending { .. } | State::Running(_) | State::Unknown { .. } => (None, None, None),
+            State::Queued | State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
+                (None, None, None)
+            }
         };
         let (exit_code, signal) = match exit {
             Some(Exit::Code(code)) => (Some(code), None),
             Some(Exit::Signal(signal)) => (None, Some(signal)),
             None => (None, None),
         };
+        let spec = &self.spec;
         api::Job {
             id: self.id,
-            name: self.name.clone(),
+            name: spec.name.clone(),
             state: self.api_state(),
             reason: self.reason(),
-            worker_id: Some(self.worker),
-            worker: Some(self.worker_name.to_string()),
-            command: self.command.clone(),
-            path: self.path.clone(),
-            args: self.args.clone(),
-            env: self.env.clone(),
-            cwd: self.cwd.clone(),
-            user: self.user.clone(),
-            timeout_ms: self
+            worker_id: self.worker(),
+            worker: self
+                .place
+                .as_ref()
+                .map(|place| place.worker_name.to_string()),
+            command: spec.command.clone(),
+            path: spec.path.clone(),
+            args: spec.args.clone(),
+            env: spec.env.clone(),
+            cwd: spec.cwd.clone(),
+            user: spec.user.clone(),
+            labels: spec.labels.iter().map(ToString::to_string).collect(),
+            priority: spec.priority,
+            timeout_ms: spec
                 .timeout
                 .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
             pid: process.and_then(|process| process.pid),
@@ -550,17 +647,17 @@ pub(crate) mod tests {
     pub(crate) fn record(state: State) -> Record {
         Record {
             id: JobId::random(),
-            name: None,
-            command: Some("true".to_owned()),
-            path: None,
-            args: Vec::new(),
-            env: Vec::new(),
-            cwd: None,
-            user: None,
-            timeout: Some(Duration::from_secs(600)),
-            worker: WorkerId::random(),
-            worker_name: "w1".into(),
-            session: Session::random(),
+            spec: Arc::new(Spec {
+                command: Some("true".to_owned()),
+                timeout: Some(Duration::from_secs(600)),
+                ..Spec::default()
+            }),
+            wanted: None,
+            place: Some(Place {
+                worker: WorkerId::random(),
+                worker_name: "w1".into(),
+                session: Session::random(),
+            }),
             state,
             output_bytes: 0,
             created_at: now(),
@@ -598,7 +695,7 @@ pub(crate) mod tests {
             ..Default::default()
         };
         change(&mut request);
-        Spec::new(request)
+        Spec::new(request).map(|(spec, _)| spec)
     }
 
     #[test]
@@ -633,6 +730,15 @@ pub(crate) mod tests {
             ("name 'a b'", spec(|r| r.name = Some("a b".into()))),
             ("timeout_ms", spec(|r| r.timeout_ms = Some(0))),
             ("timeout_ms", spec(|r| r.timeout_ms = Some(u64::MAX))),
+            ("label key", spec(|r| r.labels = vec!["a b".into()])),
+            (
+                "more than 64 labels",
+                spec(|r| r.labels = (0..65).map(|n| format!("k{n}")).collect()),
+            ),
+            (
+                "priority",
+                spec(|r| r.priority = Some(api::Priority::Number(1_000_001))),
+            ),
         ] {
             let error = bad.unwrap_err();
             assert!(error.contains(said), "{error} does not say {said}");
@@ -716,13 +822,15 @@ pub(crate) mod tests {
             Just(Event::Gone(Gone::Left)),
             Just(Event::SentAgain),
             Just(Event::StoppedBeforeStart),
+            Just(Event::Placed),
+            Just(Event::TurnedAway),
         ]
     }
 
     proptest! {
         #[test]
         fn a_final_record_never_changes(events in prop::collection::vec(any_event(), 1..20)) {
-            let mut state = State::Pending { call_open: true };
+            let mut state = State::Queued;
             let mut end = None;
             for event in events {
                 if let Some(next) = state.after(event) {

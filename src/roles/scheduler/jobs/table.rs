@@ -11,13 +11,14 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::record::{Event, Record, RecordedStop, State, Status};
+use super::record::{Event, Place, Record, RecordedStop, State, Status};
 use crate::{
     api,
     ids::{JobId, WorkerId},
     roles::scheduler::{
-        placement::Candidate,
-        registry::Session,
+        offers::Offer,
+        placement::{Queue, Seat},
+        registry::{Session, WorkerHandle},
         store::{Cursor, Env, Ticket},
     },
 };
@@ -39,9 +40,10 @@ pub(super) struct Table {
     jobs: BTreeMap<JobId, Entry>,
     by_time: Order,
     by_name: HashMap<String, Order>,
-    places: HashMap<WorkerId, Place>,
-    /// Jobs placed since the start.
-    placed: u64,
+    queue: Queue,
+    /// The workers that placement knows.
+    workers: HashMap<WorkerId, WorkerHandle>,
+    on_worker: HashMap<WorkerId, OnWorker>,
     /// What the store has not been told yet.
     changed: Vec<Changed>,
     /// Ended, in the order in which the store was told.
@@ -66,9 +68,8 @@ struct Entry {
 
 /// What happens on one worker.
 #[derive(Debug, Default)]
-struct Place {
+struct OnWorker {
     live: HashSet<JobId>,
-    placed: u64,
     settled: Option<Settled>,
 }
 
@@ -83,32 +84,96 @@ struct Settled {
 /// What a worker that is back is owed.
 #[derive(Debug)]
 pub(super) enum Due {
-    Start(Arc<Record>, Arc<Env>),
+    Start(Arc<Record>),
     Stop(JobId, RecordedStop),
 }
 
 impl Table {
-    pub(super) fn candidate(&self, worker: WorkerId) -> Candidate {
-        let place = self.places.get(&worker);
-        Candidate {
-            live: place.map_or(0, |place| place.live.len()),
-            placed: place.map_or(0, |place| place.placed),
+    /// What a worker offers has changed; None: it is known no more.
+    pub(super) fn offer(&mut self, id: WorkerId, offer: Option<Offer>) {
+        let seat = offer.map(|offer| {
+            let name = offer.worker.name.clone();
+            self.workers.insert(id, offer.worker);
+            Seat {
+                name,
+                slots: offer.slots,
+                cpus: offer.cpus,
+                labels: offer.labels,
+                openness: offer.openness,
+            }
+        });
+        if seat.is_none() {
+            self.workers.remove(&id);
+        }
+        self.queue.offer(id, seat);
+    }
+
+    /// Has a job wait for its turn, if it has no worker and has not ended.
+    pub(super) fn enqueue(&mut self, id: JobId) {
+        if let Some(entry) = self.jobs.get(&id)
+            && entry.record.state == State::Queued
+        {
+            let record = &entry.record;
+            self.queue.add(&record.wanted(), record.turn());
         }
     }
 
-    /// A job of which the store is told by the caller.
+    /// Takes a job out of the queue again, if it is there.
+    pub(super) fn dequeue(&mut self, record: &Record) {
+        self.queue.remove(&record.wanted(), record.turn());
+    }
+
+    /// Gives jobs that wait to workers that have room. The caller tells the store
+    /// of them, and sends them once they are on the disk.
+    pub(super) fn place(&mut self) -> Vec<(Arc<Record>, WorkerHandle)> {
+        let placed = self.queue.place();
+        let placed = placed.into_iter().filter_map(|(id, worker)| {
+            let handle = self.workers.get(&worker)?.clone();
+            let entry = self.jobs.get_mut(&id)?;
+            let record = Arc::make_mut(&mut entry.record);
+            record.state = record.state.after(Event::Placed)?;
+            record.place = Some(Place {
+                worker,
+                worker_name: handle.name.clone(),
+                session: handle.session,
+            });
+            self.on_worker.entry(worker).or_default().live.insert(id);
+            entry.announce();
+            tracing::debug!(job_id = %id, worker_id = %worker, "job placed");
+            Some((entry.record.clone(), handle))
+        });
+        placed.collect()
+    }
+
+    /// What a job that has no worker waits for, in one line.
+    pub(super) fn why(&self, record: &Record) -> String {
+        self.queue.why(&record.wanted())
+    }
+
+    /// The values of a job's environment, as long as they are needed.
+    pub(super) fn env(&self, id: JobId) -> Arc<Env> {
+        let entry = self.jobs.get(&id);
+        entry.map(|entry| entry.env.clone()).unwrap_or_default()
+    }
+
+    /// A job of which the store is told by the caller. One that waits for a worker
+    /// is not in the queue yet.
     pub(super) fn insert(&mut self, record: Record, env: Arc<Env>) -> Arc<Record> {
         let record = Arc::new(record);
         let key = (record.created_at, record.id);
         self.by_time.insert(key);
-        if let Some(name) = &record.name {
+        if let Some(name) = &record.spec.name {
             self.by_name.entry(name.clone()).or_default().insert(key);
         }
-        self.placed += 1;
-        let place = self.places.entry(record.worker).or_default();
-        place.placed = self.placed;
-        if !record.is_final() {
-            place.live.insert(record.id);
+        if let Some(worker) = record.worker()
+            && !record.is_final()
+        {
+            self.on_worker
+                .entry(worker)
+                .or_default()
+                .live
+                .insert(record.id);
+            self.queue.occupy(worker);
         }
         let entry = Entry {
             record: record.clone(),
@@ -130,17 +195,38 @@ impl Table {
         let Some(entry) = self.jobs.remove(&id) else {
             return;
         };
-        let key = (entry.record.created_at, id);
+        let record = &entry.record;
+        let key = (record.created_at, id);
         self.by_time.remove(&key);
-        if let Some(place) = self.places.get_mut(&entry.record.worker) {
-            place.live.remove(&id);
+        match &record.state {
+            State::Queued => self.queue.remove(&record.wanted(), record.turn()),
+            State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
+                let was_open = record.state == State::Pending { call_open: true };
+                self.vacate(id, &entry.record.clone(), was_open);
+            }
+            State::Ended { .. } => {}
         }
-        if let Some(name) = &entry.record.name
+        if let Some(name) = &entry.record.spec.name
             && let Some(same) = self.by_name.get_mut(name)
         {
             same.remove(&key);
             if same.is_empty() {
                 self.by_name.remove(name);
+            }
+        }
+    }
+
+    /// The job is no longer on the worker that `record` names.
+    fn vacate(&mut self, id: JobId, record: &Record, was_open: bool) {
+        let Some(worker) = record.worker() else {
+            return;
+        };
+        if let Some(on_worker) = self.on_worker.get_mut(&worker)
+            && on_worker.live.remove(&id)
+        {
+            self.queue.vacate(worker);
+            if was_open {
+                self.queue.answered(worker);
             }
         }
     }
@@ -194,11 +280,15 @@ impl Table {
         if next == entry.record.state {
             return;
         }
+        let before = entry.record.clone();
         let record = Arc::make_mut(&mut entry.record);
         record.state = next;
+        if record.state == State::Queued {
+            record.place = None;
+        }
         tracing::info!(
             job_id = %id,
-            worker_id = %record.worker,
+            worker_id = record.worker().map(tracing::field::display),
             state = record.api_state().as_str(),
             error = record.error_text(),
             "job changed"
@@ -208,12 +298,40 @@ impl Table {
         }
         if record.is_final() {
             record.stop = None;
-            if let Some(place) = self.places.get_mut(&record.worker) {
-                place.live.remove(&id);
-            }
         }
         entry.announce();
-        self.changed.push(Changed::Job(entry.record.clone()));
+        let record = entry.record.clone();
+        self.changed.push(Changed::Job(record.clone()));
+        let was_open = before.state == State::Pending { call_open: true };
+        match &record.state {
+            State::Ended { .. } if before.state == State::Queued => self.dequeue(&before),
+            State::Ended { .. } => self.vacate(id, &before, was_open),
+            State::Queued => {
+                self.vacate(id, &before, was_open);
+                // What it had was taken from it: it goes back to its turn.
+                self.enqueue(id);
+            }
+            State::Pending { call_open: true } if !was_open => {
+                if let Some(worker) = record.worker() {
+                    self.queue.asked(worker);
+                }
+            }
+            State::Pending { .. } | State::Running(_) | State::Unknown { .. } if was_open => {
+                if let Some(worker) = record.worker() {
+                    self.queue.answered(worker);
+                }
+            }
+            State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {}
+        }
+    }
+
+    /// The worker that the job was sent to takes none, and does not have it: it
+    /// waits for another, and that worker gets no more until it offers anew.
+    pub(super) fn turned_away(&mut self, id: JobId) {
+        if let Some(worker) = self.get(id).and_then(|record| record.worker()) {
+            self.queue.close(worker);
+        }
+        self.apply(id, Event::TurnedAway);
     }
 
     /// Takes in what the job's own worker says of it.
@@ -223,7 +341,9 @@ impl Table {
         {
             let record = Arc::make_mut(&mut entry.record);
             record.output_bytes = record.output_bytes.max(status.output_bytes);
-            record.session = session.unwrap_or(record.session);
+            if let (Some(place), Some(session)) = (&mut record.place, session) {
+                place.session = session;
+            }
             self.apply(id, Event::Reported(status.state));
         }
     }
@@ -238,21 +358,18 @@ impl Table {
         present: &HashSet<JobId>,
         gone: super::Gone,
     ) {
-        let place = self.places.entry(worker).or_default();
-        place.settled = Some(Settled { session, gone });
+        let on_worker = self.on_worker.entry(worker).or_default();
+        on_worker.settled = Some(Settled { session, gone });
         let (named, absent): (Vec<JobId>, Vec<JobId>) =
-            place.live.iter().partition(|id| present.contains(id));
+            on_worker.live.iter().partition(|id| present.contains(id));
         for id in named {
             if let Some(entry) = self.jobs.get_mut(&id) {
-                Arc::make_mut(&mut entry.record).session = session;
+                entry.set_session(session);
             }
         }
         for id in absent {
-            if self
-                .jobs
-                .get(&id)
-                .is_some_and(|e| e.record.session != session)
-            {
+            let entry = self.jobs.get(&id);
+            if entry.is_some_and(|entry| entry.session() != Some(session)) {
                 self.apply(id, Event::Gone(gone));
             }
         }
@@ -262,16 +379,16 @@ impl Table {
     /// starts of which it has proved to know nothing, and stops asked for while
     /// it was away. Each is handed out once.
     pub(super) fn due(&mut self, worker: WorkerId, session: Session) -> Vec<Due> {
-        let Some(place) = self.places.get(&worker) else {
+        let Some(on_worker) = self.on_worker.get(&worker) else {
             return Vec::new();
         };
-        let settled = place.settled.is_some_and(|settled| {
+        let settled = on_worker.settled.is_some_and(|settled| {
             settled.session == session && settled.gone == super::Gone::Restarted
         });
         if !settled {
             return Vec::new();
         }
-        let live: Vec<JobId> = place.live.iter().copied().collect();
+        let live: Vec<JobId> = on_worker.live.iter().copied().collect();
         live.into_iter()
             .filter_map(|id| self.due_of(id, session))
             .collect()
@@ -280,7 +397,7 @@ impl Table {
     fn due_of(&mut self, id: JobId, session: Session) -> Option<Due> {
         let entry = self.jobs.get_mut(&id)?;
         let record = &entry.record;
-        if record.session == session {
+        if entry.session() == Some(session) {
             if !matches!(record.state, State::Running(_)) {
                 return None;
             }
@@ -295,10 +412,9 @@ impl Table {
             self.apply(id, Event::StoppedBeforeStart);
             return None;
         }
-        Arc::make_mut(&mut entry.record).session = session;
-        let env = entry.env.clone();
+        entry.set_session(session);
         self.apply(id, Event::SentAgain);
-        Some(Due::Start(self.get(id)?, env))
+        Some(Due::Start(self.get(id)?))
     }
 
     /// Records a stop that cannot be delivered now; None takes it back.
@@ -316,19 +432,19 @@ impl Table {
     /// since, that settles it.
     pub(super) fn unconfirmed(&mut self, id: JobId, why: String) {
         self.apply(id, Event::Unconfirmed { why });
-        let Some(record) = self.get(id) else {
+        let Some(place) = self.get(id).and_then(|record| record.place.clone()) else {
             return;
         };
-        let place = self.places.get(&record.worker);
-        if let Some(settled) = place.and_then(|place| place.settled)
-            && settled.session != record.session
+        let on_worker = self.on_worker.get(&place.worker);
+        if let Some(settled) = on_worker.and_then(|on_worker| on_worker.settled)
+            && settled.session != place.session
         {
             self.apply(id, Event::Gone(settled.gone));
         }
     }
 
     pub(super) fn unreachable(&mut self, worker: WorkerId, why: &str) {
-        let live = self.places.get(&worker).map(|place| place.live.clone());
+        let live = self.on_worker.get(&worker).map(|on| on.live.clone());
         for id in live.unwrap_or_default() {
             let why = why.to_owned();
             self.apply(id, Event::WorkerUnreachable { why });
@@ -383,6 +499,16 @@ impl Table {
 }
 
 impl Entry {
+    fn session(&self) -> Option<Session> {
+        self.record.place.as_ref().map(|place| place.session)
+    }
+
+    fn set_session(&mut self, session: Session) {
+        if let Some(place) = &mut Arc::make_mut(&mut self.record).place {
+            place.session = session;
+        }
+    }
+
     fn announce(&mut self) {
         if let Some(changes) = &self.changes {
             changes.send_replace(self.record.clone());
@@ -401,7 +527,8 @@ impl Filter {
     }
 
     fn admits(&self, record: &Record) -> bool {
-        self.worker.is_none_or(|worker| worker == record.worker)
+        self.worker
+            .is_none_or(|worker| record.worker() == Some(worker))
             && self.has_state(record.api_state())
     }
 }
@@ -412,7 +539,7 @@ mod tests {
 
     use super::*;
     use crate::roles::scheduler::jobs::{
-        Gone, Process,
+        Gone, Process, Spec,
         record::{End, now, tests::record},
     };
 
@@ -448,9 +575,13 @@ mod tests {
         let mut table = Table::default();
         assert!(table.newest(None).is_none());
         let mut old = with_id("3f2a0000-0000-4000-8000-000000000001");
-        old.name = Some("cafe".to_owned());
+        let cafe = Arc::new(Spec {
+            name: Some("cafe".to_owned()),
+            ..Spec::default()
+        });
+        old.spec = cafe.clone();
         let mut new = with_id("3f2b0000-0000-4000-8000-000000000002");
-        new.name = old.name.clone();
+        new.spec = cafe;
         new.created_at = old.created_at + Duration::from_secs(1);
         let (old, new) = (insert(&mut table, old), insert(&mut table, new));
         assert_eq!(table.newest(None).unwrap().id, new.id);
@@ -466,7 +597,7 @@ mod tests {
         assert_eq!(table.newest(Some("cafe")).unwrap().id, old.id);
         table.remove(old.id);
         assert!(table.by_name.is_empty() && table.by_time.is_empty());
-        assert_eq!(table.candidate(old.worker).live, 0);
+        assert!(table.on_worker[&old.worker().unwrap()].live.is_empty());
     }
 
     #[test]
@@ -500,7 +631,10 @@ mod tests {
     fn a_page_is_filtered() {
         let mut table = Table::default();
         let mut named = running();
-        named.name = Some("a".to_owned());
+        named.spec = Arc::new(Spec {
+            name: Some("a".to_owned()),
+            ..Spec::default()
+        });
         let named = insert(&mut table, named);
         let done = insert(&mut table, running());
         table.report(done.id, ended(), None);
@@ -524,7 +658,7 @@ mod tests {
             }),
             [named.id]
         );
-        let worker = Some(named.worker);
+        let worker = named.worker();
         assert_eq!(
             ids(Filter {
                 worker,
@@ -555,15 +689,23 @@ mod tests {
     fn a_new_session_that_does_not_name_a_job_has_lost_it() {
         let mut table = Table::default();
         let (named, absent) = (running(), running());
-        let worker = named.worker;
+        let place = named.place.clone().unwrap();
+        let worker = place.worker;
         let named = insert(&mut table, named);
-        let absent = insert(&mut table, Record { worker, ..absent });
+        let here = |session| {
+            let place = place.clone();
+            Some(Place { session, ..place })
+        };
+        let absent = Record {
+            place: here(Session::random()),
+            ..absent
+        };
+        let absent = insert(&mut table, absent);
         let session = Session::random();
         let fresh = insert(
             &mut table,
             Record {
-                worker,
-                session,
+                place: here(session),
                 ..running()
             },
         );
@@ -573,7 +715,7 @@ mod tests {
         assert_eq!(state(named.id), api::JobState::Running);
         assert_eq!(state(absent.id), api::JobState::Lost);
         assert_eq!(state(fresh.id), api::JobState::Running);
-        assert_eq!(table.candidate(worker).live, 2);
+        assert_eq!(table.on_worker[&worker].live.len(), 2);
     }
 
     #[test]
@@ -583,26 +725,42 @@ mod tests {
         let job = table.insert(record(State::Pending { call_open: true }), env.clone());
         let session = Session::random();
         let settle = |table: &mut Table, session| {
-            table.settle(job.worker, session, &HashSet::new(), Gone::Restarted);
+            table.settle(
+                job.worker().unwrap(),
+                session,
+                &HashSet::new(),
+                Gone::Restarted,
+            );
         };
         settle(&mut table, session);
         assert!(
-            table.due(job.worker, session).is_empty(),
+            table.due(job.worker().unwrap(), session).is_empty(),
             "the call is open"
         );
         table.unconfirmed(job.id, "no answer".to_owned());
-        assert!(table.due(job.worker, Session::random()).is_empty());
-        let due = table.due(job.worker, session);
-        assert!(matches!(&due[..], [Due::Start(record, values)]
-                if record.id == job.id && record.session == session && *values == env));
-        assert!(table.due(job.worker, session).is_empty());
+        assert!(
+            table
+                .due(job.worker().unwrap(), Session::random())
+                .is_empty()
+        );
+        let due = table.due(job.worker().unwrap(), session);
+        assert!(matches!(&due[..], [Due::Start(record)]
+                if record.id == job.id
+                    && record.place.as_ref().unwrap().session == session));
+        assert_eq!(table.env(job.id), env);
+        assert!(table.due(job.worker().unwrap(), session).is_empty());
     }
 
     #[test]
     fn a_worker_that_left_is_sent_nothing_again() {
         let mut table = Table::default();
         let job = insert(&mut table, record(State::Pending { call_open: true }));
-        table.settle(job.worker, Session::random(), &HashSet::new(), Gone::Left);
+        table.settle(
+            job.worker().unwrap(),
+            Session::random(),
+            &HashSet::new(),
+            Gone::Left,
+        );
         assert!(!table.get(job.id).unwrap().is_final());
         table.unconfirmed(job.id, "no answer".to_owned());
         let lost = table.get(job.id).unwrap();
@@ -616,7 +774,7 @@ mod tests {
         let unsent = insert(
             &mut table,
             Record {
-                worker: job.worker,
+                place: job.place.clone(),
                 ..record(State::Pending { call_open: false })
             },
         );
@@ -628,13 +786,13 @@ mod tests {
         table.want_stop(unsent.id, Some(stop));
         let session = Session::random();
         let present = HashSet::from([job.id]);
-        table.settle(job.worker, session, &present, Gone::Restarted);
-        let due = table.due(job.worker, session);
+        table.settle(job.worker().unwrap(), session, &present, Gone::Restarted);
+        let due = table.due(job.worker().unwrap(), session);
         assert!(matches!(&due[..], [Due::Stop(id, due)] if *id == job.id && *due == stop));
         let stopped = table.get(unsent.id).unwrap();
         assert_eq!(stopped.api_state(), api::JobState::Stopped);
         assert!(stopped.never_ran());
-        assert!(table.due(job.worker, session).is_empty());
+        assert!(table.due(job.worker().unwrap(), session).is_empty());
     }
 
     #[test]

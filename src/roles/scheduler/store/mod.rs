@@ -308,9 +308,10 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
             })
         })?
         .collect::<Result<_, _>>()?;
-    let mut jobs = connection.prepare("SELECT record, env FROM jobs WHERE ended_us IS NULL")?;
+    let mut jobs =
+        connection.prepare("SELECT record, spec, env FROM jobs WHERE ended_us IS NULL")?;
     let rows = jobs.query_map((), |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?))
+        Ok((read::stored(row)?, row.get::<_, Option<String>>("env")?))
     })?;
     let mut live = Vec::new();
     for row in rows {

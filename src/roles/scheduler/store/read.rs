@@ -83,8 +83,8 @@ impl Reader {
     pub(super) fn job(&self, id: JobId) -> Result<Option<Record>, Error> {
         let mut query = self
             .0
-            .prepare_cached("SELECT record FROM jobs WHERE id = ?")?;
-        let found = query.query_row([id.as_bytes()], text).optional()?;
+            .prepare_cached("SELECT record, spec FROM jobs WHERE id = ?")?;
+        let found = query.query_row([id.as_bytes()], stored).optional()?;
         found.map(record).transpose()
     }
 
@@ -105,9 +105,9 @@ impl Reader {
         limit: usize,
     ) -> Result<Vec<Record>, Error> {
         let mut query = self.0.prepare_cached(
-            "SELECT record FROM jobs WHERE id >= ? AND ended_us IS NOT NULL ORDER BY id LIMIT ?",
+            "SELECT record, spec FROM jobs WHERE id >= ? AND ended_us IS NOT NULL ORDER BY id LIMIT ?",
         )?;
-        let rows = query.query_map(params![first.as_bytes(), count(limit)], text)?;
+        let rows = query.query_map(params![first.as_bytes(), count(limit)], stored)?;
         let mut found = Vec::new();
         for row in rows {
             let record = record(row?)?;
@@ -137,11 +137,11 @@ impl Reader {
         found.truncate(limit);
         let mut query = self
             .0
-            .prepare_cached("SELECT record FROM jobs WHERE number = ?")?;
+            .prepare_cached("SELECT record, spec FROM jobs WHERE number = ?")?;
         let mut page = Vec::with_capacity(found.len());
         for (_, _, number) in found {
             // One that was deleted this very moment is no longer there.
-            if let Some(found) = query.query_row([number], text).optional()? {
+            if let Some(found) = query.query_row([number], stored).optional()? {
                 page.push(record(found)?);
             }
         }
@@ -238,12 +238,15 @@ fn count(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-fn text(row: &Row<'_>) -> rusqlite::Result<String> {
-    row.get(0)
+/// A record as it is stored: itself, and its spec.
+pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<[String; 2]> {
+    Ok([row.get("record")?, row.get("spec")?])
 }
 
-pub(super) fn record(json: String) -> Result<Record, Error> {
-    serde_json::from_str(&json).map_err(Error::Damaged)
+pub(super) fn record([record, spec]: [String; 2]) -> Result<Record, Error> {
+    let mut record: Record = serde_json::from_str(&record).map_err(Error::Damaged)?;
+    record.spec = Arc::new(serde_json::from_str(&spec).map_err(Error::Damaged)?);
+    Ok(record)
 }
 
 pub(super) fn job_id(row: &Row<'_>, column: usize) -> rusqlite::Result<JobId> {

@@ -12,7 +12,7 @@ pub(super) const FILE: &str = "store.sqlite";
 
 /// One entry for each version, the first makes version 1 of an empty file.
 /// Entries are only ever added: each has run on somebody's disk.
-const MIGRATIONS: [&str; 2] = [FIRST, access::TABLES];
+pub(super) const MIGRATIONS: [&str; 3] = [FIRST, access::TABLES, QUEUE];
 
 const FIRST: &str = "
 -- Epochs begin with the time, so that those of a store that was made anew are
@@ -73,6 +73,41 @@ CREATE TABLE forget (
 CREATE INDEX forget_by_worker ON forget (worker, number);
 ";
 
+/// A job need not have a worker, and what is to be run is stored apart.
+const QUEUE: &str = "
+CREATE TABLE jobs_new (
+    number INTEGER PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    name TEXT,
+    worker BLOB,
+    state TEXT NOT NULL,
+    created_us INTEGER NOT NULL,
+    ended_us INTEGER,
+    env TEXT,
+    spec TEXT NOT NULL,
+    record TEXT NOT NULL
+) STRICT;
+INSERT INTO jobs_new
+    SELECT number, id, name, worker, state, created_us, ended_us, env, record,
+        json_set(record, '$.place', json_object(
+            'worker', record ->> '$.worker',
+            'worker_name', record ->> '$.worker_name',
+            'session', record ->> '$.session'))
+    FROM jobs;
+DROP TABLE jobs;
+ALTER TABLE jobs_new RENAME TO jobs;
+CREATE INDEX jobs_live ON jobs (id) WHERE ended_us IS NULL;
+CREATE INDEX jobs_ended ON jobs (ended_us) WHERE ended_us IS NOT NULL;
+CREATE INDEX jobs_by_state ON jobs (state, created_us, id)
+    WHERE ended_us IS NOT NULL;
+CREATE INDEX jobs_by_worker ON jobs (worker, state, created_us, id)
+    WHERE ended_us IS NOT NULL;
+CREATE INDEX jobs_by_name ON jobs (name, state, created_us, id)
+    WHERE ended_us IS NOT NULL AND name IS NOT NULL;
+CREATE INDEX jobs_by_name_and_worker ON jobs (name, worker, state, created_us, id)
+    WHERE ended_us IS NOT NULL AND name IS NOT NULL;
+";
+
 /// The version of a store that this binary writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
@@ -93,10 +128,12 @@ pub(super) fn open(folder: &Path) -> Result<Connection, Error> {
     connection.execute_batch(&format!(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;
          PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = {WAL_LIMIT};
-         PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON;
+         PRAGMA foreign_keys = OFF; PRAGMA secure_delete = ON;
          PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"
     ))?;
     migrate(&mut connection, &file)?;
+    // Not before: a table that is made anew takes no rows of others along.
+    connection.pragma_update(None, "foreign_keys", true)?;
     Ok(connection)
 }
 

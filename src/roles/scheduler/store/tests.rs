@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::*;
 use crate::{
     api,
-    roles::scheduler::jobs::{End, Exit, Process, State, tests::record},
+    roles::scheduler::jobs::{End, Exit, Process, Spec, State, tests::record},
 };
 
 const KEEP: Keep = Keep {
@@ -64,8 +64,8 @@ async fn a_store_of_a_newer_version_is_refused() {
 }
 
 /// What is on people's disks must be read by every later version.
-#[test]
-fn a_record_of_the_first_version_is_read() {
+#[tokio::test]
+async fn a_record_of_the_first_version_is_read() {
     let text = r#"{"id":"3f2a8b1c-9d4e-4f00-8000-000000000000","name":"nightly",
         "command":"sh","path":null,"args":["-c","exit 3"],"env":["A"],"cwd":null,
         "timeout":{"secs":600,"nanos":0},"worker":"7c00b51c-0d77-40a9-90aa-470f25a197bb",
@@ -74,12 +74,42 @@ fn a_record_of_the_first_version_is_read() {
             "at":"2026-01-02T03:04:06Z","end":{"failed":{"code":3}},"reason":"exit status 3"}},
         "output_bytes":5,"created_at":"2026-01-02T03:04:04Z",
         "stop":{"signal":2,"grace":{"secs":1,"nanos":0}}}"#;
-    let job = read::record(text.to_owned()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let old = Connection::open(folder.path().join(schema::FILE)).unwrap();
+    old.execute_batch(schema::MIGRATIONS[0]).unwrap();
+    let id: JobId = "3f2a8b1c-9d4e-4f00-8000-000000000000".parse().unwrap();
+    let worker: WorkerId = "7c00b51c-0d77-40a9-90aa-470f25a197bb".parse().unwrap();
+    old.execute(
+        "INSERT INTO jobs (id, name, worker, state, created_us, ended_us, record)
+         VALUES (?, 'nightly', ?, 'failed', 1, ?, ?)",
+        rusqlite::params![
+            id.as_bytes(),
+            worker.as_bytes(),
+            Timestamp::now().as_microsecond(),
+            text
+        ],
+    )
+    .unwrap();
+    old.execute("INSERT INTO keys VALUES ('k', ?, x'00')", [id.as_bytes()])
+        .unwrap();
+    old.execute_batch("PRAGMA user_version = 1").unwrap();
+    drop(old);
+    let (store, _writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    let job = store.find(id).await.unwrap().unwrap();
     assert_eq!(job.error_text(), "exit status 3");
-    assert_eq!(job.job().pid, Some(7));
-    let again: Record = serde_json::from_str(&serde_json::to_string(&job).unwrap()).unwrap();
-    assert_eq!(again, job);
+    assert_eq!((job.job().pid, job.worker()), (Some(7), Some(worker)));
+    assert_eq!((job.worker_name(), &job.spec.args[1][..]), ("w1", "exit 3"));
+    assert_eq!(job.spec.timeout, Some(Duration::from_secs(600)));
+    assert_eq!(store.newest(None).await.unwrap().unwrap().id, id);
+    let key = store.key("k".to_owned()).await.unwrap().unwrap();
+    assert_eq!(key.job, id, "what refers to a job stays");
+    let stored = [
+        serde_json::to_string(&job).unwrap(),
+        serde_json::to_string(&*job.spec).unwrap(),
+    ];
+    assert_eq!(read::record(stored).unwrap(), job);
     for state in [
+        r#""queued""#,
         r#"{"pending":{"call_open":true}}"#,
         r#"{"running":{"pid":null,"since":null}}"#,
         r#"{"unknown":{"process":null,"why":"x","doubt":"unconfirmed"}}"#,
@@ -131,9 +161,12 @@ async fn a_million_records() {
             reason: String::new(),
         });
         job.created_at = at;
-        job.worker = workers[(n % 10) as usize];
-        job.name = Some(format!("job-{}", n % 3));
-        job.args = vec!["-c".to_owned(), format!("echo {n}")];
+        job.place.as_mut().unwrap().worker = workers[(n % 10) as usize];
+        job.spec = Arc::new(Spec {
+            name: Some(format!("job-{}", n % 3)),
+            args: vec!["-c".to_owned(), format!("echo {n}")],
+            ..Spec::default()
+        });
         if n % 1000 == 0 {
             some.push(job.id);
             store.committed(store.now()).await.unwrap();

@@ -346,28 +346,34 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
 fn insert(to: &Transaction<'_>, record: &Record, env: Option<String>) -> rusqlite::Result<usize> {
     to.prepare_cached(
         "INSERT OR IGNORE INTO jobs
-         (id, name, worker, state, created_us, ended_us, env, record)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+         (id, name, worker, state, created_us, ended_us, env, spec, record)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?
     .execute(params![
         record.id.as_bytes(),
-        record.name,
-        record.worker.as_bytes(),
+        record.spec.name,
+        worker(record),
         record.api_state().as_str(),
         record.created_at.as_microsecond(),
         record.kept_from().map(Timestamp::as_microsecond),
         env,
+        json(&*record.spec),
         json(record),
     ])
+}
+
+fn worker(record: &Record) -> Option<[u8; 16]> {
+    record.worker().map(|worker| *worker.as_bytes())
 }
 
 fn update(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<u64> {
     let changed = to
         .prepare_cached(
-            "UPDATE jobs SET state = ?, ended_us = ?, env = iif(?, env, NULL), record = ?
+            "UPDATE jobs SET worker = ?, state = ?, ended_us = ?, env = iif(?, env, NULL), record = ?
              WHERE id = ? AND ended_us IS NULL",
         )?
         .execute(params![
+            worker(record),
             record.api_state().as_str(),
             record.kept_from().map(Timestamp::as_microsecond),
             record.state.is_unconfirmed(),
@@ -399,7 +405,8 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
     let before = before.map_or(i64::MIN, Timestamp::as_microsecond);
     let found = oldest
         .query_map([limit], |row| {
-            let job = (read::job_id(row, 1)?, read::worker_id(row, 2)?);
+            let worker: Option<[u8; 16]> = row.get(2)?;
+            let job = (read::job_id(row, 1)?, worker);
             Ok((row.get::<_, i64>(0)?, job, row.get::<_, i64>(3)?))
         })?
         .collect::<rusqlite::Result<Vec<_>>>()?;
@@ -408,7 +415,9 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
         if deleted >= surplus && ended_us >= before {
             break;
         }
-        forget.execute(params![worker.as_bytes(), job.as_bytes()])?;
+        if let Some(worker) = worker {
+            forget.execute(params![worker, job.as_bytes()])?;
+        }
         delete.execute([number])?;
         deleted += 1;
     }

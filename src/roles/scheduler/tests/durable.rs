@@ -176,7 +176,8 @@ async fn the_same_key_is_the_same_job() {
     let again = scheduler
         .start_with_key("k1", json!({"command": "true"}))
         .await;
-    assert_eq!(again, (StatusCode::CREATED, json!({ "job_id": id })));
+    let failed = json!({ "job_id": id, "state": "failed" });
+    assert_eq!(again, (StatusCode::CREATED, failed));
     assert!(worker.started.try_recv().is_err(), "it was sent once");
 
     let missing = json!({"command": "missing"});

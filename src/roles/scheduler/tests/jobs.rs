@@ -15,7 +15,7 @@ async fn a_job_runs_and_its_end_is_known() {
         .await;
     assert_eq!(status, StatusCode::CREATED);
     let id = body["job_id"].as_str().unwrap();
-    assert_eq!(body, json!({ "job_id": id }));
+    assert_eq!(body, json!({ "job_id": id, "state": "running" }));
     let sent = soon(worker.started.recv()).await.unwrap();
     assert_eq!((sent.job_id.as_str(), &sent.session), (id, &worker.session));
     assert_eq!((sent.args.len(), sent.env["A"].as_str()), (2, "secret"));

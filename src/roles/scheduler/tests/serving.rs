@@ -132,8 +132,11 @@ async fn bad_requests_are_told_apart() {
             error.error
         );
     }
-    let (status, _) = scheduler.post("/start", json!({"command": "true"})).await;
+    let start = json!({"command": "true", "no_queue": true});
+    let (status, body) = scheduler.post("/start", start).await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    let error = body["error"].as_str().unwrap();
+    assert!(error.ends_with("there is no worker"), "{error}");
     let (_, body) = scheduler.get("/jobs").await;
     assert_eq!(body, json!({"jobs": [], "next": null}));
     scheduler.end().await;

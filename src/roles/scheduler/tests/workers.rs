@@ -112,18 +112,24 @@ async fn a_new_session_loses_the_jobs_it_does_not_name() {
     assert_eq!(worker.beats.over().await.code(), Code::FailedPrecondition);
     worker.register(&scheduler).await;
     assert_eq!(old.over().await.code(), Code::FailedPrecondition);
-    let (status, body) = scheduler
-        .post("/start", json!({"worker_id": "w1", "command": "true"}))
-        .await;
-    assert_eq!(
-        (status.as_u16(), &body["code"]),
-        (503, &json!("worker_not_ready"))
-    );
-    let (status, body) = scheduler.post("/start", json!({"command": "true"})).await;
-    assert_eq!(
-        (status.as_u16(), &body["code"]),
-        (503, &json!("no_worker_ready"))
-    );
+    for (start, reason) in [
+        (
+            json!({"worker_id": "w1", "command": "true", "no_queue": true}),
+            "worker w1 is not ready yet",
+        ),
+        (
+            json!({"command": "true", "no_queue": true}),
+            "1 worker, not ready",
+        ),
+    ] {
+        let (status, body) = scheduler.post("/start", start).await;
+        assert_eq!(
+            (status.as_u16(), &body["code"]),
+            (503, &json!("no_free_slot"))
+        );
+        let error = body["error"].as_str().unwrap();
+        assert!(error.ends_with(reason), "{error}");
+    }
 
     worker.beat(&scheduler).await;
     let running = || status_report(&kept);
@@ -169,16 +175,22 @@ async fn a_silent_worker_is_unreachable_until_it_tells_of_its_jobs() {
         "{reason}"
     );
     assert_eq!(worker.beats.over().await.code(), Code::FailedPrecondition);
-    for (path, body) in [
-        ("/start", json!({"worker_id": "w1", "command": "true"})),
-        ("/stop", json!({ "job_id": id })),
-    ] {
-        let (status, body) = scheduler.post(path, body).await;
-        assert_eq!(
-            (status.as_u16(), &body["code"]),
-            (504, &json!("worker_unreachable"))
-        );
-    }
+    let (status, body) = scheduler.post("/stop", json!({ "job_id": id })).await;
+    assert_eq!(
+        (status.as_u16(), &body["code"]),
+        (504, &json!("worker_unreachable"))
+    );
+    let start = json!({"worker_id": "w1", "command": "true"});
+    let (status, waiting) = scheduler.post("/start", start).await;
+    assert_eq!(
+        (status.as_u16(), &waiting["state"]),
+        (201, &json!("pending"))
+    );
+    let reason = waiting["reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("worker w1 has not answered since"),
+        "{reason}"
+    );
     let (status, _) = scheduler.get(&format!("/logs?job_id={id}")).await;
     assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
 
@@ -189,6 +201,8 @@ async fn a_silent_worker_is_unreachable_until_it_tells_of_its_jobs() {
     sent.unwrap();
     assert_eq!(ready.status(), StatusCode::OK);
     scheduler.job(&id, "running").await;
+    let waited = waiting["job_id"].as_str().unwrap();
+    scheduler.job(waited, "running").await;
     scheduler.end().await;
 }
 
@@ -199,10 +213,8 @@ async fn a_worker_whose_stream_broke_gets_no_jobs() {
     drop(worker.beats);
     scheduler.only_worker_is("joining").await;
     let (status, body) = scheduler.post("/start", json!({"command": "true"})).await;
-    assert_eq!(
-        (status.as_u16(), &body["code"]),
-        (503, &json!("no_worker_ready"))
-    );
+    assert_eq!(status, StatusCode::CREATED);
+    assert_eq!(body["reason"], "1 worker, not ready");
     scheduler.end().await;
 }
 
