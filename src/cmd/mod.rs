@@ -28,6 +28,7 @@ mod stop;
 mod token;
 mod version;
 mod wait;
+mod welcome;
 mod worker;
 mod workers;
 
