@@ -3,7 +3,7 @@
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
+use data_encoding::BASE64;
 use jiff::Timestamp;
 use rustls::{
     ClientConfig,
@@ -258,14 +258,14 @@ impl Asked {
     pub fn join(&self, invitation: &Invitation) -> JoinRequest {
         JoinRequest {
             token: invitation.token.reveal(),
-            signing_request: BASE64_STANDARD.encode(self.request()),
+            signing_request: BASE64.encode(self.request()),
         }
     }
 
     /// What replaces a certificate by one for it.
     pub fn renew(&self) -> RenewRequest {
         RenewRequest {
-            signing_request: BASE64_STANDARD.encode(self.request()),
+            signing_request: BASE64.encode(self.request()),
         }
     }
 
