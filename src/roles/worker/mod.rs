@@ -36,7 +36,6 @@ use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
-use tonic::service::Routes;
 
 use self::{
     cgroup::Cgroups,
@@ -63,7 +62,7 @@ use crate::{
         accept::{self, Bounds},
         dial,
     },
-    proto::{DESCRIPTORS, worker_server::WorkerServer},
+    proto::{self, worker_server::WorkerServer},
 };
 
 /// How long readers of output get to take the rest once all jobs have ended.
@@ -374,18 +373,9 @@ async fn serve(
     jobs: Jobs,
     close: CancellationToken,
 ) -> Result<(), Error> {
-    let (health, health_server) = tonic_health::server::health_reporter();
-    health.set_serving::<WorkerServer<Service>>().await;
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let unreadable = |error| Error::Listener(io::Error::other(error));
-    let rpcs = Routes::new(WorkerServer::new(Service::new(name, jobs)))
-        .add_service(health_server)
-        .add_service(reflection().build_v1().map_err(unreadable)?)
-        .add_service(reflection().build_v1alpha().map_err(unreadable)?);
+    let service = WorkerServer::new(Service::new(name, jobs));
+    let served = proto::served(service, close.clone()).await;
+    let (rpcs, goodbye) = served.map_err(|error| Error::Listener(io::Error::other(error)))?;
     let server = accept::Server {
         listener,
         router: grpc::admitted(rpcs.into_axum_router(), tls.is_none()),
@@ -396,11 +386,7 @@ async fn serve(
         protocol: accept::Protocol::Grpc,
         name: "grpc",
     };
-    let goodbye = async {
-        close.cancelled().await;
-        health.set_not_serving::<WorkerServer<Service>>().await;
-    };
-    tokio::join!(server.run(close.clone()), goodbye);
+    tokio::join!(server.run(close), goodbye);
     Ok(())
 }
 
