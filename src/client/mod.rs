@@ -17,14 +17,16 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 pub use self::proof::Proof;
-use crate::api::{
-    self, AuditQuery, CertificateResponse, CertificatesResponse, CreateTokenRequest,
-    CreateTokenResponse, DoneResponse, JobsQuery, JobsResponse, JoinRequest, LogsQuery,
-    QueryRequest, QueryResponse, RenewRequest, RevokeCertificateRequest, RevokeTokenRequest,
-    RotateRequest, RotateResponse, StartRequest, StartResponse, StopRequest, StopResponse,
-    TokensResponse, VersionResponse, WorkersResponse,
+use crate::{
+    api::{
+        self, AuditQuery, CertificateResponse, CertificatesResponse, CreateTokenRequest,
+        CreateTokenResponse, DoneResponse, JobsQuery, JobsResponse, JoinRequest, LogsQuery,
+        QueryRequest, QueryResponse, RenewRequest, RevokeCertificateRequest, RevokeTokenRequest,
+        RotateRequest, RotateResponse, StartRequest, StartResponse, StopRequest, StopResponse,
+        TokensResponse, VersionResponse, WorkersResponse, whole_milliseconds,
+    },
+    identity::{self, tls},
 };
-use crate::identity::{self, tls};
 
 pub mod audit;
 pub mod contexts;
@@ -310,7 +312,7 @@ impl Client {
     /// `GET /readyz`: returns once so many workers are ready; after `wait` it is
     /// refused instead.
     pub async fn ready(&self, workers: usize, wait: Duration) -> Result<(), Error> {
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = whole_milliseconds(wait);
         let request = self
             .get("/readyz")
             .query(&[("workers", workers as u64), ("wait_ms", wait_ms)])

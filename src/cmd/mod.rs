@@ -2,7 +2,7 @@
 //! code says. Each verb has a file of its own: its arguments, one call, and the
 //! call to [`render`] that shows what came of it.
 
-use std::{env, ffi::OsStr, path::PathBuf, time::Duration};
+use std::{env, ffi::OsStr, path::PathBuf};
 
 use clap::{
     CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ErrorKind,
@@ -38,7 +38,10 @@ use self::{
     names::{Jobs, Unmatched, listed, name, named, named_jobs},
     report::{BadSetting, Hinted, hint, hint_of_refusal, report_with, start_error_code, usage},
 };
-use crate::client::{Server, render};
+use crate::{
+    api::whole_milliseconds,
+    client::{Server, render},
+};
 
 /// The exit codes, as `--help` shows them. For `start --wait`, `start --follow`,
 /// `logs --follow`, `wait` and `dev` with a command they belong to the job, so
@@ -446,10 +449,6 @@ impl Shown {
             Output::Name => render::Format::Name,
         }
     }
-}
-
-fn whole_milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

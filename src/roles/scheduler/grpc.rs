@@ -29,6 +29,7 @@ use super::{
     wire,
 };
 use crate::{
+    api,
     identity::{Role, rules},
     ids::{JobId, WorkerId, is_name},
     net::accept::{self, Connection},
@@ -85,7 +86,7 @@ impl SchedulerService for Service {
                 boot_id: asked.boot_id,
             })
             .inspect_err(|error| tracing::warn!(%error, "a registration was refused"))?;
-        let interval = wire::millis(self.heartbeat_interval);
+        let interval = api::whole_milliseconds(self.heartbeat_interval);
         Ok(Response::new(proto::RegisterWorkerResponse {
             success: true,
             worker_id: id.to_string(),

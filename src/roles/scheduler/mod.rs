@@ -391,7 +391,7 @@ impl Issuer {
             kind,
             role,
             name: Some(name.to_owned()),
-            ttl_ms: Some(wire::millis(ttl)),
+            ttl_ms: Some(api::whole_milliseconds(ttl)),
         };
         let created = self.0.create_token(&Caller::itself(), &asked).await;
         let (_, secret) = created.map_err(Error::issue)?;

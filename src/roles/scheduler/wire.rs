@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::jobs::{End, Exit, Process, Record, Report, Spec, State, Status};
-use crate::proto;
+use crate::{api::whole_milliseconds, proto};
 
 /// What a worker says of a job; None where it says nothing that can be understood.
 pub(super) fn status(wire: &proto::JobStatus) -> Option<Status> {
@@ -109,16 +109,11 @@ pub(super) fn start_request(record: &Record, spec: Spec, epoch: u64) -> proto::S
         cwd: spec.cwd.unwrap_or_default(),
         user: spec.user.unwrap_or_default(),
         name: spec.name.unwrap_or_default(),
-        timeout_ms: spec.timeout.map_or(0, millis),
+        timeout_ms: spec.timeout.map_or(0, whole_milliseconds),
         session: record.session.to_string(),
         created_us: record.created_at.as_microsecond(),
         epoch,
     }
-}
-
-/// Whole milliseconds, as every duration on the wire is.
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A time on the wire. One that no calendar holds can only be a worker's

@@ -525,9 +525,7 @@ impl Record {
             env: self.env.clone(),
             cwd: self.cwd.clone(),
             user: self.user.clone(),
-            timeout_ms: self
-                .timeout
-                .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            timeout_ms: self.timeout.map(api::whole_milliseconds),
             pid: process.and_then(|process| process.pid),
             exit_code,
             signal,
