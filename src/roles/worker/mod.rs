@@ -158,15 +158,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let folders = Folders::prepare(&config).await?;
-    let allowed = Allowed::find(&config.rules.allow_commands, &scripts::own_path())
-        .map_err(|(program, source)| Error::Program { program, source })?;
-    let users =
-        Users::find(&config.rules).map_err(|(user, source)| Error::User { user, source })?;
-    let mut cgroups = match config.control_groups {
-        ControlGroups::WherePossible => Cgroups::find(&config.name, &folders.data),
-        ControlGroups::Never => None,
-    };
-    let limits = InForce::decide(&config.rules.limits, cgroups.as_mut(), &users)?;
+    let confines = Confines::find(&config, &folders.data)?;
     // A token is spent only if everything else is as it should be.
     let files = Files::new(&folders.data);
     let (tls, joined_at) = match config.security {
@@ -198,14 +190,13 @@ pub async fn run(
         version = env!("CARGO_PKG_VERSION"),
         "worker listens"
     );
-    tracing::info!(%allowed, users = users.names(), "what jobs may be");
-    tracing::info!(%limits, "what a job may use");
-    match &cgroups {
-        Some(cgroups) => {
-            tracing::info!(root = %cgroups.root().display(), "jobs are ended by control group");
-        }
-        None => tracing::info!("without control groups: jobs are ended process by process"),
-    }
+    confines.log();
+    let Confines {
+        allowed,
+        users,
+        cgroups,
+        limits,
+    } = confines;
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();
     let launch = Launch {
@@ -243,14 +234,11 @@ pub async fn run(
         None => dial::Security::Insecure,
     };
     let client = session::client(&scheduler, security)?;
-    let renewing = match &tls {
-        Some(tls) if renews => {
-            let (tls, client, asked) = (tls.clone(), client.clone(), identity.renew.clone());
-            Some(async move { files.keep_current(tls, client, asked).await })
-        }
-        _ => None,
-    };
-    let _renewing = renewing.map(|renewing| AbortOnDropHandle::new(tokio::spawn(renewing)));
+    let _renewing = tls.clone().filter(|_| renews).map(|tls| {
+        let (client, asked) = (client.clone(), identity.renew.clone());
+        let renewing = async move { files.keep_current(tls, client, asked).await };
+        AbortOnDropHandle::new(tokio::spawn(renewing))
+    });
     let session = session::run(scheduler, client, identity, jobs.clone(), leave.clone());
     let server = serve(
         config.name,
@@ -263,30 +251,19 @@ pub async fn run(
     let _closed = closing.clone().drop_guard();
     let mut session = AbortOnDropHandle::new(tokio::spawn(session));
     let mut server = AbortOnDropHandle::new(tokio::spawn(server));
-    let mut journal_broke = false;
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         ended = &mut session => flatten(ended),
         ended = &mut server => flatten(ended),
-        Ok(error) = &mut broken => {
-            journal_broke = true;
-            Err(Error::JournalBroken(error))
-        }
+        Ok(error) = &mut broken => Err(Error::JournalBroken(error)),
     };
 
-    match config.on_stop {
-        OnStop::EndJobs if !journal_broke => {
-            tracing::info!("no more jobs are taken, those that run are ended");
-            jobs.drain().await;
-        }
-        OnStop::EndJobs | OnStop::LeaveJobs => {
-            jobs.close();
-            // What was accepted is to have its answer.
-            jobs.begun(DRAIN).await;
-            let running = jobs.running();
-            tracing::info!(running, "no more jobs are taken, those that run go on");
-        }
-    }
+    // Ends that the journal cannot have are the next worker's to see.
+    let on_stop = match &result {
+        Err(Error::JournalBroken(_)) => OnStop::LeaveJobs,
+        Ok(()) | Err(_) => config.on_stop,
+    };
+    take_no_more(&jobs, on_stop).await;
     leave.cancel();
     if !within(DRAIN, &mut session).await {
         tracing::warn!("the scheduler did not take the last news in time");
@@ -302,6 +279,24 @@ pub async fn run(
         cgroups.clear();
     }
     result
+}
+
+/// Returns once all jobs have ended, or, where they are left, once it is known
+/// of each whether it runs.
+async fn take_no_more(jobs: &Jobs, on_stop: OnStop) {
+    match on_stop {
+        OnStop::EndJobs => {
+            tracing::info!("no more jobs are taken, those that run are ended");
+            jobs.drain().await;
+        }
+        OnStop::LeaveJobs => {
+            jobs.close();
+            // What was accepted is to have its answer.
+            jobs.begun(DRAIN).await;
+            let running = jobs.running();
+            tracing::info!(running, "no more jobs are taken, those that run go on");
+        }
+    }
 }
 
 /// Ends every job that a worker left behind in `data_dir`, and returns how many
@@ -402,6 +397,52 @@ fn raise_open_files() -> Option<u64> {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     before.current
+}
+
+/// What jobs are kept to on this machine.
+struct Confines {
+    allowed: Allowed,
+    users: Users,
+    cgroups: Option<Cgroups>,
+    limits: InForce,
+}
+
+impl Confines {
+    /// Fails where this machine cannot keep jobs to what is asked.
+    fn find(config: &Config, data: &Path) -> Result<Self, Error> {
+        let allowed = Allowed::find(&config.rules.allow_commands, &scripts::own_path())
+            .map_err(|(program, source)| Error::Program { program, source })?;
+        let users =
+            Users::find(&config.rules).map_err(|(user, source)| Error::User { user, source })?;
+        let mut cgroups = match config.control_groups {
+            ControlGroups::WherePossible => Cgroups::find(&config.name, data),
+            ControlGroups::Never => None,
+        };
+        let limits = InForce::decide(&config.rules.limits, cgroups.as_mut(), &users)?;
+        Ok(Self {
+            allowed,
+            users,
+            cgroups,
+            limits,
+        })
+    }
+
+    fn log(&self) {
+        let Self {
+            allowed,
+            users,
+            cgroups,
+            limits,
+        } = self;
+        tracing::info!(%allowed, users = users.names(), "what jobs may be");
+        tracing::info!(%limits, "what a job may use");
+        match cgroups {
+            Some(cgroups) => {
+                tracing::info!(root = %cgroups.root().display(), "jobs are ended by control group");
+            }
+            None => tracing::info!("without control groups: jobs are ended process by process"),
+        }
+    }
 }
 
 /// The folders of a worker, made and locked.
