@@ -289,7 +289,7 @@ impl Client {
         self.ask(self.get("/certs").timeout(OWN_ANSWER)).await
     }
 
-    /// `POST /certs/revoke`: nothing of this id is believed afterwards.
+    /// `POST /certs/revoke`: nothing of this id is accepted afterwards.
     pub async fn revoke_certificate(
         &self,
         body: &RevokeCertificateRequest,
@@ -355,7 +355,7 @@ impl Client {
         let body = response
             .bytes()
             .await
-            .map_err(|error| Error::cut(self.server.to_string(), &error))?;
+            .map_err(|error| Error::interrupted(self.server.to_string(), &error))?;
         serde_json::from_slice(&body).map_err(|error| Error::Unreadable {
             server: self.server.to_string(),
             status,
@@ -395,7 +395,7 @@ impl Client {
             match response.chunk().await {
                 Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => break,
-                Err(error) => return Error::cut(self.server.to_string(), &error),
+                Err(error) => return Error::interrupted(self.server.to_string(), &error),
             }
         }
         match serde_json::from_slice(&body) {

@@ -27,7 +27,7 @@ pub(super) struct Caller {
     pub(super) client: Client,
     /// What the server, if not set apart, and the credentials come from.
     pub(super) context: Option<Named>,
-    /// Whom it believes: the context's, unless set apart.
+    /// The authorities it trusts: the context's, unless set apart.
     pub(super) ca_file: Option<PathBuf>,
     pub(super) proof: Proof,
     /// `jobctl`, with what was given as a flag to find the contexts.

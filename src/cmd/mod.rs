@@ -154,8 +154,8 @@ struct Reach {
     #[arg(long, value_name = "DIR")]
     client_dir: Option<PathBuf>,
 
-    /// Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE]
-    /// [default: the context's]
+    /// The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the
+    /// context's]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
 

@@ -162,12 +162,12 @@ impl Caller {
             client::Error::PlainToken(_) => Some("name the scheduler as `https://…`".to_owned()),
             client::Error::Untrusted { .. } => Some(match &self.ca_file {
                 Some(_) => format!(
-                    "see whom you believe with `{jobctl} ca show`; if the cluster was made anew, \
+                    "see which authorities you trust with `{jobctl} ca show`; if the cluster was made anew, \
                      log in to it: `{} login TOKEN@HOST:PORT`",
                     self.contexts
                 ),
                 None => format!(
-                    "log in: `{} login TOKEN@HOST:PORT`, or name whom to believe: `--ca-file FILE`",
+                    "log in: `{} login TOKEN@HOST:PORT`, or name the authorities to trust: `--ca-file FILE`",
                     self.contexts
                 ),
             }),

@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     BadSetting, context,
     role::{
-        Address, BoundsArgs, ConfigArgs, LogArgs, Secured, given, state_folder, until_signalled,
+        Address, BoundsArgs, ConfigArgs, LogArgs, Secured, named_certificates, state_folder,
+        until_signalled,
     },
     welcome::{Place, Welcome},
 };
@@ -175,7 +176,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     let security = security(insecure, &grpc_server, &http_server)?;
     let secured = match security {
         Security::Insecure => Secured::Not,
-        Security::OwnAuthority | Security::Given { .. } => Secured::ByTls,
+        Security::OwnAuthority | Security::ExternalAuthority { .. } => Secured::ByTls,
     };
     let http = args.http_addr.or(http_server.addr);
     let grpc = args.grpc_addr.or(grpc_server.addr);
@@ -242,12 +243,12 @@ fn security(
     grpc: &config::Server,
     http: &config::Server,
 ) -> anyhow::Result<Security> {
-    let given_grpc = given(GRPC.section(), grpc, Role::Scheduler, Strangers::Heard)?;
-    let given_http = given(HTTP.section(), http, Role::Scheduler, Strangers::Heard)?;
+    let named_grpc = named_certificates(GRPC.section(), grpc, Role::Scheduler, Strangers::Heard)?;
+    let named_http = named_certificates(HTTP.section(), http, Role::Scheduler, Strangers::Heard)?;
     let is_plain = [grpc, http]
         .iter()
         .any(|server| server.use_tls == Some(false));
-    match (given_grpc, given_http) {
+    match (named_grpc, named_http) {
         (None, None) if insecure => Ok(Security::Insecure),
         (None, None) if is_plain => Err(anyhow!(BadSetting {
             message: "`use_tls` is false, and plain text was not asked for".to_owned(),
@@ -258,7 +259,7 @@ fn security(
             message: "`--insecure` means plain text, and certificates are named".to_owned(),
             hint: "leave one of them out".to_owned(),
         })),
-        (Some(grpc), http) => Ok(Security::Given {
+        (Some(grpc), http) => Ok(Security::ExternalAuthority {
             http: http.unwrap_or_else(|| grpc.clone()),
             grpc,
         }),

@@ -211,9 +211,9 @@ impl Welcome {
         };
         let half = ca::half_life(own);
         let today = self.issuer.authorities();
-        let is_believed = proof::is_believed(own, &today);
+        let is_of_today = proof::is_signed_by(own, &today);
         let is_known = proof::certificates(authorities)? == today;
-        if is_believed && is_known && half.is_some_and(|half| half > SystemTime::now()) {
+        if is_of_today && is_known && half.is_some_and(|half| half > SystemTime::now()) {
             return Ok(());
         }
         let who = Identity::of(own)?;

@@ -393,7 +393,7 @@ impl Conversation {
         let named = message.jobs.iter();
         let named = named.filter_map(|report| report.job_id.parse().ok());
         let named: Vec<JobId> = named.collect();
-        let strangers = jobs.strangers(named.clone()).await?;
+        let unknown = jobs.unknown(named.clone()).await?;
         // Nothing waits from here on: what is taken in came over a link that counts.
         let load = f64::from(message.load_milli) / 1000.0;
         let mut owed = false;
@@ -409,7 +409,7 @@ impl Conversation {
                     tracing::warn!(worker_id = %link.worker.id, job_id = id, "a report makes no sense");
                     continue;
                 };
-                owed |= jobs.report(&link.worker, report, &strangers);
+                owed |= jobs.report(&link.worker, report, &unknown);
             }
         })?;
         // Named is named, whatever is said of it: only silence means lost.

@@ -85,8 +85,8 @@ pub struct Config {
 pub enum Security {
     /// With certificates that it signs itself.
     OwnAuthority,
-    /// With certificates that somebody else signs.
-    Given {
+    /// With certificates that another authority signs.
+    ExternalAuthority {
         /// Of the HTTP API.
         http: Tls,
         /// Of the gRPC API, and of its own calls to workers.
@@ -203,7 +203,7 @@ pub async fn open(config: Config, listeners: Listeners) -> Result<Opened, Error>
             };
             (access, tls)
         }
-        Security::Given { http, grpc } => {
+        Security::ExternalAuthority { http, grpc } => {
             let tls = ServerTls {
                 http: Some(http.clone()),
                 grpc: Some(grpc.clone()),
@@ -361,7 +361,7 @@ impl Issuer {
             .any(|certificate| certificate.role == Role::Worker)
     }
 
-    /// Whether this id is not believed any more.
+    /// Whether this id was revoked.
     pub fn is_revoked(&self, id: Uuid) -> bool {
         self.0.is_revoked(id)
     }

@@ -111,8 +111,8 @@ pub struct Config {
 pub enum Security {
     /// With the certificate in its data folder; if there is none, it joins first.
     Joined(Option<Invitation>),
-    /// With a certificate that somebody else signs.
-    Given(Tls),
+    /// With a certificate that another authority signs than the scheduler's own.
+    ExternalAuthority(Tls),
     /// Not at all: plain text.
     Insecure,
 }
@@ -166,7 +166,7 @@ pub async fn run(
             let (tls, at) = files.member(&config.name, invitation).await?;
             (Some(tls), Some(at))
         }
-        Security::Given(tls) => (Some(tls), None),
+        Security::ExternalAuthority(tls) => (Some(tls), None),
         Security::Insecure => (None, None),
     };
     let renews = joined_at.is_some();
