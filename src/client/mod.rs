@@ -30,11 +30,11 @@ use crate::{
 
 pub mod audit;
 pub mod contexts;
-pub mod error;
+mod error;
 pub mod logs;
 pub mod proof;
 pub mod render;
-pub mod retry;
+mod retry;
 pub mod visible;
 
 pub use error::Error;
