@@ -27,7 +27,7 @@ end
 complete -c jobctl -n "__fish_jobctl_needs_command" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_needs_command" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_needs_command" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_needs_command" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_needs_command" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_needs_command" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_needs_command" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -68,7 +68,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key 
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -84,7 +84,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l grace -d 'From th
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -101,7 +101,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -130,7 +130,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -148,7 +148,7 @@ stderr\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -161,7 +161,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s h -l help -d 'Pri
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -177,7 +177,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -189,7 +189,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s h -l help -d '
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -213,7 +213,7 @@ yaml\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -230,7 +230,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -242,7 +242,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_sub
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -256,7 +256,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_sub
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -275,7 +275,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -287,7 +287,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subc
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -301,7 +301,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subc
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -320,7 +320,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -336,7 +336,7 @@ yaml\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -353,7 +353,7 @@ json\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -368,7 +368,7 @@ yaml\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''

@@ -9,7 +9,7 @@
 //! digits, a name (the newest job that bears it) or `last`; a `worker_id` may be
 //! a whole id, a prefix or a name.
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::{collections::BTreeMap, str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,11 @@ pub const MAX_WAIT_MS: u64 = 60_000;
 
 /// The most jobs on one page of `GET /jobs`.
 pub const MAX_PAGE: usize = 1000;
+
+/// A duration as the API has it: in whole milliseconds.
+pub fn whole_milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// The longest duration taken: a hundred years.
 pub const MAX_DURATION_MS: u64 = 100 * 365 * 24 * 3600 * 1000;

@@ -12,7 +12,7 @@
 //! | [`net`] | connections: accepted with bounds, dialled with certificates | `identity` |
 //! | [`identity`] | certificates and who signs them, tokens, TLS, the table of roles | – |
 //! | [`api`] | the JSON bodies of the HTTP API | `identity`, `ids` |
-//! | [`proto`] | the gRPC messages | – |
+//! | [`proto`] | the gRPC messages, health and reflection | – |
 //! | [`ids`] | job and worker ids, names | – |
 //! | [`labels`] | the labels of workers, and what jobs ask of them | – |
 //!

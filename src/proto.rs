@@ -1,11 +1,24 @@
-//! The generated gRPC code of `proto/jobscheduler.proto`. Only the edges of the
-//! roles (`grpc.rs`, `worker_rpc.rs`, `session.rs`) and the client touch it.
+//! The generated gRPC code of `proto/jobscheduler.proto`, and what every gRPC server
+//! offers beside its own service. Only the edges of the roles (`grpc.rs`,
+//! `worker_rpc.rs`, `session.rs`) and the client touch it.
 
 #![expect(missing_docs, reason = "the .proto file documents every field")]
 #![expect(
     clippy::allow_attributes,
     reason = "generated code brings its own attributes"
 )]
+
+use std::convert::Infallible;
+
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    body::Body,
+    codegen::{Service, http},
+    server::NamedService,
+    service::Routes,
+};
+use tonic_health::ServingStatus;
+use tonic_reflection::server::{Builder, Error};
 
 tonic::include_proto!("jobscheduler");
 
@@ -15,3 +28,45 @@ pub const DESCRIPTORS: &[u8] =
 
 /// The metadata entry of a gRPC error that carries its code word.
 pub const CODE: &str = "jobctl-code";
+
+/// `service`, with the standard services for health and reflection. The future
+/// that comes with it is to be driven: once `closing` is cancelled it has health
+/// say so, and ends.
+///
+/// # Errors
+///
+/// When the descriptors that are built into this binary are damaged.
+pub async fn served<S>(
+    service: S,
+    closing: CancellationToken,
+) -> Result<(Routes, impl Future<Output = ()> + Send + use<S>), Error>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send,
+{
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<S>().await;
+    let reflection = || {
+        Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let routes = Routes::new(service)
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    let goodbye = async move {
+        closing.cancelled().await;
+        health.set_not_serving::<S>().await;
+        // The server as a whole, as those ask who name no service.
+        health
+            .set_service_status("", ServingStatus::NotServing)
+            .await;
+    };
+    Ok((routes, goodbye))
+}

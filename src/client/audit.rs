@@ -195,7 +195,7 @@ impl Lines {
             match self.body.next().await {
                 Some(Ok(bytes)) => self.buffer.extend_from_slice(&bytes),
                 Some(Err(error)) => {
-                    return Err(Error::cut(self.client.server.to_string(), &error));
+                    return Err(Error::interrupted(self.client.server.to_string(), &error));
                 }
                 None if self.buffer.is_empty() => return Ok(None),
                 None => return Err(ended(&self.client)),

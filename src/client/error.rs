@@ -128,7 +128,7 @@ impl Error {
     }
 
     /// From what reqwest says in the middle of a body.
-    pub(super) fn cut(server: String, error: &reqwest::Error) -> Self {
+    pub(super) fn interrupted(server: String, error: &reqwest::Error) -> Self {
         if let Some(error) = distrust(&server, error) {
             return error;
         }
@@ -169,7 +169,7 @@ fn of_tls(server: String, error: &TlsError) -> Option<Error> {
     let reason = match error {
         TlsError::InvalidCertificate(error) => match error {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is of another authority than those that are believed here"
+                "its certificate is of another authority than those that are trusted here"
                     .to_owned()
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
@@ -188,7 +188,7 @@ fn of_tls(server: String, error: &TlsError) -> Option<Error> {
         TlsError::AlertReceived(alert) => {
             let reason = match alert {
                 AlertDescription::UnknownCA | AlertDescription::DecryptError => {
-                    "it is of an authority that is not believed there any more"
+                    "it is of an authority that is not trusted there any more"
                 }
                 AlertDescription::CertificateExpired => "it has expired, or the clocks differ",
                 AlertDescription::CertificateRevoked => "it was revoked",

@@ -273,7 +273,7 @@ impl Messages {
             match self.body.next().await {
                 Some(Ok(chunk)) => self.buffer.extend_from_slice(&chunk),
                 Some(Err(error)) => {
-                    return Err(Error::cut(self.client.server.to_string(), &error));
+                    return Err(Error::interrupted(self.client.server.to_string(), &error));
                 }
                 None => return Err(cut_short(&self.client)),
             }

@@ -17,22 +17,24 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 pub use self::proof::Proof;
-use crate::api::{
-    self, AuditQuery, CertificateResponse, CertificatesResponse, CreateTokenRequest,
-    CreateTokenResponse, DoneResponse, JobsQuery, JobsResponse, JoinRequest, LogsQuery,
-    QueryRequest, QueryResponse, RenewRequest, RevokeCertificateRequest, RevokeTokenRequest,
-    RotateRequest, RotateResponse, StartRequest, StartResponse, StopRequest, StopResponse,
-    TokensResponse, VersionResponse, WorkersResponse,
+use crate::{
+    api::{
+        self, AuditQuery, CertificateResponse, CertificatesResponse, CreateTokenRequest,
+        CreateTokenResponse, DoneResponse, JobsQuery, JobsResponse, JoinRequest, LogsQuery,
+        QueryRequest, QueryResponse, RenewRequest, RevokeCertificateRequest, RevokeTokenRequest,
+        RotateRequest, RotateResponse, StartRequest, StartResponse, StopRequest, StopResponse,
+        TokensResponse, VersionResponse, WorkersResponse, whole_milliseconds,
+    },
+    identity::{self, tls},
 };
-use crate::identity::{self, tls};
 
 pub mod audit;
 pub mod contexts;
-pub mod error;
+mod error;
 pub mod logs;
 pub mod proof;
 pub mod render;
-pub mod retry;
+mod retry;
 pub mod visible;
 
 pub use error::Error;
@@ -287,7 +289,7 @@ impl Client {
         self.ask(self.get("/certs").timeout(OWN_ANSWER)).await
     }
 
-    /// `POST /certs/revoke`: nothing of this id is believed afterwards.
+    /// `POST /certs/revoke`: nothing of this id is accepted afterwards.
     pub async fn revoke_certificate(
         &self,
         body: &RevokeCertificateRequest,
@@ -310,7 +312,7 @@ impl Client {
     /// `GET /readyz`: returns once so many workers are ready; after `wait` it is
     /// refused instead.
     pub async fn ready(&self, workers: usize, wait: Duration) -> Result<(), Error> {
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = whole_milliseconds(wait);
         let request = self
             .get("/readyz")
             .query(&[("workers", workers as u64), ("wait_ms", wait_ms)])
@@ -353,7 +355,7 @@ impl Client {
         let body = response
             .bytes()
             .await
-            .map_err(|error| Error::cut(self.server.to_string(), &error))?;
+            .map_err(|error| Error::interrupted(self.server.to_string(), &error))?;
         serde_json::from_slice(&body).map_err(|error| Error::Unreadable {
             server: self.server.to_string(),
             status,
@@ -393,7 +395,7 @@ impl Client {
             match response.chunk().await {
                 Ok(Some(chunk)) => body.extend_from_slice(&chunk),
                 Ok(None) => break,
-                Err(error) => return Error::cut(self.server.to_string(), &error),
+                Err(error) => return Error::interrupted(self.server.to_string(), &error),
             }
         }
         match serde_json::from_slice(&body) {

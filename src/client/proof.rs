@@ -1,9 +1,9 @@
-//! How a client shows who it is, and whom it believes: what a context's files
+//! How a client shows who it is, and whom it trusts: what a context's files
 //! hold, and how a certificate is got and replaced.
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
+use data_encoding::BASE64;
 use jiff::Timestamp;
 use rustls::{
     ClientConfig,
@@ -29,7 +29,7 @@ use crate::{
 /// HTTP/1.1, as ALPN knows it: one connection a follower, none in another's way.
 const ALPN: &[u8] = b"http/1.1";
 
-/// How a client shows who it is, and whom it believes.
+/// How a client shows who it is, and whom it trusts.
 #[derive(Clone, Debug, Default)]
 pub struct Proof {
     /// None: those that this machine trusts.
@@ -87,7 +87,7 @@ impl Proof {
         })
     }
 
-    /// Of somebody who joins: nothing yet, but whom to believe.
+    /// Of somebody who joins: nothing yet, but whom to trust.
     pub fn joining(authority: Fingerprint) -> Self {
         Self {
             trust: Some(Trust::Fingerprint(authority)),
@@ -152,7 +152,7 @@ pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> 
 pub struct Authority {
     /// As it stands in tokens.
     pub fingerprint: String,
-    /// From when on it is not believed.
+    /// From when on it is not accepted.
     pub expires_at: Option<Timestamp>,
 }
 
@@ -212,7 +212,7 @@ fn time(at: Option<SystemTime>) -> Option<Timestamp> {
 }
 
 /// Whether one of these authorities, and no other, has signed a certificate.
-pub fn is_believed(
+pub fn is_signed_by(
     certificate: &CertificateDer<'_>,
     authorities: &[CertificateDer<'static>],
 ) -> bool {
@@ -258,14 +258,14 @@ impl Asked {
     pub fn join(&self, invitation: &Invitation) -> JoinRequest {
         JoinRequest {
             token: invitation.token.reveal(),
-            signing_request: BASE64_STANDARD.encode(self.request()),
+            signing_request: BASE64.encode(self.request()),
         }
     }
 
     /// What replaces a certificate by one for it.
     pub fn renew(&self) -> RenewRequest {
         RenewRequest {
-            signing_request: BASE64_STANDARD.encode(self.request()),
+            signing_request: BASE64.encode(self.request()),
         }
     }
 

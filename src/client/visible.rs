@@ -9,7 +9,7 @@ use std::{borrow::Cow, fmt::Write as _};
 
 /// Whether a terminal would act upon `c`, or show the text in another order or
 /// not at all.
-pub fn is_unsafe(c: char) -> bool {
+pub(super) fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(
             c,

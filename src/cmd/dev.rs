@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Codes, DONE, EXIT_CODES, context, logs, report,
     role::{Secured, Signals, start_log},
-    scheduler, start, worker,
+    scheduler, start,
+    welcome::{Place, Welcome},
+    worker,
 };
 use crate::{
     api::StartRequest,
@@ -137,11 +139,11 @@ async fn with_cluster(
         grpc: scheduler::GRPC.listen_somewhere().await?,
     };
     let listener = worker::GRPC.listen_somewhere().await?;
-    let place = scheduler::Place::of(&listeners, Secured::ByTls, None)?;
+    let place = Place::of(&listeners, Secured::ByTls, None)?;
     let grpc = place.grpc.clone();
     let config = scheduler_config(folder.path(), &listeners)?;
     let opened = scheduler_role::open(config, listeners).await?;
-    let welcome = scheduler::Welcome {
+    let welcome = Welcome {
         issuer: opened.issuer(),
         folder: Some(folder.client()),
         place,

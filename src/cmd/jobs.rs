@@ -1,10 +1,10 @@
 //! `jobctl jobs`
 
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValuesParser};
 
-use super::{Caller, DONE, Shown, job_state};
+use super::{Caller, DONE, Shown};
 use crate::{
-    api::{Job, JobsQuery, MAX_PAGE},
+    api::{Job, JobState, JobsQuery, MAX_PAGE},
     client::render::{self, Many},
 };
 
@@ -25,7 +25,7 @@ pub(super) struct Args {
     #[arg(
         long,
         value_delimiter = ',',
-        value_parser = job_state(),
+        value_parser = PossibleValuesParser::new(JobState::ALL.map(JobState::as_str)),
         hide_possible_values = true,
         help_heading = "Which jobs"
     )]

@@ -245,7 +245,7 @@ pub(super) enum Secured {
 
 /// Certificates that the settings name, if they name any. What of them is there
 /// must be whole.
-pub(super) fn given(
+pub(super) fn named_certificates(
     section: &'static str,
     server: &config::Server,
     role: Role,

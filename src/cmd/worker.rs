@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     BadSetting, DONE,
     role::{
-        Address, BoundsArgs, ConfigArgs, LogArgs, Secured, dialled, given, state_folder,
-        until_signalled,
+        Address, BoundsArgs, ConfigArgs, LogArgs, Secured, dialled, named_certificates,
+        state_folder, until_signalled,
     },
 };
 use crate::{
@@ -345,12 +345,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     let security = security(insecure, &server, args.join)?;
     let secured = match security {
         Security::Insecure => Secured::Not,
-        Security::Joined(_) | Security::Given(_) => Secured::ByTls,
+        Security::Joined(_) | Security::ExternalAuthority(_) => Secured::ByTls,
     };
     let default = match security {
         // Where it joined.
         Security::Joined(_) => None,
-        Security::Given(_) | Security::Insecure => Some(super::scheduler::GRPC.default.to_owned()),
+        Security::ExternalAuthority(_) | Security::Insecure => {
+            Some(super::scheduler::GRPC.default.to_owned())
+        }
     };
     let scheduler = args.scheduler.or(file.scheduler.addr).or(default);
     if let Some(address) = &scheduler {
@@ -434,7 +436,7 @@ fn security(
     server: &config::Server,
     join: Option<String>,
 ) -> anyhow::Result<Security> {
-    let given = given(GRPC.section(), server, Role::Worker, Strangers::Refused)?;
+    let named = named_certificates(GRPC.section(), server, Role::Worker, Strangers::Refused)?;
     let join = match join.as_deref() {
         Some("-") => Some(super::login::read_token()?),
         _ => join,
@@ -449,9 +451,9 @@ fn security(
     if let Some(join) = &join {
         dialled("--join", &join.address)?;
     }
-    match (given, join, insecure) {
+    match (named, join, insecure) {
         (None, None, true) => Ok(Security::Insecure),
-        (Some(given), None, false) => Ok(Security::Given(given)),
+        (Some(named), None, false) => Ok(Security::ExternalAuthority(named)),
         (None, join, false) if server.use_tls == Some(false) && join.is_none() => {
             Err(anyhow!(BadSetting {
                 message: "`grpc_server.use_tls` is false, and plain text was not asked for"

@@ -232,7 +232,7 @@ impl Ca {
         std::iter::once(self.root.clone()).chain(before).collect()
     }
 
-    /// What a server shows behind its own certificate, so that it is believed by
+    /// What a server shows behind its own certificate, so that it is trusted by
     /// who knows only the authority before, or only the fingerprint of one.
     pub fn chain(&self) -> Vec<CertificateDer<'static>> {
         let before = self.before();

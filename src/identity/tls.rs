@@ -1,5 +1,5 @@
 //! TLS 1.3, with certificates on both sides: what a process shows of itself,
-//! whom it believes, and how both are exchanged while it runs.
+//! whom it trusts, and how both are exchanged while it runs.
 
 use std::{
     fmt,
@@ -71,7 +71,7 @@ pub enum Error {
     Root(#[source] TlsError),
 }
 
-/// What a process shows of itself, and whom it believes.
+/// What a process shows of itself, and whom it trusts.
 pub struct Credentials {
     /// Who it is.
     pub identity: Identity,
@@ -79,7 +79,7 @@ pub struct Credentials {
     pub chain: Vec<CertificateDer<'static>>,
     /// Of its own certificate.
     pub key: PrivateKeyDer<'static>,
-    /// The authorities it believes.
+    /// The authorities it trusts.
     pub roots: Vec<CertificateDer<'static>>,
 }
 
@@ -280,7 +280,7 @@ pub enum Peer {
     HttpApi,
 }
 
-/// Whom to believe that somebody is who they say they are.
+/// Who vouches for others: the authorities that are trusted.
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// These authorities.
@@ -289,7 +289,7 @@ pub enum Trust {
     Fingerprint(Fingerprint),
 }
 
-/// Authorities to be believed.
+/// Authorities to be trusted.
 pub fn roots(certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, Error> {
     let mut store = RootCertStore::empty();
     for root in certificates {

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
+use data_encoding::BASE64;
 use jobctl::{
     api::{
         AuditQuery, CreateTokenRequest, CreateTokenResponse, JobState, RevokeCertificateRequest,
@@ -67,7 +67,7 @@ fn secret(token: &CreateTokenResponse) -> &str {
 }
 
 fn join_body(token: &str, request: &[u8]) -> Value {
-    json!({ "token": token, "signing_request": BASE64_STANDARD.encode(request) })
+    json!({ "token": token, "signing_request": BASE64.encode(request) })
 }
 
 async fn join(place: Place, token: &str, request: &[u8]) -> Answer {
@@ -192,7 +192,7 @@ async fn a_token_is_good_for_what_it_was_made_for_and_no_longer() {
         "and one that is good is taken"
     );
     // A bearer token is no certificate: it gets none in its place.
-    let body = json!({ "signing_request": BASE64_STANDARD.encode(&request) });
+    let body = json!({ "signing_request": BASE64.encode(&request) });
     let headers = format!("{JSON}{}", shown(&bearer.token));
     let answer = http(
         &place.http(),
@@ -439,7 +439,7 @@ async fn of_a_signing_request_the_key_alone_is_used() {
             chain: vec![certificate],
             key: rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
         };
-        let body = json!({ "signing_request": BASE64_STANDARD.encode(&request) });
+        let body = json!({ "signing_request": BASE64.encode(&request) });
         let answer = post(&cluster.place.http(), Some(&shown), "/renew", &body).await;
         let pem = answer.json()["certificate"].as_str().unwrap().to_owned();
         let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();

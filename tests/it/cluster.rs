@@ -403,7 +403,8 @@ impl Process {
     }
 
     /// Runs a command with a file system of its own at `dir`, which holds only
-    /// `size`, and in the beginning what was there. It is nobody else's, and gone with the last process that sees it.
+    /// `size`, and in the beginning what was there. It is nobody else's, and gone
+    /// with the last process that sees it.
     pub(crate) fn on_small_disk(command: &Command, dir: &Path, size: &str) -> Self {
         let before = dir.with_extension("before");
         fs::rename(dir, &before).unwrap();

@@ -14,7 +14,7 @@ use tonic::{Code, Status, metadata::MetadataValue};
 
 use super::store;
 use crate::{
-    api,
+    api::{self, code},
     identity::{Role, token::TokenId},
     ids::{JobId, WorkerId},
     net::accept::Unfinished,
@@ -205,8 +205,8 @@ impl Refusal {
 
     fn new(code_word: &str, code: Code) -> Self {
         match code_word {
-            api::code::JOB_NOT_FOUND => return Self::JobNotFound,
-            api::code::JOB_FINISHED => return Self::Conflict,
+            code::JOB_NOT_FOUND => return Self::JobNotFound,
+            code::JOB_FINISHED => return Self::Conflict,
             "offset_past_end" => return Self::PastEnd,
             "disk_full" => return Self::DiskFull,
             _ => {}
@@ -240,6 +240,22 @@ impl Refusal {
             Self::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, Code::ResourceExhausted),
         }
     }
+}
+
+fn invalid(word: &str) -> (StatusCode, Code, &str) {
+    (StatusCode::BAD_REQUEST, Code::InvalidArgument, word)
+}
+
+fn not_found(word: &str) -> (StatusCode, Code, &str) {
+    (StatusCode::NOT_FOUND, Code::NotFound, word)
+}
+
+fn conflict(word: &str) -> (StatusCode, Code, &str) {
+    (StatusCode::CONFLICT, Code::FailedPrecondition, word)
+}
+
+fn unavailable(word: &str) -> (StatusCode, Code, &str) {
+    (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, word)
 }
 
 fn unidentified(word: &str) -> (StatusCode, Code, &str) {
@@ -409,11 +425,7 @@ impl Error {
     /// The HTTP status, the gRPC status and the code word.
     fn statuses(&self) -> (StatusCode, Code, &str) {
         match self {
-            Self::BadRequest(_) => (
-                StatusCode::BAD_REQUEST,
-                Code::InvalidArgument,
-                "bad_request",
-            ),
+            Self::BadRequest(_) => invalid("bad_request"),
             Self::UnsupportedMediaType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 Code::InvalidArgument,
@@ -427,89 +439,39 @@ impl Error {
             Self::RouteNotFound(_) => (
                 StatusCode::NOT_FOUND,
                 Code::Unimplemented,
-                api::code::ROUTE_NOT_FOUND,
+                code::ROUTE_NOT_FOUND,
             ),
             Self::MethodNotAllowed { .. } => (
                 StatusCode::METHOD_NOT_ALLOWED,
                 Code::Unimplemented,
                 "method_not_allowed",
             ),
-            Self::BadAddress(_) => (
-                StatusCode::BAD_REQUEST,
-                Code::InvalidArgument,
-                "bad_address",
-            ),
-            Self::BadName(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument, "bad_name"),
-            Self::BadWorkerId(_) => (
-                StatusCode::BAD_REQUEST,
-                Code::InvalidArgument,
-                "bad_worker_id",
-            ),
-            Self::WorkerNotFound { .. } => (
-                StatusCode::NOT_FOUND,
-                Code::NotFound,
-                api::code::WORKER_NOT_FOUND,
-            ),
-            Self::AmbiguousWorker { .. } => (
-                StatusCode::CONFLICT,
-                Code::FailedPrecondition,
-                "ambiguous_worker",
-            ),
+            Self::BadAddress(_) => invalid("bad_address"),
+            Self::BadName(_) => invalid("bad_name"),
+            Self::BadWorkerId(_) => invalid("bad_worker_id"),
+            Self::WorkerNotFound { .. } => not_found(code::WORKER_NOT_FOUND),
+            Self::AmbiguousWorker { .. } => conflict("ambiguous_worker"),
             Self::WorkerNameTaken { .. } => (
                 StatusCode::CONFLICT,
                 Code::AlreadyExists,
                 "worker_name_taken",
             ),
             // Not as a name that is taken, which a worker takes for a last word.
-            Self::WorkerIdInUse { .. } => (
-                StatusCode::CONFLICT,
-                Code::FailedPrecondition,
-                "worker_id_in_use",
-            ),
-            Self::SessionOver(_) => (
-                StatusCode::CONFLICT,
-                Code::FailedPrecondition,
-                "session_over",
-            ),
-            Self::JobNotFound(_) | Self::JobNameNotFound { .. } => (
-                StatusCode::NOT_FOUND,
-                Code::NotFound,
-                api::code::JOB_NOT_FOUND,
-            ),
-            Self::AmbiguousJob { .. } => (
-                StatusCode::CONFLICT,
-                Code::FailedPrecondition,
-                "ambiguous_job",
-            ),
-            Self::JobOnNoWorker(_) | Self::JobOnOtherWorker { .. } => (
-                StatusCode::CONFLICT,
-                Code::FailedPrecondition,
-                "job_on_other_worker",
-            ),
-            Self::JobFinished { .. } => (
-                StatusCode::CONFLICT,
-                Code::FailedPrecondition,
-                api::code::JOB_FINISHED,
-            ),
-            Self::NoFreeSlot(_) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::Unavailable,
-                api::code::NO_FREE_SLOT,
-            ),
-            Self::WorkerNotReady(_) => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::Unavailable,
-                "worker_not_ready",
-            ),
-            Self::WorkerLeft(_) => (
-                StatusCode::CONFLICT,
-                Code::FailedPrecondition,
-                "worker_left",
-            ),
+            Self::WorkerIdInUse { .. } => conflict("worker_id_in_use"),
+            Self::SessionOver(_) => conflict("session_over"),
+            Self::JobNotFound(_) | Self::JobNameNotFound { .. } => not_found(code::JOB_NOT_FOUND),
+            Self::AmbiguousJob { .. } => conflict("ambiguous_job"),
+            Self::JobOnNoWorker(_) | Self::JobOnOtherWorker { .. } => {
+                conflict("job_on_other_worker")
+            }
+            Self::JobFinished { .. } => conflict(code::JOB_FINISHED),
+            Self::NoFreeSlot(_) => unavailable(code::NO_FREE_SLOT),
+            Self::WorkerNotReady(_) => unavailable("worker_not_ready"),
+            Self::WorkerLeft(_) => conflict("worker_left"),
             Self::WorkerUnreachable { .. } => (
                 StatusCode::GATEWAY_TIMEOUT,
                 Code::Unavailable,
-                api::code::WORKER_UNREACHABLE,
+                code::WORKER_UNREACHABLE,
             ),
             Self::WorkerFailed { .. } => (StatusCode::BAD_GATEWAY, Code::Internal, "worker_failed"),
             Self::Refused { code, kind, .. } => {
@@ -526,13 +488,9 @@ impl Error {
                 Code::OutOfRange,
                 "offset_past_end",
             ),
-            Self::OutputGone { .. } => (StatusCode::NOT_FOUND, Code::NotFound, "output_gone"),
+            Self::OutputGone { .. } => not_found("output_gone"),
             Self::OutputBroken(_) => (StatusCode::BAD_GATEWAY, Code::DataLoss, "output_broken"),
-            Self::NotReady { .. } => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::Unavailable,
-                "not_ready",
-            ),
+            Self::NotReady { .. } => unavailable("not_ready"),
             Self::KeyReused(_) => (
                 StatusCode::UNPROCESSABLE_ENTITY,
                 Code::FailedPrecondition,
@@ -543,23 +501,19 @@ impl Error {
                 Code::ResourceExhausted,
                 "disk_full",
             ),
-            Self::ShuttingDown => (
-                StatusCode::SERVICE_UNAVAILABLE,
-                Code::Unavailable,
-                api::code::SHUTTING_DOWN,
-            ),
-            Self::Unidentified => unidentified("unidentified"),
-            Self::BadToken => unidentified("bad_token"),
-            Self::TokenExpired(_) => unidentified("token_expired"),
-            Self::TokenSpent => unidentified("token_spent"),
-            Self::WrongToken(_) | Self::TokenOfRole(_) => unidentified("wrong_token"),
+            Self::ShuttingDown => unavailable(code::SHUTTING_DOWN),
+            Self::Unidentified => unidentified(code::UNIDENTIFIED),
+            Self::BadToken => unidentified(code::BAD_TOKEN),
+            Self::TokenExpired(_) => unidentified(code::TOKEN_EXPIRED),
+            Self::TokenSpent => unidentified(code::TOKEN_SPENT),
+            Self::WrongToken(_) | Self::TokenOfRole(_) => unidentified(code::WRONG_TOKEN),
             Self::CertificateExpired(_) => unidentified("certificate_expired"),
-            Self::Revoked => unidentified("revoked"),
-            Self::Forbidden { .. } => forbidden("forbidden"),
-            Self::NotItself(_) => forbidden("not_itself"),
-            Self::ForeignHost(_) => forbidden("foreign_host"),
-            Self::CrossSite => forbidden("cross_site"),
-            Self::TokenNotFound(_) => (StatusCode::NOT_FOUND, Code::NotFound, "token_not_found"),
+            Self::Revoked => unidentified(code::REVOKED),
+            Self::Forbidden { .. } => forbidden(code::FORBIDDEN),
+            Self::NotItself(_) => forbidden(code::NOT_ITSELF),
+            Self::ForeignHost(_) => forbidden(code::FOREIGN_HOST),
+            Self::CrossSite => forbidden(code::CROSS_SITE),
+            Self::TokenNotFound(_) => not_found(code::TOKEN_NOT_FOUND),
             Self::TooManyTokens(_) => (
                 StatusCode::CONFLICT,
                 Code::ResourceExhausted,
@@ -570,21 +524,9 @@ impl Error {
                 Code::FailedPrecondition,
                 "no_certificate",
             ),
-            Self::BadSigningRequest => (
-                StatusCode::BAD_REQUEST,
-                Code::InvalidArgument,
-                "bad_signing_request",
-            ),
-            Self::NoAuthority => (
-                StatusCode::CONFLICT,
-                Code::FailedPrecondition,
-                "no_authority",
-            ),
-            Self::Overlapping(_) => (
-                StatusCode::CONFLICT,
-                Code::FailedPrecondition,
-                "authorities_overlap",
-            ),
+            Self::BadSigningRequest => invalid("bad_signing_request"),
+            Self::NoAuthority => conflict(code::NO_AUTHORITY),
+            Self::Overlapping(_) => conflict(code::AUTHORITIES_OVERLAP),
             Self::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Code::Internal,

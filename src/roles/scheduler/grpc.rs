@@ -29,6 +29,7 @@ use super::{
     wire,
 };
 use crate::{
+    api,
     identity::{Role, rules},
     ids::{JobId, WorkerId, is_name},
     net::accept::{self, Connection},
@@ -85,7 +86,7 @@ impl SchedulerService for Service {
                 boot_id: asked.boot_id,
             })
             .inspect_err(|error| tracing::warn!(%error, "a registration was refused"))?;
-        let interval = wire::millis(self.heartbeat_interval);
+        let interval = api::whole_milliseconds(self.heartbeat_interval);
         Ok(Response::new(proto::RegisterWorkerResponse {
             success: true,
             worker_id: id.to_string(),
@@ -392,7 +393,7 @@ impl Conversation {
         let named = message.jobs.iter();
         let named = named.filter_map(|report| report.job_id.parse().ok());
         let named: Vec<JobId> = named.collect();
-        let strangers = jobs.strangers(named.clone()).await?;
+        let unknown = jobs.unknown(named.clone()).await?;
         // Nothing waits from here on: what is taken in came over a link that counts.
         let load = f64::from(message.load_milli) / 1000.0;
         let mut owed = false;
@@ -408,7 +409,7 @@ impl Conversation {
                     tracing::warn!(worker_id = %link.worker.id, job_id = id, "a report makes no sense");
                     continue;
                 };
-                owed |= jobs.report(&link.worker, report, &strangers);
+                owed |= jobs.report(&link.worker, report, &unknown);
             }
         })?;
         // Named is named, whatever is said of it: only silence means lost.

@@ -9,8 +9,8 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
+use data_encoding::BASE64;
 use futures_util::stream;
 use http_body_util::StreamBody;
 use prost::Message as _;
@@ -125,7 +125,7 @@ fn line(chunk: proto::StreamJobResponse) -> api::LogLine {
         },
         data: match str::from_utf8(&chunk.output) {
             Ok(text) => api::LogData::Text(text.to_owned()),
-            Err(_) => api::LogData::Base64(BASE64_STANDARD.encode(&chunk.output)),
+            Err(_) => api::LogData::Base64(BASE64.encode(&chunk.output)),
         },
     }
 }

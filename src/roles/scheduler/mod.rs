@@ -23,8 +23,6 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
-use tonic_health::ServingStatus;
 use uuid::Uuid;
 
 pub use self::store::Error as StoreError;
@@ -88,8 +86,8 @@ pub struct Config {
 pub enum Security {
     /// With certificates that it signs itself.
     OwnAuthority,
-    /// With certificates that somebody else signs.
-    Given {
+    /// With certificates that another authority signs.
+    ExternalAuthority {
         /// Of the HTTP API.
         http: Tls,
         /// Of the gRPC API, and of its own calls to workers.
@@ -206,7 +204,7 @@ pub async fn open(config: Config, listeners: Listeners) -> Result<Opened, Error>
             };
             (access, tls)
         }
-        Security::Given { http, grpc } => {
+        Security::ExternalAuthority { http, grpc } => {
             let tls = ServerTls {
                 http: Some(http.clone()),
                 grpc: Some(grpc.clone()),
@@ -365,7 +363,7 @@ impl Issuer {
             .any(|certificate| certificate.role == Role::Worker)
     }
 
-    /// Whether this id is not believed any more.
+    /// Whether this id was revoked.
     pub fn is_revoked(&self, id: Uuid) -> bool {
         self.0.is_revoked(id)
     }
@@ -395,7 +393,7 @@ impl Issuer {
             kind,
             role,
             name: Some(name.to_owned()),
-            ttl_ms: Some(wire::millis(ttl)),
+            ttl_ms: Some(api::whole_milliseconds(ttl)),
         };
         let created = self.0.create_token(&Caller::itself(), &asked).await;
         let (_, secret) = created.map_err(Error::issue)?;
@@ -438,30 +436,14 @@ async fn serve(
         let tls = tls.http.is_some();
         tracing::info!(%http, %grpc, tls, version = env!("CARGO_PKG_VERSION"), "scheduler listens");
     }
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<SchedulerServer<Service>>().await;
-    let ended = closing.clone();
-    tracker.spawn(async move {
-        ended.cancelled().await;
-        health.set_not_serving::<SchedulerServer<Service>>().await;
-        health
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
-    });
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
     let service = Service {
         scheduler: scheduler.clone(),
         heartbeat_interval: config.heartbeat_interval,
     };
     let service = SchedulerServer::new(service).max_decoding_message_size(MAX_MESSAGE);
-    let rpcs = Routes::new(service)
-        .add_service(health_service)
-        .add_service(reflection().build_v1().map_err(Error::Reflection)?)
-        .add_service(reflection().build_v1alpha().map_err(Error::Reflection)?);
+    let served = proto::served(service, closing.clone()).await;
+    let (rpcs, goodbye) = served.map_err(Error::Reflection)?;
+    tracker.spawn(goodbye);
     let cuts = scheduler.access.cuts();
     let http = accept::Server {
         listener: listeners.http,

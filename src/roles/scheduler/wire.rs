@@ -9,7 +9,7 @@ use super::{
     jobs::{End, Exit, Process, Record, Report, Spec, State, Status},
     store::Env,
 };
-use crate::proto;
+use crate::{api::whole_milliseconds, proto};
 
 /// What a worker says of a job; None where it says nothing that can be understood.
 pub(super) fn status(wire: &proto::JobStatus) -> Option<Status> {
@@ -116,16 +116,11 @@ pub(super) fn start_request(record: &Record, env: &Env, epoch: u64) -> proto::St
         cwd: text(&spec.cwd),
         user: text(&spec.user),
         name: text(&spec.name),
-        timeout_ms: spec.timeout.map_or(0, millis),
+        timeout_ms: spec.timeout.map_or(0, whole_milliseconds),
         session: session.unwrap_or_default(),
         created_us: record.created_at.as_microsecond(),
         epoch,
     }
-}
-
-/// Whole milliseconds, as every duration on the wire is.
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A time on the wire. One that no calendar holds can only be a worker's

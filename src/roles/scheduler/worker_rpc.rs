@@ -20,6 +20,7 @@ use super::{
     wire,
 };
 use crate::{
+    api,
     identity::tls::Peer,
     ids::{JobId, WorkerId},
     net::dial::{self, Security},
@@ -131,7 +132,7 @@ impl WorkerRpc {
         let request = self.request(proto::StopJobRequest {
             job_id: job.to_string(),
             signal: stop.signal.unwrap_or_default(),
-            grace_ms: stop.grace.map(wire::millis),
+            grace_ms: stop.grace.map(api::whole_milliseconds),
             no_wait: true,
             epoch: self.calls.epoch,
         });

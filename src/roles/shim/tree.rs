@@ -171,7 +171,7 @@ pub fn kill_orphans(
 }
 
 /// Whether the session that `leader` led is still the one it led, and not a later
-/// one of the same number. In doubt it is not: strangers are not to be hit.
+/// one of the same number. In doubt it is not: another process is not to be hit.
 fn is_session_of(
     leader: u32,
     birth: Birth,

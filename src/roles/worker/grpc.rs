@@ -17,6 +17,7 @@ use super::{
     job::{End, How, Job, Spec, State},
     jobs::Jobs,
     output::{Follower, OpenError, Piece, Wanted},
+    shim::whole_milliseconds,
 };
 use crate::{
     identity::{
@@ -291,9 +292,7 @@ pub(super) fn full_report(job: &Job) -> proto::JobReport {
                 .map_or_else(String::new, |cwd| cwd.display().to_string()),
             name: spec.name.unwrap_or_default(),
             user: spec.user.unwrap_or_default(),
-            timeout_ms: spec.timeout.map_or(0, |timeout| {
-                u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)
-            }),
+            timeout_ms: spec.timeout.map_or(0, whole_milliseconds),
             session: String::new(),
             created_us: spec.created.as_microsecond(),
             epoch: 0,

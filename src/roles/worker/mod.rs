@@ -36,7 +36,6 @@ use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
-use tonic::service::Routes;
 
 use self::{
     cgroup::Cgroups,
@@ -63,7 +62,7 @@ use crate::{
         accept::{self, Bounds},
         dial,
     },
-    proto::{DESCRIPTORS, worker_server::WorkerServer},
+    proto::{self, worker_server::WorkerServer},
 };
 
 /// How long readers of output get to take the rest once all jobs have ended.
@@ -112,8 +111,8 @@ pub struct Config {
 pub enum Security {
     /// With the certificate in its data folder; if there is none, it joins first.
     Joined(Option<Invitation>),
-    /// With a certificate that somebody else signs.
-    Given(Tls),
+    /// With a certificate that another authority signs than the scheduler's own.
+    ExternalAuthority(Tls),
     /// Not at all: plain text.
     Insecure,
 }
@@ -159,15 +158,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let folders = Folders::prepare(&config).await?;
-    let allowed = Allowed::find(&config.rules.allow_commands, &scripts::own_path())
-        .map_err(|(program, source)| Error::Program { program, source })?;
-    let users =
-        Users::find(&config.rules).map_err(|(user, source)| Error::User { user, source })?;
-    let mut cgroups = match config.control_groups {
-        ControlGroups::WherePossible => Cgroups::find(&config.name, &folders.data),
-        ControlGroups::Never => None,
-    };
-    let limits = InForce::decide(&config.rules.limits, cgroups.as_mut(), &users)?;
+    let confines = Confines::find(&config, &folders.data)?;
     // A token is spent only if everything else is as it should be.
     let files = Files::new(&folders.data);
     let (tls, joined_at) = match config.security {
@@ -175,7 +166,7 @@ pub async fn run(
             let (tls, at) = files.member(&config.name, invitation).await?;
             (Some(tls), Some(at))
         }
-        Security::Given(tls) => (Some(tls), None),
+        Security::ExternalAuthority(tls) => (Some(tls), None),
         Security::Insecure => (None, None),
     };
     let renews = joined_at.is_some();
@@ -199,14 +190,13 @@ pub async fn run(
         version = env!("CARGO_PKG_VERSION"),
         "worker listens"
     );
-    tracing::info!(%allowed, users = users.names(), "what jobs may be");
-    tracing::info!(%limits, "what a job may use");
-    match &cgroups {
-        Some(cgroups) => {
-            tracing::info!(root = %cgroups.root().display(), "jobs are ended by control group");
-        }
-        None => tracing::info!("without control groups: jobs are ended process by process"),
-    }
+    confines.log();
+    let Confines {
+        allowed,
+        users,
+        cgroups,
+        limits,
+    } = confines;
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();
     let launch = Launch {
@@ -244,14 +234,11 @@ pub async fn run(
         None => dial::Security::Insecure,
     };
     let client = session::client(&scheduler, security)?;
-    let renewing = match &tls {
-        Some(tls) if renews => {
-            let (tls, client, asked) = (tls.clone(), client.clone(), identity.renew.clone());
-            Some(async move { files.keep_current(tls, client, asked).await })
-        }
-        _ => None,
-    };
-    let _renewing = renewing.map(|renewing| AbortOnDropHandle::new(tokio::spawn(renewing)));
+    let _renewing = tls.clone().filter(|_| renews).map(|tls| {
+        let (client, asked) = (client.clone(), identity.renew.clone());
+        let renewing = async move { files.keep_current(tls, client, asked).await };
+        AbortOnDropHandle::new(tokio::spawn(renewing))
+    });
     let session = session::run(scheduler, client, identity, jobs.clone(), leave.clone());
     let server = serve(
         config.name,
@@ -264,30 +251,19 @@ pub async fn run(
     let _closed = closing.clone().drop_guard();
     let mut session = AbortOnDropHandle::new(tokio::spawn(session));
     let mut server = AbortOnDropHandle::new(tokio::spawn(server));
-    let mut journal_broke = false;
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         ended = &mut session => flatten(ended),
         ended = &mut server => flatten(ended),
-        Ok(error) = &mut broken => {
-            journal_broke = true;
-            Err(Error::JournalBroken(error))
-        }
+        Ok(error) = &mut broken => Err(Error::JournalBroken(error)),
     };
 
-    match config.on_stop {
-        OnStop::EndJobs if !journal_broke => {
-            tracing::info!("no more jobs are taken, those that run are ended");
-            jobs.drain().await;
-        }
-        OnStop::EndJobs | OnStop::LeaveJobs => {
-            jobs.close();
-            // What was accepted is to have its answer.
-            jobs.begun(DRAIN).await;
-            let running = jobs.running();
-            tracing::info!(running, "no more jobs are taken, those that run go on");
-        }
-    }
+    // Ends that the journal cannot have are the next worker's to see.
+    let on_stop = match &result {
+        Err(Error::JournalBroken(_)) => OnStop::LeaveJobs,
+        Ok(()) | Err(_) => config.on_stop,
+    };
+    take_no_more(&jobs, on_stop).await;
     leave.cancel();
     if !within(DRAIN, &mut session).await {
         tracing::warn!("the scheduler did not take the last news in time");
@@ -303,6 +279,24 @@ pub async fn run(
         cgroups.clear();
     }
     result
+}
+
+/// Returns once all jobs have ended, or, where they are left, once it is known
+/// of each whether it runs.
+async fn take_no_more(jobs: &Jobs, on_stop: OnStop) {
+    match on_stop {
+        OnStop::EndJobs => {
+            tracing::info!("no more jobs are taken, those that run are ended");
+            jobs.drain().await;
+        }
+        OnStop::LeaveJobs => {
+            jobs.close();
+            // What was accepted is to have its answer.
+            jobs.begun(DRAIN).await;
+            let running = jobs.running();
+            tracing::info!(running, "no more jobs are taken, those that run go on");
+        }
+    }
 }
 
 /// Ends every job that a worker left behind in `data_dir`, and returns how many
@@ -374,18 +368,9 @@ async fn serve(
     jobs: Jobs,
     close: CancellationToken,
 ) -> Result<(), Error> {
-    let (health, health_server) = tonic_health::server::health_reporter();
-    health.set_serving::<WorkerServer<Service>>().await;
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let unreadable = |error| Error::Listener(io::Error::other(error));
-    let rpcs = Routes::new(WorkerServer::new(Service::new(name, jobs)))
-        .add_service(health_server)
-        .add_service(reflection().build_v1().map_err(unreadable)?)
-        .add_service(reflection().build_v1alpha().map_err(unreadable)?);
+    let service = WorkerServer::new(Service::new(name, jobs));
+    let served = proto::served(service, close.clone()).await;
+    let (rpcs, goodbye) = served.map_err(|error| Error::Listener(io::Error::other(error)))?;
     let server = accept::Server {
         listener,
         router: grpc::admitted(rpcs.into_axum_router(), tls.is_none()),
@@ -396,11 +381,7 @@ async fn serve(
         protocol: accept::Protocol::Grpc,
         name: "grpc",
     };
-    let goodbye = async {
-        close.cancelled().await;
-        health.set_not_serving::<WorkerServer<Service>>().await;
-    };
-    tokio::join!(server.run(close.clone()), goodbye);
+    tokio::join!(server.run(close), goodbye);
     Ok(())
 }
 
@@ -416,6 +397,52 @@ fn raise_open_files() -> Option<u64> {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
     before.current
+}
+
+/// What jobs are kept to on this machine.
+struct Confines {
+    allowed: Allowed,
+    users: Users,
+    cgroups: Option<Cgroups>,
+    limits: InForce,
+}
+
+impl Confines {
+    /// Fails where this machine cannot keep jobs to what is asked.
+    fn find(config: &Config, data: &Path) -> Result<Self, Error> {
+        let allowed = Allowed::find(&config.rules.allow_commands, &scripts::own_path())
+            .map_err(|(program, source)| Error::Program { program, source })?;
+        let users =
+            Users::find(&config.rules).map_err(|(user, source)| Error::User { user, source })?;
+        let mut cgroups = match config.control_groups {
+            ControlGroups::WherePossible => Cgroups::find(&config.name, data),
+            ControlGroups::Never => None,
+        };
+        let limits = InForce::decide(&config.rules.limits, cgroups.as_mut(), &users)?;
+        Ok(Self {
+            allowed,
+            users,
+            cgroups,
+            limits,
+        })
+    }
+
+    fn log(&self) {
+        let Self {
+            allowed,
+            users,
+            cgroups,
+            limits,
+        } = self;
+        tracing::info!(%allowed, users = users.names(), "what jobs may be");
+        tracing::info!(%limits, "what a job may use");
+        match cgroups {
+            Some(cgroups) => {
+                tracing::info!(root = %cgroups.root().display(), "jobs are ended by control group");
+            }
+            None => tracing::info!("without control groups: jobs are ended process by process"),
+        }
+    }
 }
 
 /// The folders of a worker, made and locked.

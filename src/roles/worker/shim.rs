@@ -67,8 +67,8 @@ impl Shim {
                 gid: user.gid,
                 groups: user.groups,
             }),
-            timeout_ms: spec.timeout.map(milliseconds),
-            grace_ms: milliseconds(launch.grace),
+            timeout_ms: spec.timeout.map(whole_milliseconds),
+            grace_ms: whole_milliseconds(launch.grace),
             output: launch.place.output(spec.id),
             output_limit: launch.output_limit,
             open_files: launch.open_files,
@@ -145,7 +145,7 @@ impl Shim {
     pub(super) async fn stop(&mut self, signal: i32, grace: Duration) -> io::Result<()> {
         let command = protocol::Command::Stop {
             signal,
-            grace_ms: milliseconds(grace),
+            grace_ms: whole_milliseconds(grace),
         };
         self.commands.write_all(&protocol::encode(&command)).await
     }
@@ -177,6 +177,6 @@ pub(super) async fn end_unfollowed(id: JobId, grace: Duration) -> io::Result<()>
     Err(io::ErrorKind::UnexpectedEof.into())
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+pub(super) fn whole_milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -10,7 +10,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
-use base64::{Engine as _, prelude::BASE64_STANDARD};
+use data_encoding::BASE64;
 use futures_util::stream;
 use jiff::Timestamp;
 
@@ -59,8 +59,8 @@ pub(super) async fn renew(
 }
 
 fn decode(request: &str) -> Result<Vec<u8>, Error> {
-    BASE64_STANDARD
-        .decode(request)
+    BASE64
+        .decode(request.as_bytes())
         .map_err(|_| Error::BadSigningRequest)
 }
 

@@ -712,30 +712,30 @@ impl Jobs {
 
     /// Those of `jobs` that are not here and not on the disk: only their worker
     /// knows them.
-    pub(super) async fn strangers(&self, jobs: Vec<JobId>) -> Result<HashSet<JobId>, Error> {
-        let mut strangers: HashSet<JobId> = {
+    pub(super) async fn unknown(&self, jobs: Vec<JobId>) -> Result<HashSet<JobId>, Error> {
+        let mut unknown: HashSet<JobId> = {
             let table = self.table();
             let absent = jobs.into_iter().filter(|id| table.get(*id).is_none());
             absent.collect()
         };
-        if !strangers.is_empty() {
-            let known = self.0.store.known(strangers.iter().copied().collect());
+        if !unknown.is_empty() {
+            let known = self.0.store.known(unknown.iter().copied().collect());
             for id in known.await? {
-                strangers.remove(&id);
+                unknown.remove(&id);
             }
         }
-        Ok(strangers)
+        Ok(unknown)
     }
 
     /// Takes in what `worker` says of a job, and adopts the job if it is among
-    /// the `strangers` and the report says what it is. A worker speaks of its own
+    /// the `unknown` and the report says what it is. A worker speaks of its own
     /// jobs only. Returns whether a stop is owed to the job, which
     /// [`Jobs::catch_up`] delivers.
     pub(super) fn report(
         &self,
         worker: &WorkerHandle,
         report: Report,
-        strangers: &HashSet<JobId>,
+        unknown: &HashSet<JobId>,
     ) -> bool {
         let id = report.job;
         self.change(|table| match (table.get(id), report.spec) {
@@ -747,7 +747,7 @@ impl Jobs {
                 tracing::warn!(job_id = %id, worker_id = %worker.id, owner_id,
                     "a worker reports another worker's job");
             }
-            (None, Some((spec, created_at))) if strangers.contains(&id) => {
+            (None, Some((spec, created_at))) if unknown.contains(&id) => {
                 tracing::debug!(job_id = %id, worker_id = %worker.id, "job adopted");
                 table.adopt(Record {
                     id,

@@ -622,9 +622,7 @@ impl Record {
             user: spec.user.clone(),
             labels: spec.labels.iter().map(ToString::to_string).collect(),
             priority: spec.priority,
-            timeout_ms: spec
-                .timeout
-                .map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+            timeout_ms: spec.timeout.map(api::whole_milliseconds),
             pid: process.and_then(|process| process.pid),
             exit_code,
             signal,

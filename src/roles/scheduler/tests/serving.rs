@@ -1,6 +1,9 @@
 //! What both servers do whoever asks: refusals, health, and the end.
 
-use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_client::HealthClient},
+};
 
 use super::*;
 
