@@ -6,8 +6,9 @@
 //! Times are RFC 3339 in UTC, sizes bytes, durations milliseconds.
 //!
 //! Wherever a `job_id` is taken it may be a whole id, a prefix of at least four
-//! digits, a name (the newest job that bears it) or `last`; a `worker_id` may be
-//! a whole id, a prefix or a name.
+//! digits, a name (the newest job that bears it) or `last`, and so for a group of
+//! jobs; `GROUP/3` is the job of that number in it. A `worker_id` may be a whole
+//! id, a prefix or a name.
 
 use std::{collections::BTreeMap, str::FromStr, time::Duration};
 
@@ -17,7 +18,7 @@ use uuid::Uuid;
 
 use crate::{
     identity::{Role, token::TokenId},
-    ids::{JobId, WorkerId},
+    ids::{GroupId, JobId, WorkerId},
 };
 
 /// The largest request body taken, in bytes.
@@ -97,6 +98,142 @@ pub struct StartRequest {
     /// Refuse the job instead of having it wait for a free slot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_queue: bool,
+    /// A group: one job on each worker that is there and has the labels.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+    /// A group of so many jobs, at most [`MAX_GROUP`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// A group of one job for each of these, at most [`MAX_GROUP`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub each: Option<Vec<String>>,
+    /// Of a group: no more than so many jobs on workers at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<u32>,
+    /// Of a group: once a job fails, the rest is stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop_on_failure: bool,
+}
+
+impl StartRequest {
+    /// Whether it asks for a group of jobs.
+    pub fn is_group(&self) -> bool {
+        self.all || self.count.is_some() || self.each.is_some()
+    }
+}
+
+/// The most jobs of one group.
+pub const MAX_GROUP: usize = 100_000;
+
+/// Answer to a `POST /start` that asks for a group, with status 201: all of its
+/// jobs are recorded.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartGroupResponse {
+    /// The new group, which stands wherever a job may stand.
+    pub group_id: GroupId,
+    /// How many jobs it has.
+    pub count: u32,
+    /// With `all`: the workers that have the labels and are not there to take a
+    /// job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub passed_over: Vec<PassedOver>,
+}
+
+/// A worker that got none of a group's jobs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PassedOver {
+    /// Its name.
+    pub worker: String,
+    /// Why, in one line.
+    pub reason: String,
+}
+
+/// How many jobs of a group are in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// [`JobState::Pending`].
+    pub pending: u32,
+    /// [`JobState::Running`].
+    pub running: u32,
+    /// [`JobState::Unknown`].
+    pub unknown: u32,
+    /// [`JobState::Succeeded`].
+    pub succeeded: u32,
+    /// [`JobState::Failed`].
+    pub failed: u32,
+    /// [`JobState::Stopped`].
+    pub stopped: u32,
+    /// [`JobState::TimedOut`].
+    pub timed_out: u32,
+    /// [`JobState::Lost`].
+    pub lost: u32,
+}
+
+impl Counts {
+    /// The number of jobs in that state.
+    pub fn of(&mut self, state: JobState) -> &mut u32 {
+        match state {
+            JobState::Pending => &mut self.pending,
+            JobState::Running => &mut self.running,
+            JobState::Unknown => &mut self.unknown,
+            JobState::Succeeded => &mut self.succeeded,
+            JobState::Failed => &mut self.failed,
+            JobState::Stopped => &mut self.stopped,
+            JobState::TimedOut => &mut self.timed_out,
+            JobState::Lost => &mut self.lost,
+        }
+    }
+
+    /// How many have not ended.
+    pub fn live(&self) -> u32 {
+        self.pending + self.running + self.unknown
+    }
+
+    /// How many ended otherwise than with exit code 0.
+    pub fn unsuccessful(&self) -> u32 {
+        self.failed + self.stopped + self.timed_out + self.lost
+    }
+
+    /// How many have ended.
+    pub fn ended(&self) -> u32 {
+        self.succeeded + self.unsuccessful()
+    }
+}
+
+/// Jobs that were started together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its id.
+    pub id: GroupId,
+    /// What people call it.
+    pub name: Option<String>,
+    /// How many jobs it has.
+    pub count: u32,
+    /// How many of them are in each state. Those whose records were deleted are
+    /// in none.
+    pub states: Counts,
+    /// The program.
+    pub command: Option<String>,
+    /// The script.
+    pub path: Option<String>,
+    /// The arguments.
+    pub args: Vec<String>,
+    /// What the workers' labels had to be like.
+    pub labels: Vec<String>,
+    /// It has one job for each worker.
+    pub all: bool,
+    /// No more than so many of its jobs are on workers at a time.
+    pub at_once: Option<u32>,
+    /// Once a job fails, the rest is stopped.
+    pub stop_on_failure: bool,
+    /// The highest exit code of its jobs that have ended, as `jobctl wait` has
+    /// it: 128 and its number for a signal, 124 for a timeout, 125 where it is not
+    /// known.
+    pub exit_code: u8,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When the last of its jobs ended.
+    pub ended_at: Option<Timestamp>,
 }
 
 /// The highest priority, and with a minus before it the lowest.
@@ -421,6 +558,29 @@ pub struct QueryResponse {
     pub job: Job,
 }
 
+/// Answer to a `POST /query` about a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QueryGroupResponse {
+    /// All of its jobs have ended.
+    pub done: bool,
+    /// Some of them ended otherwise than with exit code 0.
+    pub error: bool,
+    /// How many, in one line; else empty.
+    pub error_text: String,
+    /// What is known of it.
+    pub group: Group,
+}
+
+/// Answer to `POST /query`: what was asked about may be either.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum QueryAnswer {
+    /// A job.
+    Job(Box<QueryResponse>),
+    /// A group of jobs.
+    Group(Box<QueryGroupResponse>),
+}
+
 /// The states of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -484,7 +644,16 @@ impl JobState {
 pub struct Job {
     /// Its id.
     pub id: JobId,
-    /// What people call it.
+    /// The group it belongs to.
+    #[serde(default)]
+    pub group_id: Option<GroupId>,
+    /// Its number in that group, from 0.
+    #[serde(default)]
+    pub index: Option<u32>,
+    /// What it was given of the group's `each`.
+    #[serde(default)]
+    pub item: Option<String>,
+    /// What people call it, and the rest of its group.
     pub name: Option<String>,
     /// How it stands.
     pub state: JobState,
@@ -627,6 +796,9 @@ pub struct JobsQuery {
     /// Only jobs of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Only jobs of this group, the first first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<String>,
     /// At most so many; 1 to [`MAX_PAGE`], by default 50.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -638,7 +810,7 @@ pub struct JobsQuery {
 /// Answer to `GET /jobs`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobsResponse {
-    /// The newest first.
+    /// The newest first; of a group in their order.
     pub jobs: Vec<Job>,
     /// Where the next page begins; null on the last.
     pub next: Option<JobId>,
@@ -722,6 +894,58 @@ pub struct Error {
     pub job_id: Option<JobId>,
 }
 
+/// What a command ends with that waited for a job.
+pub mod exit_code {
+    use super::{JobState, code};
+
+    /// The job ended because of its timeout.
+    pub const TIMED_OUT: u8 = 124;
+    /// It is not known how the job ended.
+    pub const CANNOT_TELL: u8 = 125;
+    /// The program is there and cannot be executed.
+    pub const NOT_EXECUTABLE: u8 = 126;
+    /// There is no such program.
+    pub const PROGRAM_NOT_FOUND: u8 = 127;
+    /// With the number of the signal that ended it added.
+    pub const BY_SIGNAL: u8 = 128;
+    /// As after SIGTERM: the job was stopped.
+    pub const TERMINATED: u8 = 143;
+
+    /// For a job that is in this state and ended so. An unknown result is never a
+    /// success, and neither is a job that was stopped.
+    pub fn of(
+        state: JobState,
+        exit_code: Option<i32>,
+        signal: Option<i32>,
+        start_error: Option<&str>,
+    ) -> u8 {
+        if let Some(word) = start_error {
+            return of_start_error(word);
+        }
+        let by_signal = signal.and_then(|signal| u8::try_from(signal).ok()?.checked_add(BY_SIGNAL));
+        let own = exit_code.and_then(|code| u8::try_from(code).ok());
+        let own = by_signal.or(own.filter(|code| *code != 0));
+        match state {
+            JobState::Succeeded => 0,
+            JobState::Failed => own.unwrap_or(CANNOT_TELL),
+            JobState::Stopped => own.unwrap_or(TERMINATED),
+            JobState::TimedOut => TIMED_OUT,
+            JobState::Lost | JobState::Pending | JobState::Running | JobState::Unknown => {
+                CANNOT_TELL
+            }
+        }
+    }
+
+    /// For a job that never started, as a shell would have it.
+    pub fn of_start_error(word: &str) -> u8 {
+        match word {
+            code::PROGRAM_NOT_FOUND | code::SCRIPT_NOT_FOUND => PROGRAM_NOT_FOUND,
+            code::NOT_EXECUTABLE => NOT_EXECUTABLE,
+            _ => CANNOT_TELL,
+        }
+    }
+}
+
 /// The code words of [`Error::code`] that a client acts upon.
 pub mod code {
     /// No such program on the worker. Ends `--wait` with 127.
@@ -734,6 +958,8 @@ pub mod code {
     pub const JOB_FINISHED: &str = "job_finished";
     /// Nobody knows such a job.
     pub const JOB_NOT_FOUND: &str = "job_not_found";
+    /// It is a group of jobs.
+    pub const NOT_ONE_JOB: &str = "not_one_job";
     /// Nobody knows such a worker.
     pub const WORKER_NOT_FOUND: &str = "worker_not_found";
     /// The scheduler is about to end, or to be restarted.

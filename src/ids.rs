@@ -66,6 +66,7 @@ macro_rules! id {
 
 id!(JobId, "job");
 id!(WorkerId, "worker");
+id!(GroupId, "group of jobs");
 
 /// Whether `text` can be meant as the beginning of an id: at least four
 /// hexadecimal digits, hyphens aside.

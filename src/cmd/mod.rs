@@ -36,7 +36,7 @@ pub use self::report::{report, show_usage};
 use self::{
     caller::{Caller, Effect, NoScheduler, variable},
     names::{Jobs, Unmatched, listed, name, named, named_jobs},
-    report::{BadSetting, Hinted, hint, hint_of_refusal, report_with, start_error_code, usage},
+    report::{BadSetting, Hinted, hint, hint_of_refusal, report_with, usage},
 };
 use crate::{
     api::whole_milliseconds,
@@ -71,13 +71,7 @@ const USAGE: u8 = 2;
 const NOT_FOUND: u8 = 3;
 const NOT_ALLOWED: u8 = 4;
 const UNREACHABLE: u8 = 5;
-const TIMED_OUT: u8 = 124;
-const CANNOT_TELL: u8 = 125;
-const NOT_EXECUTABLE: u8 = 126;
-const PROGRAM_NOT_FOUND: u8 = 127;
-const BY_SIGNAL: u8 = 128;
 const INTERRUPTED: u8 = 130;
-const TERMINATED: u8 = 143;
 
 /// So many characters of an id are the least that name one.
 const PREFIX: usize = 4;

@@ -6,13 +6,12 @@ use std::io;
 use clap::{CommandFactory as _, error::ErrorKind};
 
 use super::{
-    CANNOT_TELL, Cli, Codes, DONE, FAILED, NOT_ALLOWED, NOT_EXECUTABLE, NOT_FOUND,
-    PROGRAM_NOT_FOUND, UNREACHABLE, USAGE,
+    Cli, Codes, DONE, FAILED, NOT_ALLOWED, NOT_FOUND, UNREACHABLE, USAGE,
     caller::{Caller, Effect, NoScheduler},
     names::Unmatched,
 };
 use crate::{
-    api::{self, code},
+    api::{self, code, exit_code},
     client::{
         self,
         contexts::{self, Named},
@@ -75,8 +74,8 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
         };
     }
     match (error.downcast_ref::<client::Error>(), codes) {
-        (Some(error), Codes::Job) => start_error_code(error.code().unwrap_or_default()),
-        (None, Codes::Job) => CANNOT_TELL,
+        (Some(error), Codes::Job) => exit_code::of_start_error(error.code().unwrap_or_default()),
+        (None, Codes::Job) => exit_code::CANNOT_TELL,
         (Some(client::Error::Refused { status, error }), Codes::Jobctl) => {
             match (status, error.code.as_str()) {
                 (401 | 403, _) => NOT_ALLOWED,
@@ -105,15 +104,6 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             | None,
             Codes::Jobctl,
         ) => FAILED,
-    }
-}
-
-/// What a job that never started ends with, as a shell would have it.
-pub(super) fn start_error_code(word: &str) -> u8 {
-    match word {
-        code::PROGRAM_NOT_FOUND | code::SCRIPT_NOT_FOUND => PROGRAM_NOT_FOUND,
-        code::NOT_EXECUTABLE => NOT_EXECUTABLE,
-        _ => CANNOT_TELL,
     }
 }
 

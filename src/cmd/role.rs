@@ -20,7 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use super::{BadSetting, DONE, Hinted, INTERRUPTED, TERMINATED};
+use super::{BadSetting, DONE, Hinted, INTERRUPTED};
 use crate::{
     client::render,
     config::{self, LogFormat},
@@ -396,7 +396,7 @@ impl Signals {
     pub(super) async fn next(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => INTERRUPTED,
-            _ = self.terminate.recv() => TERMINATED,
+            _ = self.terminate.recv() => exit_code::TERMINATED,
         }
     }
 }

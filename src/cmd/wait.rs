@@ -2,12 +2,9 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use super::{
-    BY_SIGNAL, CANNOT_TELL, Caller, Codes, DONE, EXIT_CODES, INTERRUPTED, Jobs, TERMINATED,
-    TIMED_OUT, named_jobs, start_error_code,
-};
+use super::{Caller, Codes, DONE, EXIT_CODES, INTERRUPTED, Jobs, named_jobs};
 use crate::{
-    api::{Job, JobState, MAX_WAIT_MS, QueryRequest},
+    api::{Job, JobState, MAX_WAIT_MS, QueryRequest, exit_code},
     client::{
         self, Client, Ending, Retry,
         render::{self, Spinner},
@@ -133,27 +130,10 @@ pub(super) fn detached(caller: &Caller, jobs: &[String]) -> u8 {
     INTERRUPTED
 }
 
-/// The exit code of the command that stayed for it. An unknown result is
-/// never a success, and neither is a job that was stopped.
+/// The exit code of the command that stayed for it.
 fn exit_code(ending: &Ending) -> u8 {
-    let by_signal = ending
-        .signal
-        .and_then(|signal| u8::try_from(signal).ok()?.checked_add(BY_SIGNAL));
-    let own = ending.exit_code.and_then(|code| u8::try_from(code).ok());
-    if let Some(word) = &ending.start_error {
-        return start_error_code(word);
-    }
-    match ending.state {
-        JobState::Succeeded => DONE,
-        JobState::Failed => by_signal
-            .or(own.filter(|code| *code != DONE))
-            .unwrap_or(CANNOT_TELL),
-        JobState::Stopped => by_signal
-            .or(own.filter(|code| *code != DONE))
-            .unwrap_or(TERMINATED),
-        JobState::TimedOut => TIMED_OUT,
-        JobState::Lost | JobState::Pending | JobState::Running | JobState::Unknown => CANNOT_TELL,
-    }
+    let start_error = ending.start_error.as_deref();
+    exit_code::of(ending.state, ending.exit_code, ending.signal, start_error)
 }
 
 /// What to say about it; the exit code says as much, save where the job

@@ -16,7 +16,7 @@ use super::store;
 use crate::{
     api::{self, code},
     identity::{Role, token::TokenId},
-    ids::{JobId, WorkerId},
+    ids::{GroupId, JobId, WorkerId},
     net::accept::Unfinished,
     proto,
 };
@@ -87,6 +87,14 @@ pub(super) enum Error {
     JobOnNoWorker(JobId),
     #[error("job {job} has ended: {how}")]
     JobFinished { job: JobId, how: String },
+    #[error("{0} is a group of jobs, and this is about one: name it as {0}/INDEX")]
+    NotOneJob(String),
+    #[error("{0} is a job, and not a group of jobs")]
+    NotAGroup(String),
+    #[error("group {group} has ended: {how}")]
+    GroupFinished { group: GroupId, how: String },
+    #[error("there is no worker to take a job of the group: {0}")]
+    NoWorkerMatches(String),
     /// With what it would wait for.
     #[error("no worker has a free slot for the job: {0}")]
     NoFreeSlot(String),
@@ -390,6 +398,10 @@ impl Error {
             | Self::JobNameNotFound { .. }
             | Self::AmbiguousJob { .. }
             | Self::NoFreeSlot(_)
+            | Self::GroupFinished { .. }
+            | Self::NotOneJob(_)
+            | Self::NotAGroup(_)
+            | Self::NoWorkerMatches(_)
             | Self::WorkerNotReady(_)
             | Self::WorkerLeft(_)
             | Self::TooManyFollowers { .. }
@@ -464,7 +476,10 @@ impl Error {
             Self::JobOnNoWorker(_) | Self::JobOnOtherWorker { .. } => {
                 conflict("job_on_other_worker")
             }
-            Self::JobFinished { .. } => conflict(code::JOB_FINISHED),
+            Self::JobFinished { .. } | Self::GroupFinished { .. } => conflict(code::JOB_FINISHED),
+            Self::NotOneJob(_) => conflict(code::NOT_ONE_JOB),
+            Self::NotAGroup(_) => conflict("not_a_group"),
+            Self::NoWorkerMatches(_) => unavailable(code::NO_FREE_SLOT),
             Self::NoFreeSlot(_) => unavailable(code::NO_FREE_SLOT),
             Self::WorkerNotReady(_) => unavailable("worker_not_ready"),
             Self::WorkerLeft(_) => conflict("worker_left"),

@@ -302,7 +302,7 @@ impl Opened {
         };
         let scheduler = Scheduler {
             store,
-            jobs: Jobs::new(needs, loaded.live),
+            jobs: Jobs::new(needs, loaded.live, loaded.groups),
             registry: registry.clone(),
             access,
             names: config.names.clone().into(),

@@ -15,7 +15,8 @@ use jiff::Timestamp;
 
 use super::offers::{Openness, Slots};
 use crate::{
-    ids::{JobId, WorkerId},
+    api::PassedOver,
+    ids::{GroupId, JobId, WorkerId},
     labels::{Labels, Requirement},
 };
 
@@ -44,6 +45,8 @@ pub(super) struct Wanted {
     /// This one and no other.
     pub(super) worker: Option<WorkerId>,
     pub(super) labels: Vec<Requirement>,
+    /// The group that bounds how many of its jobs are on workers at a time.
+    pub(super) bound_by: Option<GroupId>,
 }
 
 /// A job's place in its line: what is urgent first, then what came first.
@@ -51,6 +54,8 @@ pub(super) struct Wanted {
 pub(super) struct Turn {
     pub(super) priority: Reverse<i32>,
     pub(super) since: Timestamp,
+    /// In its group.
+    pub(super) index: u32,
     pub(super) job: JobId,
 }
 
@@ -67,6 +72,8 @@ pub(super) struct Queue {
     /// All other lines.
     shared: BTreeSet<LineId>,
     next_line: LineId,
+    /// The groups that bound how many of their jobs are on workers.
+    bounds: HashMap<GroupId, Bound>,
     /// Lines that got a job: each worker may be the one for it.
     touched: BTreeSet<LineId>,
     /// Workers that got room: each line may have a job for them.
@@ -82,6 +89,15 @@ type LineId = u64;
 struct Line {
     wanted: Wanted,
     turns: BTreeSet<Turn>,
+}
+
+/// How many jobs of a group may be on workers, and are.
+#[derive(Debug)]
+struct Bound {
+    at_once: u32,
+    live: u32,
+    /// The lines its jobs wait in.
+    lines: BTreeSet<LineId>,
 }
 
 /// The workers that will do for a line.
@@ -151,14 +167,36 @@ impl Queue {
         });
     }
 
+    /// No more than so many jobs of this group are to be on workers.
+    pub(super) fn bound(&mut self, group: GroupId, at_once: u32) {
+        let bound = Bound {
+            at_once,
+            live: 0,
+            lines: BTreeSet::new(),
+        };
+        self.bounds.insert(group, bound);
+    }
+
+    /// The group has ended.
+    pub(super) fn unbound(&mut self, group: GroupId) {
+        self.bounds.remove(&group);
+    }
+
     /// A job of this worker's that was placed before.
-    pub(super) fn occupy(&mut self, worker: WorkerId) {
+    pub(super) fn occupy(&mut self, worker: WorkerId, group: Option<GroupId>) {
         self.change(worker, |place| place.live += 1);
+        if let Some(bound) = group.and_then(|group| self.bounds.get_mut(&group)) {
+            bound.live += 1;
+        }
     }
 
     /// A job has ended there.
-    pub(super) fn vacate(&mut self, worker: WorkerId) {
+    pub(super) fn vacate(&mut self, worker: WorkerId, group: Option<GroupId>) {
         self.change(worker, |place| place.live = place.live.saturating_sub(1));
+        if let Some(bound) = group.and_then(|group| self.bounds.get_mut(&group)) {
+            bound.live = bound.live.saturating_sub(1);
+            self.touched.extend(&bound.lines);
+        }
     }
 
     /// A start there is under way again.
@@ -214,10 +252,17 @@ impl Queue {
             Some(worker) => self.named.entry(worker).or_default().insert(line),
             None => self.shared.insert(line),
         };
+        if let Some(bound) = self.bound_of(wanted) {
+            bound.lines.insert(line);
+        }
         let wanted = wanted.clone();
         let turns = BTreeSet::new();
         self.lines.insert(line, Line { wanted, turns });
         line
+    }
+
+    fn bound_of(&mut self, wanted: &Wanted) -> Option<&mut Bound> {
+        self.bounds.get_mut(&wanted.bound_by?)
     }
 
     /// Takes a job out, if it waits.
@@ -235,6 +280,12 @@ impl Queue {
         if !line.turns.is_empty() {
             return;
         }
+        let Some(line) = self.lines.remove(&id) else {
+            return;
+        };
+        if let Some(bound) = self.bound_of(&line.wanted) {
+            bound.lines.remove(&id);
+        }
         self.by_wanted.remove(&line.wanted);
         self.touched.remove(&id);
         self.shared.remove(&id);
@@ -246,7 +297,6 @@ impl Queue {
                 self.named.remove(&worker);
             }
         }
-        self.lines.remove(&id);
     }
 
     /// Gives workers with room to the jobs that wait: the most urgent first, and
@@ -263,6 +313,10 @@ impl Queue {
         }
         let mut placed = Vec::new();
         while let Some(Reverse((turn, id))) = heads.pop() {
+            let group = self.lines.get(&id).and_then(|line| line.wanted.bound_by);
+            if self.is_bound(group) {
+                continue;
+            }
             let Some(worker) = fitting.get_mut(&id).and_then(|fits| self.best(fits)) else {
                 continue;
             };
@@ -273,6 +327,9 @@ impl Queue {
                 place.starting += 1;
                 place.placed = count;
             });
+            if let Some(bound) = group.and_then(|group| self.bounds.get_mut(&group)) {
+                bound.live += 1;
+            }
             self.take_out(id, turn);
             placed.push((turn.job, worker));
             if let Some(next) = self.lines.get(&id).and_then(|line| line.turns.first()) {
@@ -355,12 +412,56 @@ impl Queue {
         }
     }
 
+    fn is_bound(&self, group: Option<GroupId>) -> bool {
+        let bound = group.and_then(|group| self.bounds.get(&group));
+        bound.is_some_and(|bound| bound.live >= bound.at_once)
+    }
+
     /// Why a job that wants this waits, in one line.
     pub(super) fn why(&self, wanted: &Wanted) -> String {
+        if let Some(bound) = wanted.bound_by.and_then(|group| self.bounds.get(&group))
+            && bound.live >= bound.at_once
+        {
+            return match bound.at_once {
+                1 => "one job of its group at a time".to_owned(),
+                at_once => format!("{at_once} jobs of its group at a time"),
+            };
+        }
         match wanted.worker {
             Some(worker) => self.why_of_one(worker, wanted),
             None => self.why_of_many(wanted),
         }
+    }
+
+    /// The workers with these labels, by name, that are there to take jobs, now or
+    /// when they have room; and those that are not.
+    pub(super) fn matching(&self, labels: &[Requirement]) -> (Vec<WorkerId>, Vec<PassedOver>) {
+        let wanted = Wanted {
+            labels: labels.to_vec(),
+            ..Wanted::default()
+        };
+        let known = self.places.iter();
+        let known = known.filter_map(|(id, place)| Some((*id, place.seat.as_ref()?)));
+        let mut found: Vec<(WorkerId, &Seat)> =
+            known.filter(|(_, seat)| wanted.fits(seat)).collect();
+        found.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
+        let (mut there, mut passed_over) = (Vec::new(), Vec::new());
+        for (id, seat) in found {
+            match (seat.openness, seat.slots) {
+                (Openness::Left, _) => {}
+                (Openness::Ready | Openness::Joining, Slots::Limited(1..) | Slots::Unlimited) => {
+                    there.push(id);
+                }
+                (Openness::Ready | Openness::Joining, Slots::Limited(0))
+                | (Openness::Draining | Openness::Unreachable { .. }, _) => {
+                    passed_over.push(PassedOver {
+                        worker: seat.name.to_string(),
+                        reason: self.why_of_one(id, &wanted),
+                    });
+                }
+            }
+        }
+        (there, passed_over)
     }
 
     fn why_of_one(&self, worker: WorkerId, wanted: &Wanted) -> String {
@@ -507,6 +608,7 @@ mod tests {
             let turn = Turn {
                 priority: Reverse(priority),
                 since: Timestamp::UNIX_EPOCH + Duration::from_secs(self.accepted),
+                index: 0,
                 job: JobId::random(),
             };
             self.queue.add(wanted, turn);
@@ -538,14 +640,41 @@ mod tests {
         Wanted {
             worker: None,
             labels: labels.iter().map(|text| text.parse().unwrap()).collect(),
+            bound_by: None,
         }
     }
 
     fn named(worker: WorkerId) -> Wanted {
         Wanted {
             worker: Some(worker),
-            labels: Vec::new(),
+            ..Wanted::default()
         }
+    }
+
+    #[test]
+    fn a_group_has_only_so_many_jobs_on_workers() {
+        let mut fleet = Fleet::default();
+        let workers = [fleet.worker("a", 4, &[]), fleet.worker("b", 4, &[])];
+        let group = GroupId::random();
+        fleet.queue.bound(group, 2);
+        let bound = |wanted: Wanted| Wanted {
+            bound_by: Some(group),
+            ..wanted
+        };
+        // In two lines, as those of `--all` are.
+        for worker in workers {
+            fleet.jobs(2, &bound(named(worker)));
+        }
+        assert_eq!(fleet.placed().len(), 2);
+        assert_eq!(
+            fleet.queue.why(&bound(named(workers[0]))),
+            "2 jobs of its group at a time"
+        );
+        fleet.jobs(1, &Wanted::default());
+        assert_eq!(fleet.placed().len(), 1, "others are not held up");
+        fleet.queue.vacate(workers[0], Some(group));
+        assert_eq!(fleet.placed().len(), 1);
+        assert!(fleet.placed().is_empty());
     }
 
     #[test]
@@ -577,7 +706,7 @@ mod tests {
             seen.insert(on.clone());
             for worker in workers.into_iter().filter(|id| fleet.names[id] == *on) {
                 fleet.queue.answered(worker);
-                fleet.queue.vacate(worker);
+                fleet.queue.vacate(worker, None);
             }
         }
         assert_eq!(seen.len(), 2);
@@ -596,9 +725,9 @@ mod tests {
         fleet.job(&Wanted::default(), -100);
         assert_eq!(fleet.places(), ["free"]);
         let urgent = fleet.job(&labelled(&["gpu"]), 200).job;
-        fleet.queue.vacate(free);
+        fleet.queue.vacate(free, None);
         assert!(fleet.placed().is_empty());
-        fleet.queue.vacate(busy);
+        fleet.queue.vacate(busy, None);
         assert_eq!(fleet.placed(), [(urgent, "busy".to_owned())]);
     }
 
@@ -614,7 +743,7 @@ mod tests {
         let first = fleet.job(&labelled(&["role=web"]), 1).job;
         let mut order = Vec::new();
         for _ in 0..4 {
-            fleet.queue.vacate(worker);
+            fleet.queue.vacate(worker, None);
             order.extend(fleet.placed().into_iter().map(|(job, _)| job));
         }
         assert_eq!(order, [first, second, third, fourth]);

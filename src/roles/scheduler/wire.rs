@@ -112,7 +112,7 @@ pub(super) fn start_request(record: &Record, env: &Env, epoch: u64) -> proto::St
         path: text(&spec.path),
         job_id: record.id.to_string(),
         args: spec.args.clone(),
-        env: env.clone().into_iter().collect(),
+        env: env.clone().into_iter().chain(of_group(record)).collect(),
         cwd: text(&spec.cwd),
         user: text(&spec.user),
         name: text(&spec.name),
@@ -121,6 +121,19 @@ pub(super) fn start_request(record: &Record, env: &Env, epoch: u64) -> proto::St
         created_us: record.created_at.as_microsecond(),
         epoch,
     }
+}
+
+/// What a job of a group finds in its environment about its part.
+fn of_group(record: &Record) -> impl Iterator<Item = (String, String)> {
+    let variables = record.member.iter().flat_map(|member| {
+        [
+            ("JOBCTL_GROUP_ID", Some(member.group.to_string())),
+            ("JOBCTL_INDEX", Some(member.index.to_string())),
+            ("JOBCTL_COUNT", Some(member.count.to_string())),
+            ("JOBCTL_ITEM", member.item.as_deref().map(str::to_owned)),
+        ]
+    });
+    variables.filter_map(|(name, value)| Some((name.to_owned(), value?)))
 }
 
 /// A time on the wire. One that no calendar holds can only be a worker's

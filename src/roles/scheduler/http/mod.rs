@@ -20,7 +20,7 @@ use axum::{
     response::Response,
     routing::{MethodRouter, get, post},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{json, value::RawValue};
 use sha2::{Digest as _, Sha256};
 use tower_http::{
@@ -33,7 +33,7 @@ use super::{
     Scheduler,
     access::Caller,
     error::Error,
-    jobs::{Filter, Record, Spec, Start, Stop, Unplaced, Wait},
+    jobs::{Filter, Group, Kind, Named, Record, Spec, Start, StartGroup, Stop, Unplaced, Wait},
     logs, signal,
     store::Key,
 };
@@ -108,8 +108,26 @@ async fn start(
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     Body(asked): Body<api::StartRequest>,
-) -> Result<(StatusCode, Json<api::StartResponse>), Error> {
+) -> Result<(StatusCode, Json<StartAnswer>), Error> {
     let key = decode_key(&headers, &asked)?;
+    if asked.is_group() {
+        let (group, passed_over) = start_group(&scheduler, asked, key, caller).await?;
+        let answer = api::StartGroupResponse {
+            group_id: group.id,
+            count: group.count,
+            passed_over,
+        };
+        return Ok((StatusCode::CREATED, Json(StartAnswer::Group(answer))));
+    }
+    for (field, given) in [
+        ("at_once", asked.at_once.is_some()),
+        ("stop_on_failure", asked.stop_on_failure),
+    ] {
+        if given {
+            let message = format!("{field} is for groups: all, count or each");
+            return Err(Error::BadRequest(message));
+        }
+    }
     let worker = asked.worker_id.clone();
     let unplaced = match asked.no_queue {
         true => Unplaced::Refused,
@@ -131,7 +149,67 @@ async fn start(
         state: job.state,
         reason: job.reason.filter(|_| !job.state.is_final()),
     };
-    Ok((StatusCode::CREATED, Json(answer)))
+    Ok((StatusCode::CREATED, Json(StartAnswer::Job(answer))))
+}
+
+/// What a start is answered with.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum StartAnswer {
+    Job(api::StartResponse),
+    Group(api::StartGroupResponse),
+}
+
+async fn start_group(
+    scheduler: &Scheduler,
+    mut asked: api::StartRequest,
+    key: Option<Key>,
+    caller: Caller,
+) -> Result<(Arc<Group>, Vec<api::PassedOver>), Error> {
+    let bad = |message: String| Err(Error::BadRequest(message));
+    let most = api::MAX_GROUP;
+    if asked.no_queue {
+        return bad("no_queue is not for groups: their jobs wait for room".to_owned());
+    }
+    if asked.at_once == Some(0) {
+        return bad("at_once is 0: no job would ever start".to_owned());
+    }
+    if asked.all && asked.worker_id.is_some() {
+        return bad("all and worker_id exclude each other".to_owned());
+    }
+    let kind = match (asked.all, asked.count, asked.each.take()) {
+        (true, None, None) => Kind::All,
+        (false, Some(count), None) if (1..=most).contains(&(count as usize)) => Kind::Count(count),
+        (false, Some(_), None) => return bad(format!("count is not between 1 and {most}")),
+        (false, None, Some(items)) => Kind::Each(checked(items)?),
+        _ => return bad("all, count and each exclude each other".to_owned()),
+    };
+    let (worker, at_once) = (asked.worker_id.clone(), asked.at_once);
+    let stop_on_failure = asked.stop_on_failure;
+    let (spec, env) = Spec::new(asked).map_err(Error::BadRequest)?;
+    let start = StartGroup {
+        spec,
+        env,
+        kind,
+        worker,
+        at_once,
+        stop_on_failure,
+        key,
+        caller,
+    };
+    scheduler.jobs.start_group(start).await
+}
+
+/// The items of a group, which end up in the environments of its jobs.
+fn checked(items: Vec<String>) -> Result<Vec<String>, Error> {
+    let most = api::MAX_GROUP;
+    if items.is_empty() || items.len() > most {
+        return Err(Error::BadRequest(format!("each has not 1 to {most} items")));
+    }
+    match items.iter().any(|item| item.contains('\0')) {
+        true => Err(Error::BadRequest("each contains a NUL byte".to_owned())),
+        false => Ok(items),
+    }
 }
 
 /// The key under which this may be asked for again, with the digest of what is
@@ -162,13 +240,17 @@ async fn stop(
     Body(asked): Body<api::StopRequest>,
 ) -> Result<Json<api::StopResponse>, Error> {
     let stop = decode_stop(&asked)?;
-    let record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+    let named = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
     let details = json!({ "signal": asked.signal, "grace_ms": asked.grace_ms });
-    scheduler
-        .access
-        .record(caller.did("stop", record.id, details))
-        .await?;
-    scheduler.jobs.stop(record.id, stop).await?;
+    let audit = match &named {
+        Named::Job(record) => caller.did("stop", record.id, details),
+        Named::Group(group) => caller.did("stop", group.id, details),
+    };
+    scheduler.access.record(audit).await?;
+    match named {
+        Named::Job(record) => scheduler.jobs.stop(record.id, stop).await?,
+        Named::Group(group) => scheduler.jobs.stop_group(group.id, stop).await?,
+    }
     Ok(Json(api::StopResponse { success: true }))
 }
 
@@ -193,18 +275,46 @@ fn decode_stop(asked: &api::StopRequest) -> Result<Stop, Error> {
 async fn query(
     State(scheduler): State<Scheduler>,
     Body(asked): Body<api::QueryRequest>,
-) -> Result<Json<api::QueryResponse>, Error> {
-    let mut record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+) -> Result<Json<api::QueryAnswer>, Error> {
+    let named = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+    let mut record = match named {
+        Named::Job(record) => record,
+        Named::Group(group) => return query_group(&scheduler, group, asked.wait_ms).await,
+    };
     if let Some(wait) = asked.wait_ms.filter(|_| !record.is_final()) {
         record = wait_for_end(&scheduler, &record, wait).await?;
     }
     let error_text = record.error_text();
-    Ok(Json(api::QueryResponse {
+    Ok(Json(api::QueryAnswer::Job(Box::new(api::QueryResponse {
         done: record.is_final(),
         error: !error_text.is_empty(),
         error_text,
         job: scheduler.jobs.shown(&record),
-    }))
+    }))))
+}
+
+async fn query_group(
+    scheduler: &Scheduler,
+    mut group: Arc<Group>,
+    wait_ms: Option<u64>,
+) -> Result<Json<api::QueryAnswer>, Error> {
+    if let Some(wait) = wait_ms.filter(|_| !group.is_final()) {
+        let limit = Duration::from_millis(wait.min(api::MAX_WAIT_MS));
+        let changes = scheduler.jobs.watch_group(group.id).await?;
+        let end = scheduler.jobs.wait_for_group(group.id);
+        group = match tokio::time::timeout(limit, end).await {
+            Ok(group) => group?,
+            Err(_) => changes.borrow().clone(),
+        };
+    }
+    let error_text = group.error_text();
+    let answer = api::QueryGroupResponse {
+        done: group.is_final(),
+        error: !error_text.is_empty(),
+        error_text,
+        group: group.shown(),
+    };
+    Ok(Json(api::QueryAnswer::Group(Box::new(answer))))
 }
 
 /// The record when it is final, or as it is when the time is up.
@@ -228,7 +338,10 @@ async fn logs(
     Params(asked): Params<api::LogsQuery>,
 ) -> Result<Response, Error> {
     let format = logs::Format::accepted(&headers);
-    let record = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+    let named = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+    let Named::Job(record) = named else {
+        return Err(Error::NotOneJob(asked.job_id));
+    };
     let follower = logs::open(&scheduler, record.id, &asked, &headers).await?;
     Ok(follower.into_response(format))
 }
@@ -247,6 +360,9 @@ async fn jobs(
         let message = format!("limit {limit} is not between 1 and {}", api::MAX_PAGE);
         return Err(Error::BadRequest(message));
     }
+    if let Some(group) = &asked.group_id {
+        return group_jobs(&scheduler, group, &asked, limit).await;
+    }
     let filter = Filter {
         states: asked.state.as_deref().map(decode_states).transpose()?,
         worker: match asked.worker_id {
@@ -256,14 +372,35 @@ async fn jobs(
         name: asked.name,
     };
     let (page, more) = scheduler.jobs.page(filter, limit, asked.after).await?;
+    Ok(shown(&scheduler, &page, more))
+}
+
+async fn group_jobs(
+    scheduler: &Scheduler,
+    group: &str,
+    asked: &api::JobsQuery,
+    limit: usize,
+) -> Result<Json<api::JobsResponse>, Error> {
+    if asked.state.is_some() || asked.worker_id.is_some() || asked.name.is_some() {
+        let message = "group_id goes with limit and after alone".to_owned();
+        return Err(Error::BadRequest(message));
+    }
+    let Named::Group(group) = scheduler.jobs.find(group).await? else {
+        return Err(Error::NotAGroup(group.to_owned()));
+    };
+    let (page, more) = scheduler.jobs.members(group.id, limit, asked.after).await?;
+    Ok(shown(scheduler, &page, more))
+}
+
+fn shown(scheduler: &Scheduler, page: &[Arc<Record>], more: bool) -> Json<api::JobsResponse> {
     let last = page.last().filter(|_| more);
-    Ok(Json(api::JobsResponse {
+    Json(api::JobsResponse {
         next: last.map(|record| record.id),
         jobs: page
             .iter()
             .map(|record| scheduler.jobs.shown(record))
             .collect(),
-    }))
+    })
 }
 
 fn decode_states(text: &str) -> Result<Vec<api::JobState>, Error> {
@@ -334,28 +471,24 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Error {
     }
 }
 
-/// The job that is meant; a worker that is named along with it must be its own.
-async fn find(
-    scheduler: &Scheduler,
-    job: &str,
-    worker: Option<&str>,
-) -> Result<Arc<Record>, Error> {
-    let record = scheduler.jobs.find(job).await?;
-    let Some(asked) = worker else {
-        return Ok(record);
+/// What is meant; a worker that is named along with a job must be its own.
+async fn find(scheduler: &Scheduler, job: &str, worker: Option<&str>) -> Result<Named, Error> {
+    let named = scheduler.jobs.find(job).await?;
+    let (Named::Job(record), Some(asked)) = (&named, worker) else {
+        return Ok(named);
     };
-    // Its worker may be forgotten, and the job not.
     let Some(place) = &record.place else {
         return match record.wanted == Some(scheduler.registry.find(asked)?.id) {
-            true => Ok(record),
+            true => Ok(named),
             false => Err(Error::JobOnNoWorker(record.id)),
         };
     };
+    // Its worker may be forgotten, and the job not.
     if asked == place.worker.to_string() || asked == &*place.worker_name {
-        return Ok(record);
+        return Ok(named);
     }
     match scheduler.registry.find(asked)?.id == place.worker {
-        true => Ok(record),
+        true => Ok(named),
         false => Err(Error::JobOnOtherWorker {
             job: record.id,
             worker: place.worker_name.to_string(),

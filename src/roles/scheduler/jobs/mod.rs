@@ -2,6 +2,8 @@
 //! from whichever road the news of it came. Who the workers are is in
 //! `registry.rs`, which of them gets a job in `placement.rs`.
 
+mod group;
+mod groups;
 mod record;
 mod table;
 #[cfg(test)]
@@ -22,12 +24,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 pub(super) use self::{
+    group::Group,
+    groups::{Kind, StartGroup},
     record::{Doubt, End, Exit, Gone, Place, Process, Record, Spec, State, Status, now},
     table::Filter,
 };
 use self::{
     record::{Event, RecordedStop, STOP_RECORDED},
-    table::{Changed, Due, Table},
+    table::{Changed, Due, Ended, Table},
     turns::Turns,
 };
 use super::{
@@ -39,7 +43,7 @@ use super::{
 };
 use crate::{
     api,
-    ids::{self, JobId, WorkerId},
+    ids::{self, GroupId, JobId, WorkerId},
 };
 
 /// The most candidates that an ambiguous prefix is answered with.
@@ -127,7 +131,7 @@ pub(super) struct Report {
 }
 
 /// How to end a job.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Stop {
     /// None: TERM.
     pub(super) signal: Option<i32>,
@@ -136,23 +140,34 @@ pub(super) struct Stop {
     pub(super) wait: Wait,
 }
 
+/// What somebody means by an id or a name.
+#[derive(Clone, Debug)]
+pub(super) enum Named {
+    Job(Arc<Record>),
+    Group(Arc<Group>),
+}
+
 /// When a stop is answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Wait {
     /// Once the signal was sent.
     Sent,
     /// Once the job is gone.
+    #[default]
     Gone,
 }
 
 impl Jobs {
-    /// `live` are the jobs that had not ended when the store was opened.
-    pub(super) fn new(needs: Needs, live: Vec<(Record, Env)>) -> Self {
+    /// `live` and `groups` are those that had not ended when the store was opened.
+    pub(super) fn new(needs: Needs, live: Vec<(Record, Arc<Env>)>, groups: Vec<Group>) -> Self {
         let mut table = Table::default();
+        for group in groups {
+            table.insert_group(group);
+        }
         for (mut record, env) in live {
             let state = record.state.clone();
             record.state = state.after_restart(record.worker_name());
-            let record = table.insert(record, Arc::new(env));
+            let record = table.insert(record, env);
             table.enqueue(record.id);
         }
         Self(Arc::new(Inner {
@@ -207,16 +222,8 @@ impl Jobs {
                 };
             }
         }
-        let wanted = match &asked.worker {
-            None => None,
-            Some(named) => {
-                let worker = self.0.registry.find(named)?;
-                if worker.has_left() {
-                    return Err(Error::WorkerLeft(worker.name.to_string()));
-                }
-                Some(worker)
-            }
-        };
+        let wanted = asked.worker.as_deref();
+        let wanted = wanted.map(|named| self.wanted(named)).transpose()?;
         let Accepted {
             record,
             worker,
@@ -233,6 +240,15 @@ impl Jobs {
                 self.change(|table| table.enqueue(record.id));
                 Ok(record.id)
             }
+        }
+    }
+
+    /// The worker that is named, which jobs may wait for.
+    fn wanted(&self, named: &str) -> Result<WorkerHandle, Error> {
+        let worker = self.0.registry.find(named)?;
+        match worker.has_left() {
+            true => Err(Error::WorkerLeft(worker.name.to_string())),
+            false => Ok(worker),
         }
     }
 
@@ -280,6 +296,7 @@ impl Jobs {
         let record = Record {
             id: JobId::random(),
             spec: Arc::new(asked.spec),
+            member: None,
             wanted: wanted.as_ref().map(|worker| worker.id),
             place: None,
             state: State::Queued,
@@ -479,7 +496,7 @@ impl Jobs {
     pub(super) async fn stop(&self, id: JobId, stop: Stop) -> Result<(), Error> {
         let record = self.asked_start(id).await?;
         if record.state == State::Queued {
-            self.change(|table| table.apply(id, Event::StoppedBeforeStart));
+            self.change(|table| table.apply(id, Event::StoppedBeforeStart { why: None }));
             if self.get(id).await?.is_final() {
                 return self.recorded().await;
             }
@@ -617,15 +634,28 @@ impl Jobs {
         }
     }
 
-    /// The job that `asked` means: its id, its name (the newest that bears it),
-    /// a prefix of at least four digits, or `last`.
-    pub(super) async fn find(&self, asked: &str) -> Result<Arc<Record>, Error> {
+    /// What `asked` means: its id, its name (the newest that bears it), a prefix of
+    /// at least four digits, `last`, or `GROUP/3` for a job of a group. The name of
+    /// a group is its own, not that of its jobs.
+    pub(super) async fn find(&self, asked: &str) -> Result<Named, Error> {
+        if let Some((group, index)) = asked.split_once('/') {
+            return Ok(Named::Job(self.member(group, index).await?));
+        }
         if let Ok(id) = asked.parse() {
-            return self.get(id).await;
+            return match self.get(id).await {
+                Err(Error::JobNotFound(_)) => {
+                    let group = GroupId::from_bytes(*id.as_bytes());
+                    Ok(Named::Group(self.get_group(group).await?))
+                }
+                found => Ok(Named::Job(found?)),
+            };
         }
         let name = (asked != "last").then(|| asked.to_owned());
         if let Some(record) = self.newest(name).await? {
-            return Ok(record);
+            return match record.group() {
+                Some(group) => Ok(Named::Group(self.get_group(group).await?)),
+                None => Ok(Named::Job(record)),
+            };
         }
         let not_found = || Error::JobNotFound(asked.to_owned());
         if !ids::is_prefix(asked) {
@@ -634,18 +664,29 @@ impl Jobs {
         let digits = asked.replace('-', "");
         let first: JobId = format!("{digits:0<32}").parse().map_err(|_| not_found())?;
         let live = self.table().with_prefix(first, &digits, MAX_CANDIDATES);
-        let ended = self.0.store.with_prefix(first, digits, MAX_CANDIDATES);
-        let mut found = live;
-        add(&mut found, ended.await?);
-        found.sort_by_key(|record| record.id);
-        found.truncate(MAX_CANDIDATES);
-        match found.as_slice() {
-            [] => Err(not_found()),
-            [record] => Ok(record.clone()),
-            several => Err(Error::AmbiguousJob {
-                asked: asked.to_owned(),
-                candidates: several.iter().map(|record| record.id.to_string()).collect(),
-            }),
+        let store = &self.0.store;
+        let ended = store.with_prefix(first, digits.clone(), MAX_CANDIDATES);
+        let mut jobs = live;
+        add(&mut jobs, ended.await?);
+        let first = GroupId::from_bytes(*first.as_bytes());
+        let groups = store.groups_with_prefix(first, digits, MAX_CANDIDATES);
+        let groups = groups.await?.into_iter().map(|group| group.id);
+        let groups: Vec<GroupId> = groups.collect();
+        match (&jobs[..], &groups[..]) {
+            ([], []) => Err(not_found()),
+            ([record], []) => Ok(Named::Job(record.clone())),
+            ([], [group]) => Ok(Named::Group(self.get_group(*group).await?)),
+            _ => {
+                let jobs = jobs.iter().map(|record| record.id.to_string());
+                let groups = groups.iter().map(ToString::to_string);
+                let mut candidates: Vec<String> = jobs.chain(groups).collect();
+                candidates.sort();
+                candidates.truncate(MAX_CANDIDATES);
+                Err(Error::AmbiguousJob {
+                    asked: asked.to_owned(),
+                    candidates,
+                })
+            }
         }
     }
 
@@ -752,6 +793,7 @@ impl Jobs {
                 table.adopt(Record {
                     id,
                     spec: Arc::new(spec),
+                    member: None,
                     wanted: None,
                     place: Some(Place {
                         worker: worker.id,
@@ -805,13 +847,33 @@ impl Jobs {
         let mut table = self.table();
         self.take_offers(&mut table);
         change(&mut table);
+        for group in table.failed() {
+            let why = table.group(group).and_then(|group| group.stopped.clone());
+            let running = table.stop_group(group, &why.unwrap_or_default());
+            let jobs = self.clone();
+            self.0.tracker.spawn(async move {
+                // A worker that is away is sent it when it is back.
+                jobs.stop_all(running, Stop::default()).await;
+            });
+        }
         for changed in table.changed() {
-            let (ticket, record) = match changed {
-                Changed::Job(record) => (self.0.store.job(record.clone()), record),
-                Changed::Adopted(record) => (self.0.store.adopted(record.clone()), record),
+            let store = &self.0.store;
+            let (ticket, ended) = match changed {
+                Changed::Job(record) => {
+                    let ended = record.is_final().then_some(Ended::Job(record.id));
+                    (store.job(record), ended)
+                }
+                Changed::Adopted(record) => {
+                    let ended = record.is_final().then_some(Ended::Job(record.id));
+                    (store.adopted(record), ended)
+                }
+                Changed::Group(group) => {
+                    let ended = group.is_final().then_some(Ended::Group(group.id));
+                    (store.group_changed(group), ended)
+                }
             };
-            if record.is_final() {
-                table.noted(ticket, record.id);
+            if let Some(ended) = ended {
+                table.noted(ticket, ended);
             }
         }
         if !self.0.closing.is_cancelled() {

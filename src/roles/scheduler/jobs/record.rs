@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api,
-    ids::{self, JobId, WorkerId},
+    ids::{self, GroupId, JobId, WorkerId},
     labels::{self, Requirement},
     roles::scheduler::{
         placement::{Turn, Wanted},
@@ -250,7 +250,7 @@ pub(crate) enum Event {
     SentAgain,
     /// Its stop was asked for, and its worker has proved not to know it, or it
     /// never got one.
-    StoppedBeforeStart,
+    StoppedBeforeStart { why: Option<String> },
     /// It was given to a worker, and is about to be sent there.
     Placed,
     /// Its worker takes no jobs now, and has not taken this one.
@@ -316,7 +316,7 @@ impl State {
         if *self == Self::Queued {
             return match event {
                 Event::Placed => Some(Self::Pending { call_open: true }),
-                Event::StoppedBeforeStart => Some(stopped_before_start()),
+                Event::StoppedBeforeStart { why } => Some(stopped_before_start(why)),
                 // It is on no worker: none has anything to say of it.
                 Event::Reported(_)
                 | Event::Refused { .. }
@@ -403,17 +403,20 @@ impl State {
             Event::SentAgain => self
                 .may_be_sent()
                 .then_some(Self::Pending { call_open: true }),
-            Event::StoppedBeforeStart => self.may_be_sent().then(stopped_before_start),
+            Event::StoppedBeforeStart { why } => {
+                self.may_be_sent().then(|| stopped_before_start(why))
+            }
         }
     }
 }
 
-fn stopped_before_start() -> State {
+fn stopped_before_start(why: Option<String>) -> State {
+    let because = why.map(|why| format!(": {why}")).unwrap_or_default();
     State::Ended {
         process: None,
         at: now(),
         end: End::Stopped(None),
-        reason: "stopped before it was started".to_owned(),
+        reason: format!("stopped before it was started{because}"),
     }
 }
 
@@ -445,6 +448,22 @@ pub(crate) struct Place {
     pub(crate) session: Session,
 }
 
+/// A job's part in its group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    pub(crate) group: GroupId,
+    /// From 0.
+    pub(crate) index: u32,
+    /// How many there are.
+    pub(crate) count: u32,
+    /// What is its own: a line of a list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) item: Option<Box<str>>,
+    /// The group bounds how many of its jobs are on workers at a time.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_bound: bool,
+}
+
 /// A job and all that is known of it. It is stored in this form, and its spec
 /// beside it: a field may be added with a default, and none renamed or removed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -452,6 +471,8 @@ pub(crate) struct Record {
     pub(crate) id: JobId,
     #[serde(skip)]
     pub(crate) spec: Arc<Spec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) member: Option<Member>,
     /// The worker it must go to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) wanted: Option<WorkerId>,
@@ -488,6 +509,7 @@ impl Record {
         Wanted {
             worker: self.wanted,
             labels: self.spec.labels.clone(),
+            bound_by: self.bound_by(),
         }
     }
 
@@ -496,8 +518,33 @@ impl Record {
         Turn {
             priority: Reverse(self.spec.priority),
             since: self.created_at,
+            index: self.index(),
             job: self.id,
         }
+    }
+
+    /// What it is called in a sentence: `3f2a8b1c9d4e`, or `3f2a8b1c9d4e/7` of a group.
+    pub(crate) fn label(&self) -> String {
+        match &self.member {
+            Some(member) => format!("{}/{}", member.group.short(), member.index),
+            None => self.id.short(),
+        }
+    }
+
+    /// The group it belongs to.
+    pub(crate) fn group(&self) -> Option<GroupId> {
+        self.member.as_ref().map(|member| member.group)
+    }
+
+    /// Its number in its group.
+    pub(crate) fn index(&self) -> u32 {
+        self.member.as_ref().map_or(0, |member| member.index)
+    }
+
+    /// The group that bounds how many of its jobs are on workers.
+    pub(crate) fn bound_by(&self) -> Option<GroupId> {
+        let member = self.member.as_ref().filter(|member| member.is_bound);
+        member.map(|member| member.group)
     }
 
     /// The worker it was given to.
@@ -606,6 +653,12 @@ impl Record {
         let spec = &self.spec;
         api::Job {
             id: self.id,
+            group_id: self.group(),
+            index: self.member.as_ref().map(|member| member.index),
+            item: self
+                .member
+                .as_ref()
+                .and_then(|member| member.item.as_deref().map(str::to_owned)),
             name: spec.name.clone(),
             state: self.api_state(),
             reason: self.reason(),
@@ -650,6 +703,7 @@ pub(crate) mod tests {
                 timeout: Some(Duration::from_secs(600)),
                 ..Spec::default()
             }),
+            member: None,
             wanted: None,
             place: Some(Place {
                 worker: WorkerId::random(),
@@ -819,7 +873,7 @@ pub(crate) mod tests {
             Just(Event::Gone(Gone::Restarted)),
             Just(Event::Gone(Gone::Left)),
             Just(Event::SentAgain),
-            Just(Event::StoppedBeforeStart),
+            Just(Event::StoppedBeforeStart { why: None }),
             Just(Event::Placed),
             Just(Event::TurnedAway),
         ]

@@ -11,13 +11,17 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::record::{Event, Place, Record, RecordedStop, State, Status};
+use super::{
+    group::Group,
+    record::{Event, Place, Record, RecordedStop, State, Status},
+};
 use crate::{
-    api,
-    ids::{JobId, WorkerId},
+    api::{self, PassedOver},
+    ids::{GroupId, JobId, WorkerId},
+    labels::Requirement,
     roles::scheduler::{
         offers::Offer,
-        placement::{Queue, Seat},
+        placement::{Queue, Seat, Wanted},
         registry::{Session, WorkerHandle},
         store::{Cursor, Env, Ticket},
     },
@@ -38,6 +42,9 @@ pub(crate) struct Filter {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     jobs: BTreeMap<JobId, Entry>,
+    groups: HashMap<GroupId, GroupEntry>,
+    /// Groups in which a job failed that stops the rest.
+    failed: Vec<GroupId>,
     by_time: Order,
     by_name: HashMap<String, Order>,
     queue: Queue,
@@ -47,7 +54,14 @@ pub(super) struct Table {
     /// What the store has not been told yet.
     changed: Vec<Changed>,
     /// Ended, in the order in which the store was told.
-    ended: VecDeque<(Ticket, JobId)>,
+    ended: VecDeque<(Ticket, Ended)>,
+}
+
+/// What is kept in memory until its end is on the disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ended {
+    Job(JobId),
+    Group(GroupId),
 }
 
 /// What the store is to be told.
@@ -55,6 +69,17 @@ pub(super) struct Table {
 pub(super) enum Changed {
     Job(Arc<Record>),
     Adopted(Arc<Record>),
+    Group(Arc<Group>),
+}
+
+/// A group of which not everything has ended.
+#[derive(Debug)]
+struct GroupEntry {
+    group: Arc<Group>,
+    /// Those of its jobs that are in memory.
+    members: BTreeMap<u32, JobId>,
+    /// There from the first waiter until the end.
+    changes: Option<watch::Sender<Arc<Group>>>,
 }
 
 #[derive(Debug)]
@@ -110,17 +135,104 @@ impl Table {
 
     /// Has a job wait for its turn, if it has no worker and has not ended.
     pub(super) fn enqueue(&mut self, id: JobId) {
-        if let Some(entry) = self.jobs.get(&id)
-            && entry.record.state == State::Queued
-        {
-            let record = &entry.record;
-            self.queue.add(&record.wanted(), record.turn());
+        let Some(entry) = self.jobs.get(&id) else {
+            return;
+        };
+        let record = &entry.record;
+        if record.state != State::Queued {
+            return;
         }
+        let group = record.group().and_then(|group| self.groups.get(&group));
+        match group.and_then(|entry| entry.group.stopped.clone()) {
+            Some(why) => self.apply(id, Event::StoppedBeforeStart { why: Some(why) }),
+            None => self.queue.add(&record.wanted(), record.turn()),
+        }
+    }
+
+    /// A group whose jobs are inserted next; they are counted as they come.
+    pub(super) fn insert_group(&mut self, group: Group) {
+        if let Some(at_once) = group.at_once {
+            self.queue.bound(group.id, at_once);
+        }
+        let entry = GroupEntry {
+            members: BTreeMap::new(),
+            changes: None,
+            group: Arc::new(group),
+        };
+        self.groups.insert(entry.group.id, entry);
+    }
+
+    pub(super) fn group(&self, id: GroupId) -> Option<Arc<Group>> {
+        self.groups.get(&id).map(|entry| entry.group.clone())
+    }
+
+    /// The group now and, until it has ended, after every change.
+    pub(super) fn watch_group(&mut self, id: GroupId) -> Option<watch::Receiver<Arc<Group>>> {
+        let entry = self.groups.get_mut(&id)?;
+        let group = &entry.group;
+        if group.is_final() {
+            return Some(watch::channel(group.clone()).1);
+        }
+        let changes = entry
+            .changes
+            .get_or_insert_with(|| watch::channel(group.clone()).0);
+        Some(changes.subscribe())
+    }
+
+    /// At most `limit` of the group's jobs that are in memory, in their order,
+    /// from that number on.
+    pub(super) fn members(&self, group: GroupId, from: u32, limit: usize) -> Vec<Arc<Record>> {
+        let Some(entry) = self.groups.get(&group) else {
+            return Vec::new();
+        };
+        let members = entry.members.range(from..).take(limit);
+        members.filter_map(|(_, id)| self.get(*id)).collect()
+    }
+
+    /// No job of the group starts any more. Those that wait have ended when this
+    /// returns, those on workers are returned.
+    pub(super) fn stop_group(&mut self, id: GroupId, why: &str) -> Vec<JobId> {
+        let Some(entry) = self.groups.get_mut(&id) else {
+            return Vec::new();
+        };
+        if !entry.group.is_final() {
+            Arc::make_mut(&mut entry.group).stopped = Some(why.to_owned());
+            self.changed.push(Changed::Group(entry.group.clone()));
+        }
+        let members: Vec<JobId> = entry.members.values().copied().collect();
+        let mut running = Vec::new();
+        for id in members {
+            let why = Some(why.to_owned());
+            self.apply(id, Event::StoppedBeforeStart { why });
+            if self.get(id).is_some_and(|record| !record.is_final()) {
+                running.push(id);
+            }
+        }
+        running
+    }
+
+    /// The groups that a failure stops, each once.
+    pub(super) fn failed(&mut self) -> Vec<GroupId> {
+        std::mem::take(&mut self.failed)
     }
 
     /// Takes a job out of the queue again, if it is there.
     pub(super) fn dequeue(&mut self, record: &Record) {
         self.queue.remove(&record.wanted(), record.turn());
+    }
+
+    /// The workers with these labels, by name, that are there to take jobs; and
+    /// those that are not.
+    pub(super) fn matching(&self, labels: &[Requirement]) -> (Vec<WorkerId>, Vec<PassedOver>) {
+        self.queue.matching(labels)
+    }
+
+    /// Why no worker is there that has these labels, in one line.
+    pub(super) fn why_nobody(&self, labels: &[Requirement]) -> String {
+        self.queue.why(&Wanted {
+            labels: labels.to_vec(),
+            ..Wanted::default()
+        })
     }
 
     /// Gives jobs that wait to workers that have room. The caller tells the store
@@ -173,7 +285,13 @@ impl Table {
                 .or_default()
                 .live
                 .insert(record.id);
-            self.queue.occupy(worker);
+            self.queue.occupy(worker, record.bound_by());
+        }
+        if let Some(member) = &record.member
+            && let Some(entry) = self.groups.get_mut(&member.group)
+        {
+            entry.members.insert(member.index, record.id);
+            Arc::make_mut(&mut entry.group).count_in(&record);
         }
         let entry = Entry {
             record: record.clone(),
@@ -206,6 +324,11 @@ impl Table {
             }
             State::Ended { .. } => {}
         }
+        if let Some(member) = &entry.record.member
+            && let Some(of) = self.groups.get_mut(&member.group)
+        {
+            of.members.remove(&member.index);
+        }
         if let Some(name) = &entry.record.spec.name
             && let Some(same) = self.by_name.get_mut(name)
         {
@@ -224,7 +347,7 @@ impl Table {
         if let Some(on_worker) = self.on_worker.get_mut(&worker)
             && on_worker.live.remove(&id)
         {
-            self.queue.vacate(worker);
+            self.queue.vacate(worker, record.bound_by());
             if was_open {
                 self.queue.answered(worker);
             }
@@ -238,17 +361,20 @@ impl Table {
     }
 
     /// The store was told of this job's end.
-    pub(super) fn noted(&mut self, ticket: Ticket, id: JobId) {
-        self.ended.push_back((ticket, id));
+    pub(super) fn noted(&mut self, ticket: Ticket, ended: Ended) {
+        self.ended.push_back((ticket, ended));
     }
 
     /// Drops the ended jobs that are on the disk: they are looked for there.
     pub(super) fn evict(&mut self, is_committed: impl Fn(Ticket) -> bool) {
-        while let Some((ticket, id)) = self.ended.front().copied()
+        while let Some((ticket, ended)) = self.ended.front().copied()
             && is_committed(ticket)
         {
             self.ended.pop_front();
-            self.remove(id);
+            match ended {
+                Ended::Job(id) => self.remove(id),
+                Ended::Group(id) => drop(self.groups.remove(&id)),
+            }
         }
     }
 
@@ -302,6 +428,7 @@ impl Table {
         entry.announce();
         let record = entry.record.clone();
         self.changed.push(Changed::Job(record.clone()));
+        self.move_in_group(before.api_state(), &record);
         let was_open = before.state == State::Pending { call_open: true };
         match &record.state {
             State::Ended { .. } if before.state == State::Queued => self.dequeue(&before),
@@ -322,6 +449,38 @@ impl Table {
                 }
             }
             State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {}
+        }
+    }
+
+    /// A job of a group, if it is in one, stands otherwise than `before`.
+    fn move_in_group(&mut self, before: api::JobState, record: &Record) {
+        let entry = record.group().and_then(|group| self.groups.get_mut(&group));
+        let Some(entry) = entry else { return };
+        if before == record.api_state() {
+            return;
+        }
+        let group = Arc::make_mut(&mut entry.group);
+        group.moved(before, record);
+        let has_failed = match record.api_state() {
+            api::JobState::Failed | api::JobState::TimedOut | api::JobState::Lost => true,
+            api::JobState::Pending
+            | api::JobState::Running
+            | api::JobState::Unknown
+            | api::JobState::Succeeded
+            | api::JobState::Stopped => false,
+        };
+        if group.stop_on_failure && has_failed && group.stopped.is_none() {
+            let text = record.error_text();
+            group.stopped = Some(format!("job {} failed: {text}", record.label()));
+            self.failed.push(group.id);
+        }
+        if let Some(changes) = &entry.changes {
+            changes.send_replace(entry.group.clone());
+        }
+        if entry.group.is_final() {
+            entry.changes = None;
+            self.queue.unbound(entry.group.id);
+            self.changed.push(Changed::Group(entry.group.clone()));
         }
     }
 
@@ -409,7 +568,7 @@ impl Table {
             return None;
         }
         if record.stop.is_some() {
-            self.apply(id, Event::StoppedBeforeStart);
+            self.apply(id, Event::StoppedBeforeStart { why: None });
             return None;
         }
         entry.set_session(session);

@@ -12,7 +12,7 @@ mod tests;
 mod writer;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs, io,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -37,8 +37,11 @@ use self::{
     read::Readers,
     writer::{Change, Message, Writer},
 };
-use super::jobs::{Filter, Record};
-use crate::ids::{JobId, WorkerId};
+use super::jobs::{Filter, Group, Record, Spec};
+use crate::{
+    api::Counts,
+    ids::{GroupId, JobId, WorkerId},
+};
 
 /// Why the store cannot be used, or could not do what was asked of it.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +132,9 @@ pub(super) struct Loaded {
     pub(super) workers: Vec<StoredWorker>,
     /// The jobs that had not ended, and for those whose start was never
     /// confirmed the values of their environment.
-    pub(super) live: Vec<(Record, Env)>,
+    pub(super) live: Vec<(Record, Arc<Env>)>,
+    /// The groups that had not ended, with those of their jobs counted that had.
+    pub(super) groups: Vec<Group>,
     pub(super) tokens: Vec<Token>,
     pub(super) certificates: Vec<Certificate>,
 }
@@ -308,19 +313,26 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
             })
         })?
         .collect::<Result<_, _>>()?;
-    let mut jobs =
-        connection.prepare("SELECT record, spec, env FROM jobs WHERE ended_us IS NULL")?;
-    let rows = jobs.query_map((), |row| {
-        Ok((read::stored(row)?, row.get::<_, Option<String>>("env")?))
-    })?;
+    let (groups, shared) = load_groups(connection)?;
+    let mut jobs = connection
+        .prepare("SELECT record, spec, env, job_group FROM jobs WHERE ended_us IS NULL")?;
+    let mut rows = jobs.query(())?;
     let mut live = Vec::new();
-    for row in rows {
-        let (record, env) = row?;
-        let env = match env {
-            Some(env) => serde_json::from_str(&env).map_err(Error::Damaged)?,
-            None => Env::new(),
+    while let Some(row) = rows.next()? {
+        let group: Option<[u8; 16]> = row.get("job_group")?;
+        let shared = group.and_then(|group| shared.get(&GroupId::from_bytes(group)));
+        let mut record: Record = read::json(&row.get::<_, String>("record")?)?;
+        let env = match shared {
+            Some((spec, env)) => {
+                record.spec = spec.clone();
+                env.clone()
+            }
+            None => {
+                record.spec = Arc::new(read::json(&row.get::<_, String>("spec")?)?);
+                Arc::new(read::env(row)?)
+            }
         };
-        live.push((read::record(record)?, env));
+        live.push((record, env));
     }
     let (tokens, certificates) = access::load(connection)?;
     Ok(Loaded {
@@ -329,7 +341,34 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         epoch: epoch.unsigned_abs(),
         workers,
         live,
+        groups,
     })
+}
+
+/// What the jobs of a group share.
+type Shared = HashMap<GroupId, (Arc<Spec>, Arc<Env>)>;
+
+fn load_groups(connection: &Connection) -> Result<(Vec<Group>, Shared), Error> {
+    let mut query =
+        connection.prepare("SELECT record, spec, env FROM groups WHERE ended_us IS NULL")?;
+    let mut ended = connection
+        .prepare("SELECT record FROM jobs WHERE job_group = ? AND ended_us IS NOT NULL")?;
+    let mut rows = query.query(())?;
+    let (mut groups, mut shared) = (Vec::new(), Shared::new());
+    while let Some(row) = rows.next()? {
+        let mut group = read::group(row)?;
+        // As it stood when this was written: its jobs know better.
+        group.states = Counts::default();
+        let mut rows = ended.query([group.id.as_bytes()])?;
+        while let Some(row) = rows.next()? {
+            let record: Record = read::json(&row.get::<_, String>(0)?)?;
+            group.count_in(&record);
+        }
+        let env = Arc::new(read::env(row)?);
+        shared.insert(group.id, (group.spec.clone(), env));
+        groups.push(group);
+    }
+    Ok((groups, shared))
 }
 
 impl Store {
@@ -346,6 +385,28 @@ impl Store {
         let (done, answer) = oneshot::channel();
         self.hand_over(Change::Start {
             record,
+            env,
+            key,
+            audit,
+            done,
+        });
+        async move { answer.await.unwrap_or(Err(Error::Ended)) }
+    }
+
+    /// Records a group that is to be started, as [`Store::start`] does a job: all
+    /// of it or nothing.
+    pub(super) fn start_group(
+        &self,
+        group: Arc<Group>,
+        jobs: Arc<[Record]>,
+        env: Arc<Env>,
+        key: Option<Key>,
+        audit: AuditEntry,
+    ) -> impl Future<Output = Result<(), Error>> + use<> {
+        let (done, answer) = oneshot::channel();
+        self.hand_over(Change::StartGroup {
+            group,
+            jobs,
             env,
             key,
             audit,
@@ -384,6 +445,11 @@ impl Store {
     /// The job stands otherwise than before.
     pub(super) fn job(&self, record: Arc<Record>) -> Ticket {
         self.hand_over(Change::Job(record))
+    }
+
+    /// A group stands otherwise than before.
+    pub(super) fn group_changed(&self, group: Arc<Group>) -> Ticket {
+        self.hand_over(Change::Group(group))
     }
 
     /// A job of which only its worker knew.
@@ -454,6 +520,40 @@ impl Store {
     /// A job by its id.
     pub(super) async fn find(&self, id: JobId) -> Result<Option<Record>, Error> {
         self.0.readers.with(move |read| read.job(id)).await
+    }
+
+    /// A group by its id.
+    pub(super) async fn group(&self, id: GroupId) -> Result<Option<Group>, Error> {
+        self.0.readers.with(move |read| read.find_group(id)).await
+    }
+
+    /// At most `limit` groups from `first` on that begin with `digits`.
+    pub(super) async fn groups_with_prefix(
+        &self,
+        first: GroupId,
+        digits: String,
+        limit: usize,
+    ) -> Result<Vec<Group>, Error> {
+        let found = self
+            .0
+            .readers
+            .with(move |read| read.groups_with_prefix(first, &digits, limit));
+        found.await
+    }
+
+    /// At most `limit` finished jobs of the group, in their order, from that number
+    /// on.
+    pub(super) async fn members(
+        &self,
+        group: GroupId,
+        from: u32,
+        limit: usize,
+    ) -> Result<Vec<Record>, Error> {
+        let found = self
+            .0
+            .readers
+            .with(move |read| read.members(group, from, limit));
+        found.await
     }
 
     /// The newest finished job, of that name if there is one.

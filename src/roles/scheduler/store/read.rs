@@ -10,13 +10,14 @@ use std::{
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
+use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
-use super::{Error, schema};
+use super::{Env, Error, schema};
 use crate::{
     api,
-    ids::{JobId, WorkerId},
-    roles::scheduler::jobs::{Filter, Record},
+    ids::{GroupId, JobId, WorkerId},
+    roles::scheduler::jobs::{Filter, Group, Record},
 };
 
 /// So many reads at once; more would only wait for the same disk.
@@ -83,7 +84,7 @@ impl Reader {
     pub(super) fn job(&self, id: JobId) -> Result<Option<Record>, Error> {
         let mut query = self
             .0
-            .prepare_cached("SELECT record, spec FROM jobs WHERE id = ?")?;
+            .prepare_cached(&format!("SELECT {STORED} FROM jobs WHERE id = ?"))?;
         let found = query.query_row([id.as_bytes()], stored).optional()?;
         found.map(record).transpose()
     }
@@ -104,9 +105,9 @@ impl Reader {
         digits: &str,
         limit: usize,
     ) -> Result<Vec<Record>, Error> {
-        let mut query = self.0.prepare_cached(
-            "SELECT record, spec FROM jobs WHERE id >= ? AND ended_us IS NOT NULL ORDER BY id LIMIT ?",
-        )?;
+        let mut query = self.0.prepare_cached(&format!(
+            "SELECT {STORED} FROM jobs WHERE id >= ? AND ended_us IS NOT NULL ORDER BY id LIMIT ?"
+        ))?;
         let rows = query.query_map(params![first.as_bytes(), count(limit)], stored)?;
         let mut found = Vec::new();
         for row in rows {
@@ -117,6 +118,52 @@ impl Reader {
             found.push(record);
         }
         Ok(found)
+    }
+
+    pub(super) fn find_group(&self, id: GroupId) -> Result<Option<Group>, Error> {
+        let mut query = self
+            .0
+            .prepare_cached("SELECT record, spec FROM groups WHERE id = ?")?;
+        let mut rows = query.query([id.as_bytes()])?;
+        rows.next()?.map(group).transpose()
+    }
+
+    /// At most `limit` groups whose ids begin with `digits`.
+    pub(super) fn groups_with_prefix(
+        &self,
+        first: GroupId,
+        digits: &str,
+        limit: usize,
+    ) -> Result<Vec<Group>, Error> {
+        let mut query = self
+            .0
+            .prepare_cached("SELECT record, spec FROM groups WHERE id >= ? ORDER BY id LIMIT ?")?;
+        let mut rows = query.query(params![first.as_bytes(), count(limit)])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let group = group(row)?;
+            if !group.id.starts_with(digits) {
+                break;
+            }
+            found.push(group);
+        }
+        Ok(found)
+    }
+
+    /// At most `limit` finished jobs of the group from that number on.
+    pub(super) fn members(
+        &self,
+        group: GroupId,
+        from: u32,
+        limit: usize,
+    ) -> Result<Vec<Record>, Error> {
+        let mut query = self.0.prepare_cached(&format!(
+            "SELECT {STORED} FROM jobs INDEXED BY jobs_by_group
+             WHERE job_group = ? AND group_index >= ? AND ended_us IS NOT NULL
+             ORDER BY group_index LIMIT ?"
+        ))?;
+        let rows = query.query_map(params![group.as_bytes(), from, count(limit)], stored)?;
+        rows.map(|row| record(row?)).collect()
     }
 
     /// At most `limit` finished jobs, the newest first.
@@ -137,7 +184,7 @@ impl Reader {
         found.truncate(limit);
         let mut query = self
             .0
-            .prepare_cached("SELECT record, spec FROM jobs WHERE number = ?")?;
+            .prepare_cached(&format!("SELECT {STORED} FROM jobs WHERE number = ?"))?;
         let mut page = Vec::with_capacity(found.len());
         for (_, _, number) in found {
             // One that was deleted this very moment is no longer there.
@@ -238,15 +285,33 @@ fn count(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// A record as it is stored: itself, and its spec.
-pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<[String; 2]> {
+/// What a record is made of: itself, and its spec, or that of its group.
+const STORED: &str =
+    "record, coalesce(spec, (SELECT spec FROM groups WHERE id = job_group)) AS spec";
+
+fn stored(row: &Row<'_>) -> rusqlite::Result<[String; 2]> {
     Ok([row.get("record")?, row.get("spec")?])
 }
 
 pub(super) fn record([record, spec]: [String; 2]) -> Result<Record, Error> {
-    let mut record: Record = serde_json::from_str(&record).map_err(Error::Damaged)?;
-    record.spec = Arc::new(serde_json::from_str(&spec).map_err(Error::Damaged)?);
+    let mut record: Record = json(&record)?;
+    record.spec = Arc::new(json(&spec)?);
     Ok(record)
+}
+
+pub(super) fn group(row: &Row<'_>) -> Result<Group, Error> {
+    let mut group: Group = json(&row.get::<_, String>("record")?)?;
+    group.spec = Arc::new(json(&row.get::<_, String>("spec")?)?);
+    Ok(group)
+}
+
+pub(super) fn env(row: &Row<'_>) -> Result<Env, Error> {
+    let text: Option<String> = row.get("env")?;
+    text.map_or_else(|| Ok(Env::new()), |text| json(&text))
+}
+
+pub(super) fn json<T: DeserializeOwned>(text: &str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(Error::Damaged)
 }
 
 pub(super) fn job_id(row: &Row<'_>, column: usize) -> rusqlite::Result<JobId> {

@@ -73,22 +73,36 @@ CREATE TABLE forget (
 CREATE INDEX forget_by_worker ON forget (worker, number);
 ";
 
-/// A job need not have a worker, and what is to be run is stored apart.
+/// A job need not have a worker, and what is to be run is stored apart: once for
+/// all jobs of a group.
 const QUEUE: &str = "
-CREATE TABLE jobs_new (
-    number INTEGER PRIMARY KEY,
-    id BLOB NOT NULL UNIQUE,
+CREATE TABLE groups (
+    id BLOB PRIMARY KEY,
     name TEXT,
-    worker BLOB,
-    state TEXT NOT NULL,
     created_us INTEGER NOT NULL,
     ended_us INTEGER,
     env TEXT,
     spec TEXT NOT NULL,
     record TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX groups_live ON groups (id) WHERE ended_us IS NULL;
+
+CREATE TABLE jobs_new (
+    number INTEGER PRIMARY KEY,
+    id BLOB NOT NULL UNIQUE,
+    name TEXT,
+    worker BLOB,
+    job_group BLOB,
+    group_index INTEGER,
+    state TEXT NOT NULL,
+    created_us INTEGER NOT NULL,
+    ended_us INTEGER,
+    env TEXT,
+    spec TEXT,
+    record TEXT NOT NULL
 ) STRICT;
 INSERT INTO jobs_new
-    SELECT number, id, name, worker, state, created_us, ended_us, env, record,
+    SELECT number, id, name, worker, NULL, NULL, state, created_us, ended_us, env, record,
         json_set(record, '$.place', json_object(
             'worker', record ->> '$.worker',
             'worker_name', record ->> '$.worker_name',
@@ -106,6 +120,8 @@ CREATE INDEX jobs_by_name ON jobs (name, state, created_us, id)
     WHERE ended_us IS NOT NULL AND name IS NOT NULL;
 CREATE INDEX jobs_by_name_and_worker ON jobs (name, worker, state, created_us, id)
     WHERE ended_us IS NOT NULL AND name IS NOT NULL;
+CREATE INDEX jobs_by_group ON jobs (job_group, group_index)
+    WHERE job_group IS NOT NULL;
 ";
 
 /// The version of a store that this binary writes.

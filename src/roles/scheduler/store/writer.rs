@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     ids::{JobId, WorkerId},
-    roles::scheduler::jobs::Record,
+    roles::scheduler::jobs::{Group, Record},
 };
 
 /// The most changes in one transaction.
@@ -64,6 +64,17 @@ pub(super) enum Change {
         audit: AuditEntry,
         done: oneshot::Sender<Result<(), Error>>,
     },
+    /// A group that somebody wants started, all of it or nothing.
+    StartGroup {
+        group: Arc<Group>,
+        jobs: Arc<[Record]>,
+        env: Arc<Env>,
+        key: Option<Key>,
+        audit: AuditEntry,
+        done: oneshot::Sender<Result<(), Error>>,
+    },
+    /// A group stands otherwise than before.
+    Group(Arc<Group>),
     /// A change of who is who, which a full disk refuses as well. Answered with
     /// whether it was done.
     Access {
@@ -164,7 +175,9 @@ impl Writer {
                     for change in batch.drain(..) {
                         // Who asked may have gone away.
                         match change {
-                            Change::Start { done, .. } => drop(done.send(Ok(()))),
+                            Change::Start { done, .. } | Change::StartGroup { done, .. } => {
+                                drop(done.send(Ok(())));
+                            }
                             Change::Access { done: tell, .. } => {
                                 let was_done = done.access.pop_front().unwrap_or(false);
                                 drop(tell.send(Ok(was_done)));
@@ -208,7 +221,9 @@ impl Writer {
     fn refuse(&mut self, batch: &mut Vec<Change>) {
         let kept = std::mem::take(batch).into_iter().filter_map(|change| {
             match change {
-                Change::Start { done, .. } => drop(done.send(Err(Error::Full))),
+                Change::Start { done, .. } | Change::StartGroup { done, .. } => {
+                    drop(done.send(Err(Error::Full)));
+                }
                 Change::Access { done, .. } => drop(done.send(Err(Error::Full))),
                 change => return Some(change),
             }
@@ -287,12 +302,50 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
             ..
         } => {
             access::append(to, audit)?;
-            let env = (!env.is_empty()).then(|| json(env));
-            insert(to, record, env)?;
-            if let Some(key) = key {
-                to.prepare_cached("INSERT INTO keys (key, job, body) VALUES (?, ?, ?)")?
-                    .execute(params![key.key, record.id.as_bytes(), key.body])?;
+            insert(to, record, stored_env(env))?;
+            keep_key(to, key.as_ref(), record.id)?;
+            Ok(0)
+        }
+        Change::StartGroup {
+            group,
+            jobs,
+            env,
+            key,
+            audit,
+            ..
+        } => {
+            access::append(to, audit)?;
+            to.prepare_cached(
+                "INSERT INTO groups (id, name, created_us, env, spec, record)
+                 VALUES (?, ?, ?, ?, ?, ?)",
+            )?
+            .execute(params![
+                group.id.as_bytes(),
+                group.spec.name,
+                group.created_at.as_microsecond(),
+                stored_env(env),
+                json(&*group.spec),
+                json(&**group),
+            ])?;
+            for job in jobs.iter() {
+                insert(to, job, None)?;
             }
+            if let Some(first) = jobs.first() {
+                keep_key(to, key.as_ref(), first.id)?;
+            }
+            Ok(0)
+        }
+        Change::Group(group) => {
+            let ended_us = group.ended_at.map(Timestamp::as_microsecond);
+            to.prepare_cached(
+                "UPDATE groups SET ended_us = ?, env = iif(?, NULL, env), record = ? WHERE id = ?",
+            )?
+            .execute(params![
+                ended_us,
+                ended_us.is_some(),
+                json(&**group),
+                group.id.as_bytes()
+            ])?;
             Ok(0)
         }
         // Done where its answer is kept.
@@ -346,20 +399,36 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
 fn insert(to: &Transaction<'_>, record: &Record, env: Option<String>) -> rusqlite::Result<usize> {
     to.prepare_cached(
         "INSERT OR IGNORE INTO jobs
-         (id, name, worker, state, created_us, ended_us, env, spec, record)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+         (id, name, worker, job_group, group_index, state, created_us, ended_us, env, spec,
+          record)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     )?
     .execute(params![
         record.id.as_bytes(),
         record.spec.name,
         worker(record),
+        record.group().map(|group| *group.as_bytes()),
+        record.member.as_ref().map(|member| member.index),
         record.api_state().as_str(),
         record.created_at.as_microsecond(),
         record.kept_from().map(Timestamp::as_microsecond),
         env,
-        json(&*record.spec),
+        // That of a group's job is the group's.
+        record.member.is_none().then(|| json(&*record.spec)),
         json(record),
     ])
+}
+
+fn stored_env(env: &Env) -> Option<String> {
+    (!env.is_empty()).then(|| json(env))
+}
+
+fn keep_key(to: &Transaction<'_>, key: Option<&Key>, job: JobId) -> rusqlite::Result<()> {
+    if let Some(key) = key {
+        to.prepare_cached("INSERT INTO keys (key, job, body) VALUES (?, ?, ?)")?
+            .execute(params![key.key, job.as_bytes(), key.body])?;
+    }
+    Ok(())
 }
 
 fn worker(record: &Record) -> Option<[u8; 16]> {
@@ -391,12 +460,16 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
         return Ok(0);
     }
     let mut oldest = to.prepare_cached(
-        "SELECT number, id, worker, ended_us FROM jobs
+        "SELECT number, id, worker, ended_us, job_group FROM jobs
          WHERE ended_us IS NOT NULL ORDER BY ended_us LIMIT ?",
     )?;
     let mut forget =
         to.prepare_cached("INSERT OR IGNORE INTO forget (worker, job) VALUES (?, ?)")?;
     let mut delete = to.prepare_cached("DELETE FROM jobs WHERE number = ?")?;
+    let mut empty = to.prepare_cached(
+        "DELETE FROM groups WHERE id = ?1
+         AND NOT EXISTS (SELECT 1 FROM jobs WHERE job_group = ?1)",
+    )?;
     let limit = match before {
         Some(_) => DELETED_AT_ONCE,
         None => surplus,
@@ -406,12 +479,13 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
     let found = oldest
         .query_map([limit], |row| {
             let worker: Option<[u8; 16]> = row.get(2)?;
-            let job = (read::job_id(row, 1)?, worker);
+            let group: Option<[u8; 16]> = row.get(4)?;
+            let job = (read::job_id(row, 1)?, worker, group);
             Ok((row.get::<_, i64>(0)?, job, row.get::<_, i64>(3)?))
         })?
         .collect::<rusqlite::Result<Vec<_>>>()?;
     let mut deleted = 0;
-    for (number, (job, worker), ended_us) in found {
+    for (number, (job, worker, group), ended_us) in found {
         if deleted >= surplus && ended_us >= before {
             break;
         }
@@ -419,6 +493,9 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
             forget.execute(params![worker, job.as_bytes()])?;
         }
         delete.execute([number])?;
+        if let Some(group) = group {
+            empty.execute([group])?;
+        }
         deleted += 1;
     }
     Ok(deleted)

@@ -1,0 +1,320 @@
+//! What is done with groups as a whole.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, stream};
+use serde_json::json;
+use tokio::sync::watch;
+use tracing::Instrument as _;
+
+use super::{
+    Group, Jobs, Named, Record, Spec, State, Stop, add,
+    record::{Member, now},
+};
+use crate::{
+    api::{Counts, PassedOver},
+    ids::{GroupId, JobId, WorkerId},
+    roles::scheduler::{
+        access::Caller,
+        error::Error,
+        store::{Env, Key},
+    },
+};
+
+/// So many jobs of a group are stopped at the same time.
+const STOPPED_AT_ONCE: usize = 64;
+
+/// A start of a group, as it was asked for.
+#[derive(Debug)]
+pub(in crate::roles::scheduler) struct StartGroup {
+    pub(in crate::roles::scheduler) spec: Spec,
+    /// The values of its environment.
+    pub(in crate::roles::scheduler) env: Env,
+    pub(in crate::roles::scheduler) kind: Kind,
+    /// The worker that is named.
+    pub(in crate::roles::scheduler) worker: Option<String>,
+    /// No more than so many of its jobs on workers at a time.
+    pub(in crate::roles::scheduler) at_once: Option<u32>,
+    pub(in crate::roles::scheduler) stop_on_failure: bool,
+    /// Under which it may be asked for again.
+    pub(in crate::roles::scheduler) key: Option<Key>,
+    pub(in crate::roles::scheduler) caller: Caller,
+}
+
+/// Which jobs a group has.
+#[derive(Debug)]
+pub(in crate::roles::scheduler) enum Kind {
+    /// One on each worker that is there and has the labels.
+    All,
+    /// So many.
+    Count(u32),
+    /// One for each of these.
+    Each(Vec<String>),
+}
+
+/// What one job of a group has of its own.
+#[derive(Clone, Default)]
+struct Part {
+    worker: Option<WorkerId>,
+    item: Option<Box<str>>,
+}
+
+impl Jobs {
+    /// Records a group with all its jobs, which start as workers have room; also
+    /// returns the workers that get none of it. The same key gets the same group.
+    /// A caller who goes away does not stop it.
+    pub(in crate::roles::scheduler) async fn start_group(
+        &self,
+        asked: StartGroup,
+    ) -> Result<(Arc<Group>, Vec<PassedOver>), Error> {
+        let jobs = self.clone();
+        let start = async move { jobs.start_group_once(asked).await };
+        let start = self.0.tracker.spawn(start.in_current_span());
+        start.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "the start of a group broke off");
+            Err(Error::Internal)
+        })
+    }
+
+    async fn start_group_once(
+        &self,
+        asked: StartGroup,
+    ) -> Result<(Arc<Group>, Vec<PassedOver>), Error> {
+        // Until the key is recorded, whoever bears it as well has to wait.
+        let mut _turn = None;
+        if let Some(key) = &asked.key {
+            _turn = Some(self.0.turns.take(&key.key).await);
+            if let Some(kept) = self.0.store.key(key.key.clone()).await? {
+                let first = self.get(kept.job).await?;
+                let group = first.group().filter(|_| kept.body == key.body);
+                let group = group.ok_or(Error::KeyReused(kept.job))?;
+                return Ok((self.get_group(group).await?, Vec::new()));
+            }
+        }
+        let (parts, passed_over) = self.parts(&asked)?;
+        let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+        let group = Group {
+            id: GroupId::random(),
+            spec: Arc::new(asked.spec),
+            count,
+            all: matches!(asked.kind, Kind::All),
+            at_once: asked.at_once,
+            stop_on_failure: asked.stop_on_failure,
+            created_at: now(),
+            states: Counts::default(),
+            exit_code: 0,
+            ended_at: None,
+            stopped: None,
+        };
+        let jobs: Arc<[Record]> = jobs_of(&group, parts).collect();
+        let env = Arc::new(asked.env);
+        let spec = &group.spec;
+        let details = json!({
+            "count": count, "all": group.all, "command": spec.command, "path": spec.path,
+            "args": spec.args, "env": spec.env, "cwd": spec.cwd, "name": spec.name,
+        });
+        let audit = asked.caller.did("start", group.id, details);
+        let group = Arc::new(group);
+        let recorded =
+            self.0
+                .store
+                .start_group(group.clone(), jobs.clone(), env.clone(), asked.key, audit);
+        recorded.await?;
+        tracing::info!(group_id = %group.id, jobs = count, "group accepted");
+        self.change(|table| {
+            table.insert_group((*group).clone());
+            for job in jobs.iter() {
+                table.insert(job.clone(), env.clone());
+            }
+            for job in jobs.iter() {
+                table.enqueue(job.id);
+            }
+        });
+        Ok((group, passed_over))
+    }
+
+    fn parts(&self, asked: &StartGroup) -> Result<(Vec<Part>, Vec<PassedOver>), Error> {
+        let worker = asked.worker.as_deref();
+        let worker = worker.map(|named| self.wanted(named)).transpose()?;
+        let worker = worker.map(|worker| worker.id);
+        match &asked.kind {
+            Kind::Count(count) => {
+                let part = Part { worker, item: None };
+                Ok((vec![part; *count as usize], Vec::new()))
+            }
+            Kind::Each(items) => {
+                let parts = items.iter().map(|item| Part {
+                    worker,
+                    item: Some(item.as_str().into()),
+                });
+                Ok((parts.collect(), Vec::new()))
+            }
+            Kind::All => {
+                let mut table = self.table();
+                self.take_offers(&mut table);
+                let labels = &asked.spec.labels;
+                let (there, passed_over) = table.matching(labels);
+                if there.is_empty() {
+                    return Err(Error::NoWorkerMatches(table.why_nobody(labels)));
+                }
+                let parts = there.into_iter().map(|worker| Part {
+                    worker: Some(worker),
+                    item: None,
+                });
+                Ok((parts.collect(), passed_over))
+            }
+        }
+    }
+
+    /// The group of this very id.
+    pub(super) async fn get_group(&self, id: GroupId) -> Result<Arc<Group>, Error> {
+        let live = self.table().group(id);
+        match live {
+            Some(group) => Ok(group),
+            None => {
+                let found = self.0.store.group(id).await?;
+                found
+                    .map(Arc::new)
+                    .ok_or_else(|| Error::JobNotFound(id.to_string()))
+            }
+        }
+    }
+
+    /// Waits until all jobs of the group have ended.
+    pub(in crate::roles::scheduler) async fn wait_for_group(
+        &self,
+        id: GroupId,
+    ) -> Result<Arc<Group>, Error> {
+        let mut changes = self.watch_group(id).await?;
+        let found = tokio::select! {
+            found = changes.wait_for(|group| group.is_final()) => found.map(|group| group.clone()).ok(),
+            () = self.0.closing.cancelled() => return Err(Error::ShuttingDown),
+        };
+        // The sender goes with the end of the group.
+        Ok(found.unwrap_or_else(|| changes.borrow().clone()))
+    }
+
+    /// The group now and after every change, the last of them its end.
+    pub(in crate::roles::scheduler) async fn watch_group(
+        &self,
+        id: GroupId,
+    ) -> Result<watch::Receiver<Arc<Group>>, Error> {
+        let found = self.table().watch_group(id);
+        match found {
+            Some(changes) => Ok(changes),
+            None => Ok(watch::channel(self.get_group(id).await?).1),
+        }
+    }
+
+    /// At most `limit` jobs of the group, in their order, behind the job `after`;
+    /// and whether there are more.
+    pub(in crate::roles::scheduler) async fn members(
+        &self,
+        group: GroupId,
+        limit: usize,
+        after: Option<JobId>,
+    ) -> Result<(Vec<Arc<Record>>, bool), Error> {
+        let from = match after {
+            None => 0,
+            Some(id) => {
+                let record = self.get(id).await?;
+                let member = record.member.as_ref();
+                let member = member.filter(|member| member.group == group);
+                let member = member.ok_or_else(|| {
+                    Error::BadRequest(format!("after: job {id} is not of this group"))
+                })?;
+                member.index.saturating_add(1)
+            }
+        };
+        let mut page = self.members_from(group, from, limit + 1).await?;
+        let more = page.len() > limit;
+        page.truncate(limit);
+        Ok((page, more))
+    }
+
+    async fn members_from(
+        &self,
+        group: GroupId,
+        from: u32,
+        limit: usize,
+    ) -> Result<Vec<Arc<Record>>, Error> {
+        // Memory first: what ends and moves to the disk meanwhile is there twice
+        // rather than not at all.
+        let mut found = self.table().members(group, from, limit);
+        add(&mut found, self.0.store.members(group, from, limit).await?);
+        found.sort_by_key(|record| record.index());
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    /// The job of that number in the group that `asked` means.
+    pub(super) async fn member(&self, asked: &str, index: &str) -> Result<Arc<Record>, Error> {
+        let not_found = || Error::JobNotFound(format!("{asked}/{index}"));
+        let index: u32 = index.parse().map_err(|_| not_found())?;
+        let Named::Group(group) = Box::pin(self.find(asked)).await? else {
+            return Err(not_found());
+        };
+        let found = self.members_from(group.id, index, 1).await?;
+        let found = found.into_iter().find(|record| record.index() == index);
+        found.ok_or_else(not_found)
+    }
+
+    /// Ends a group: what waits ends at once, what is on workers as [`Jobs::stop`]
+    /// has it. One error stands for all.
+    pub(in crate::roles::scheduler) async fn stop_group(
+        &self,
+        id: GroupId,
+        stop: Stop,
+    ) -> Result<(), Error> {
+        let group = self.get_group(id).await?;
+        if group.is_final() {
+            return Err(Error::GroupFinished {
+                group: id,
+                how: match group.error_text() {
+                    text if text.is_empty() => "all of its jobs succeeded".to_owned(),
+                    text => text,
+                },
+            });
+        }
+        let mut running = Vec::new();
+        self.change(|table| running = table.stop_group(id, "its group was stopped"));
+        self.recorded().await?;
+        match self.stop_all(running, stop).await {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Returns one of the errors.
+    pub(super) async fn stop_all(&self, jobs: Vec<JobId>, stop: Stop) -> Option<Error> {
+        let stops = stream::iter(jobs).map(|id| async move {
+            match self.stop(id, stop).await {
+                Ok(()) | Err(Error::JobFinished { .. }) => None,
+                Err(error) => Some(error),
+            }
+        });
+        let errors = stops.buffer_unordered(STOPPED_AT_ONCE);
+        let first = |found: Option<Error>, error| std::future::ready(found.or(error));
+        errors.fold(None, first).await
+    }
+}
+
+fn jobs_of(group: &Group, parts: Vec<Part>) -> impl Iterator<Item = Record> {
+    parts.into_iter().zip(0..).map(|(part, index)| Record {
+        id: JobId::random(),
+        spec: group.spec.clone(),
+        member: Some(Member {
+            group: group.id,
+            index,
+            count: group.count,
+            item: part.item,
+            is_bound: group.at_once.is_some(),
+        }),
+        wanted: part.worker,
+        place: None,
+        state: State::Queued,
+        output_bytes: 0,
+        created_at: group.created_at,
+        stop: None,
+    })
+}
