@@ -43,8 +43,9 @@ use crate::identity::{Identity, ca, tls::Tls};
 /// What is tried again after a pause when there are no descriptors left.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// An HTTP/2 connection that says nothing is asked whether it is there, and
-/// given up after twice this time.
+/// An HTTP/2 connection that says nothing is asked whether it is there, and given
+/// up after twice this time, or twice that of headers where this is less: between
+/// the frames of headers nothing else may be said, so who drips them cannot answer.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// The largest body of somebody who is not known: a signing request is much less.
@@ -56,7 +57,7 @@ pub struct Bounds {
     /// From the connection to the end of the TLS handshake.
     pub handshake: Duration,
     /// From there to the end of the first request's headers, and likewise for
-    /// each further one.
+    /// each further one; on an HTTP/2 connection that was served, twice this.
     pub headers: Duration,
     /// The most bytes of the headers of a request.
     pub header_bytes: u32,
@@ -335,8 +336,8 @@ impl Shared {
             // those this side had to reset (CVE-2025-8671).
             .max_pending_accept_reset_streams(Some(bounds.streams as usize))
             .max_local_error_reset_streams(Some(bounds.streams as usize))
-            .keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE);
+            .keep_alive_interval(KEEPALIVE.min(bounds.headers))
+            .keep_alive_timeout(KEEPALIVE.min(bounds.headers));
         builder
     }
 

@@ -22,7 +22,7 @@ use crate::{
         Answer, JSON, Outcome, Shown, config, connect, dial, exchange, http, memory, post,
         read_all, secure,
     },
-    cluster::{Place, Process, TestCluster},
+    cluster::{Place, Process, TestCluster, start_worker_with},
     support::{Folder, eventually, within},
 };
 
@@ -155,6 +155,27 @@ async fn whoever_takes_for_ever_is_hung_up_on() {
             drip(&mut stream, &[PREFACE, &SETTINGS, &[0; 4096]].concat()).await;
         }
     }
+    // The headers of the second request on an HTTP/2 connection.
+    let worker = Folder::new();
+    let worker = start_worker_with(cluster.place, 1, worker.path(), |config| {
+        config.bounds.headers = patience;
+    })
+    .await;
+    cluster.ready(1).await;
+    let place = cluster.place;
+    for to in [place.http(), place.grpc(), place.worker(1)] {
+        let mut stream = connect(&to, Some(&admin), "h2").await.unwrap();
+        let asks = headers(1, "GET", "/livez", &to, END_HEADERS | END_STREAM);
+        let asks = [PREFACE, &SETTINGS, &asks].concat();
+        stream.write_all(&asks).await.unwrap();
+        let answered = |(kind, _, stream)| kind == 1 && stream == 1;
+        let seen = read_frames(&mut stream, answered).await;
+        assert!(frames(&seen).into_iter().any(answered), "{to}");
+        let begun = Instant::now();
+        drip(&mut stream, &frame(1, END_HEADERS, 3, &[0; 4096])).await;
+        assert!(begun.elapsed() < Duration::from_secs(20), "{to}");
+    }
+    worker.end().await;
     let to = cluster.place.http();
     for shown in [None, Some(&admin)] {
         let mut stream = connect(&to, shown, "http/1.1").await.unwrap();
@@ -196,18 +217,7 @@ async fn whoever_takes_for_ever_is_hung_up_on() {
     stream.write_all(&request).await.unwrap();
     stream.flush().await.unwrap();
     // The connection may go on; the call may not.
-    let answered = async {
-        let mut seen = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            let count = stream.read(&mut buffer).await.unwrap_or_default();
-            seen.extend_from_slice(&buffer[..count]);
-            if count == 0 || frames(&seen).iter().any(|(kind, ..)| *kind == 1) {
-                return;
-            }
-        }
-    };
-    within(answered).await;
+    read_frames(&mut stream, |(kind, ..)| kind == 1).await;
     cluster.end().await;
 }
 
@@ -410,6 +420,25 @@ fn headers(stream: u32, method: &str, path: &str, authority: &str, flags: u8) ->
         }
     }
     frame(1, flags, stream, &block)
+}
+
+/// Reads until a frame came that is `wanted`, or the connection ended; all that came.
+async fn read_frames(
+    stream: &mut (impl AsyncRead + Unpin),
+    wanted: impl Fn((u8, u8, u32)) -> bool,
+) -> Vec<u8> {
+    within(async {
+        let mut seen = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            let count = stream.read(&mut buffer).await.unwrap_or_default();
+            seen.extend_from_slice(&buffer[..count]);
+            if count == 0 || frames(&seen).into_iter().any(&wanted) {
+                return seen;
+            }
+        }
+    })
+    .await
 }
 
 type Pieces<'a> = Box<dyn Iterator<Item = Vec<u8>> + Send + 'a>;
