@@ -22,8 +22,8 @@ use crate::{
         Answer, JSON, Outcome, Shown, config, connect, dial, exchange, http, memory, post,
         read_all, secure,
     },
-    cluster::{Place, Process, TestCluster, start_worker_with},
-    support::{Folder, eventually, within},
+    cluster::{Place, Process, TestCluster, output, sh, start_worker_with},
+    support::{Folder, LIMIT, eventually, within},
 };
 
 /// Where attackers call from, so that others do not suffer for them.
@@ -447,11 +447,12 @@ type Pieces<'a> = Box<dyn Iterator<Item = Vec<u8>> + Send + 'a>;
 /// became of it, and how many pieces were taken.
 async fn flood(
     to: &str,
+    shown: Option<&Shown>,
     reads: bool,
     pieces: impl Iterator<Item = Vec<u8>>,
 ) -> (&'static str, usize) {
     let stream = dial(to, Some(ELSEWHERE)).await.unwrap();
-    let stream = secure(stream, None, "h2").await.unwrap();
+    let stream = secure(stream, shown, "h2").await.unwrap();
     let (mut reader, mut writer) = tokio::io::split(stream);
     let reading = tokio::spawn(async move {
         match reads {
@@ -483,8 +484,18 @@ async fn floods_within_a_connection_are_cut_off_or_slowed_down() {
     const MANY: u32 = 50_000;
     let (place, dir) = (Place::new(), Folder::new());
     let (scheduler, client) = process(place, dir.path()).await;
-    let before = memory(scheduler.id());
-    for to in [place.http(), place.grpc()] {
+    let mut worker = Process::worker_command(place, 1, &dir.path().join("w1"));
+    // Each call it refuses is a line.
+    worker.stderr(Stdio::null());
+    let worker = Process::run(worker);
+    client.ready(1, LIMIT).await.unwrap();
+    let viewer = Shown::new(Role::Viewer, "eve");
+    for (to, shown, of) in [
+        (place.http(), None, &scheduler),
+        (place.grpc(), None, &scheduler),
+        (place.worker(1), Some(&viewer), &worker),
+    ] {
+        let before = memory(of.id());
         let streams = || (0..MANY).map(|number| 2 * number + 1);
         let opened = |stream| headers(stream, "GET", "/livez", &to, END_HEADERS | END_STREAM);
         let begun = |stream| headers(stream, "POST", "/join", &to, END_HEADERS);
@@ -558,10 +569,17 @@ async fn floods_within_a_connection_are_cut_off_or_slowed_down() {
             ),
         ];
         for (what, reads, pieces) in floods {
-            let (outcome, sent) = flood(&to, reads, pieces).await;
+            let (outcome, sent) = flood(&to, shown, reads, pieces).await;
             let begun = Instant::now();
             within(client.workers()).await.unwrap();
-            let grown = memory(scheduler.id()).saturating_sub(before);
+            if shown.is_some() {
+                let id = within(client.start(&sh("echo unharmed")))
+                    .await
+                    .unwrap()
+                    .job_id;
+                assert_eq!(output(&client, id).await, b"unharmed\n", "{what}");
+            }
+            let grown = memory(of.id()).saturating_sub(before);
             println!(
                 "{to} {what}: {outcome} after {sent}, others wait {:?}, {grown} KiB more",
                 begun.elapsed()
