@@ -38,6 +38,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+use super::bounds::Bounds;
 use crate::identity::{Identity, ca, tls::Tls};
 
 /// What is tried again after a pause when there are no descriptors left.
@@ -48,39 +49,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// the frames of headers nothing else may be said, so who drips them cannot answer.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// The largest body of somebody who is not known: a signing request is much less.
-const MAX_STRANGE: usize = 16 * 1024;
-
-/// What a server takes from outside before it knows whether it should.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// From the connection to the end of the TLS handshake.
-    pub handshake: Duration,
-    /// From there to the end of the first request's headers, and likewise for
-    /// each further one; on an HTTP/2 connection that was served, twice this.
-    pub headers: Duration,
-    /// The most bytes of the headers of a request.
-    pub header_bytes: u32,
-    /// The most requests at once on one HTTP/2 connection.
-    pub streams: u32,
-    /// The most connections from one address that have asked for something.
-    pub connections: usize,
-    /// The most connections from one address that have not: beyond, the oldest goes.
-    pub silent: usize,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            handshake: Duration::from_secs(5),
-            headers: Duration::from_secs(10),
-            header_bytes: 16 * 1024,
-            streams: 64,
-            connections: 1024,
-            silent: 128,
-        }
-    }
-}
+/// The largest body of somebody who is not known, in bytes: a signing request is
+/// much less.
+pub const MAX_STRANGE: usize = 16 * 1024;
 
 /// Where a request comes from; an extension of every request.
 #[derive(Clone, Debug)]

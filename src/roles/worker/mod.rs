@@ -59,10 +59,7 @@ pub use self::{
 };
 use crate::{
     identity::{tls::Tls, token::Invitation},
-    net::{
-        accept::{self, Bounds},
-        dial,
-    },
+    net::{accept, bounds::Bounds, dial},
     proto::{DESCRIPTORS, worker_server::WorkerServer},
 };
 
@@ -136,11 +133,12 @@ pub enum OnStop {
     EndJobs,
 }
 
-/// What a worker's server takes, unless told otherwise.
-pub fn bounds() -> Bounds {
+/// What a worker with so many followers takes, unless told otherwise.
+pub fn bounds(followers: u32) -> Bounds {
     Bounds {
-        // All followers of this worker come over the scheduler's one connection.
-        streams: 2 * grpc::MAX_FOLLOWERS as u32,
+        followers,
+        // All of them come over the scheduler's one connection.
+        streams: followers.saturating_mul(2),
         ..Bounds::default()
     }
 }
@@ -382,7 +380,7 @@ async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let unreadable = |error| Error::Listener(io::Error::other(error));
-    let rpcs = Routes::new(WorkerServer::new(Service::new(name, jobs)))
+    let rpcs = Routes::new(WorkerServer::new(Service::new(name, jobs, bounds)))
         .add_service(health_server)
         .add_service(reflection().build_v1().map_err(unreadable)?)
         .add_service(reflection().build_v1alpha().map_err(unreadable)?);
