@@ -77,6 +77,7 @@ impl File for Scheduler {
         "bounds.streams",
         "bounds.connections",
         "bounds.silent",
+        "bounds.total_connections",
         "bounds.args",
         "bounds.arg_bytes",
         "bounds.followers",
@@ -127,6 +128,7 @@ impl File for Worker {
         "bounds.streams",
         "bounds.connections",
         "bounds.silent",
+        "bounds.total_connections",
         "bounds.args",
         "bounds.arg_bytes",
         "bounds.followers",
@@ -199,6 +201,8 @@ pub struct Bounds {
     pub connections: Option<usize>,
     /// The most connections of one address that have not.
     pub silent: Option<usize>,
+    /// The most connections of a server.
+    pub total_connections: Option<usize>,
     /// The most arguments of a job.
     pub args: Option<usize>,
     /// The most bytes of a job's arguments and environment.
@@ -559,6 +563,7 @@ mod tests {
             streams: Some(7),
             connections: Some(7),
             silent: Some(7),
+            total_connections: Some(7),
             args: Some(7),
             arg_bytes: Some(7),
             followers: Some(7),

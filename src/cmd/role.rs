@@ -176,6 +176,16 @@ pub(super) struct BoundsArgs {
     )]
     silent: Option<usize>,
 
+    /// How many connections a server may have in all [default: 8192]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_TOTAL_CONNECTIONS",
+        hide_env_values = true,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    total_connections: Option<usize>,
+
     /// How many arguments a job may have [default: 1000]
     #[arg(
         long,
@@ -252,6 +262,12 @@ impl BoundsArgs {
                 self.silent.or(file.silent),
                 1..=1 << 20,
                 default.silent,
+            )?,
+            total_connections: bound(
+                "total_connections",
+                self.total_connections.or(file.total_connections),
+                1..=1 << 20,
+                default.total_connections,
             )?,
             args: bound("args", self.args.or(file.args), 1..=MOST_ARGS, default.args)?,
             arg_bytes: bound(

@@ -18,6 +18,9 @@ pub struct Bounds {
     pub connections: usize,
     /// The most connections from one address that have not: beyond, the oldest goes.
     pub silent: usize,
+    /// The most connections of a server from all addresses together: beyond, the
+    /// oldest goes that has asked for nothing.
+    pub total_connections: usize,
     /// The most arguments of a job.
     pub args: usize,
     /// The most bytes of a job's arguments and environment together.
@@ -35,6 +38,7 @@ impl Default for Bounds {
             streams: 64,
             connections: 1024,
             silent: 128,
+            total_connections: 8192,
             args: 1000,
             arg_bytes: 256 * 1024,
             followers: 1024,

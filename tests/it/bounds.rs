@@ -386,6 +386,69 @@ async fn an_address_has_so_many_connections_and_no_more() {
     cluster.end().await;
 }
 
+#[tokio::test]
+async fn a_server_has_so_many_connections_and_no_more() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let log = dir.path().join("log");
+    let ordinary = Process::scheduler_command(place, dir.path());
+    let mut command = Command::new(ordinary.get_program());
+    command.args(ordinary.get_args().map(loud));
+    command.args([
+        "--total-connections",
+        "4",
+        "--handshake",
+        "1h",
+        "--headers",
+        "1h",
+    ]);
+    command.stdout(Stdio::null());
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let _scheduler = Process::run(command);
+    let said = |what: &str| std::fs::read_to_string(&log).unwrap().matches(what).count();
+    let to = place.http();
+    eventually(|| said("scheduler listens") > 0).await;
+    let admin = Shown::new(Role::Admin, "alice");
+    let asks = format!("GET /version HTTP/1.1\r\nhost: {to}\r\n\r\n");
+    // The last number of the address from which another one asks for something.
+    let served = async |from| {
+        let from = IpAddr::V4(Ipv4Addr::new(127, 0, 0, from));
+        let mut stream = secure(dial(&to, Some(from)).await?, Some(&admin), "http/1.1").await?;
+        stream.write_all(asks.as_bytes()).await?;
+        let mut first = [0; 12];
+        within(stream.read_exact(&mut first)).await?;
+        assert_eq!(&first, b"HTTP/1.1 200");
+        Ok::<_, std::io::Error>(stream)
+    };
+    // Of those that ask for nothing the oldest go, wherever they are from.
+    let mut silent = Vec::new();
+    for from in 70..74 {
+        let from = IpAddr::V4(Ipv4Addr::new(127, 0, 0, from));
+        silent.push(dial(&to, Some(from)).await.unwrap());
+    }
+    let mut held = Vec::new();
+    for from in 80..84 {
+        assert_eq!(said("no connection is left"), held.len().min(1));
+        held.push(served(from).await.unwrap());
+    }
+    for mut silent in silent {
+        assert_eq!(read_all(&mut silent).await, b"");
+    }
+    // Those that asked for something stay, and nobody comes in beside them.
+    for from in [80, 90] {
+        served(from).await.unwrap_err();
+    }
+    for stream in &mut held {
+        stream.write_all(asks.as_bytes()).await.unwrap();
+        let mut all = [0; 20];
+        within(stream.read_exact(&mut all)).await.unwrap();
+    }
+    assert_eq!(said("no connection is left"), 1);
+    assert_eq!(said("connections are left again"), 0);
+    held.pop();
+    eventually(|| said("connections are left again") == 1).await;
+    served(90).await.unwrap();
+}
+
 async fn start(client: &Client, request: &StartRequest) -> Result<JobId, Error> {
     Ok(within(client.start(request)).await?.job_id)
 }
@@ -532,6 +595,7 @@ fn bounds_that_make_no_sense_are_refused() {
     for (key, value) in [
         ("header_bytes", "100"),
         ("streams", "0"),
+        ("total_connections", "0"),
         ("args", "0"),
         ("arg_bytes", "10000000"),
         ("followers", "0"),
