@@ -80,7 +80,7 @@ pub(super) fn router(scheduler: Scheduler) -> Router {
     router
         .fallback(route_not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(api::MAX_BODY))
+        .layer(DefaultBodyLimit::max(scheduler.body_bytes))
         .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
         .layer(from_fn_with_state(scheduler.clone(), admit::admit))
         .layer(PropagateRequestIdLayer::new(request_id.clone()))
@@ -111,7 +111,7 @@ async fn start(
 ) -> Result<(StatusCode, Json<api::StartResponse>), Error> {
     let key = decode_key(&headers, &asked)?;
     let named = asked.worker_id.clone();
-    let spec = Spec::new(asked).map_err(Error::BadRequest)?;
+    let spec = Spec::new(asked, &scheduler.bounds).map_err(Error::BadRequest)?;
     let job_id = scheduler.jobs.start(spec, named, key, caller).await?;
     Ok((StatusCode::CREATED, Json(api::StartResponse { job_id })))
 }
@@ -343,16 +343,13 @@ async fn find(
 /// A JSON body; what is wrong with it is said as every other error is.
 struct Body<T>(T);
 
-impl<T, S> FromRequest<S> for Body<T>
-where
-    T: DeserializeOwned,
-    S: Send + Sync,
-{
+impl<T: DeserializeOwned> FromRequest<Scheduler> for Body<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let Json(body): Json<Box<RawValue>> =
-            Json::from_request(request, state).await.map_err(bad_body)?;
+    async fn from_request(request: Request, scheduler: &Scheduler) -> Result<Self, Error> {
+        let bad_body = |rejection| bad_body(&rejection, scheduler.body_bytes);
+        let read = Json::from_request(request, scheduler).await;
+        let Json(body): Json<Box<RawValue>> = read.map_err(bad_body)?;
         // Or an array would do, with the fields in the order of their definition.
         if !body.get().starts_with('{') {
             return Err(Error::BadRequest(
@@ -364,11 +361,11 @@ where
     }
 }
 
-fn bad_body(rejection: JsonRejection) -> Error {
+fn bad_body(rejection: &JsonRejection, limit: usize) -> Error {
     match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge,
+        StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge(limit),
         StatusCode::UNSUPPORTED_MEDIA_TYPE => Error::UnsupportedMediaType,
-        _ => Error::BadRequest(format!("bad body: {}", cause(&rejection))),
+        _ => Error::BadRequest(format!("bad body: {}", cause(rejection))),
     }
 }
 

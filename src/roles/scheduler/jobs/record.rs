@@ -9,14 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api,
     ids::{self, JobId, WorkerId},
+    net::bounds::Bounds,
     roles::scheduler::registry::Session,
 };
-
-/// The most arguments a job may have.
-const MAX_ARGS: usize = 1000;
-
-/// The most bytes its arguments and its environment may have together.
-const MAX_ARGS_BYTES: usize = 256 * 1024;
 
 /// The longest path that Linux takes (PATH_MAX).
 const MAX_PATH: usize = 4096;
@@ -37,7 +32,7 @@ pub(crate) struct Spec {
 impl Spec {
     /// What the request asks for, or in one line what is wrong with it. An empty
     /// command or path counts as none.
-    pub(crate) fn new(asked: api::StartRequest) -> Result<Self, String> {
+    pub(crate) fn new(asked: api::StartRequest, bounds: &Bounds) -> Result<Self, String> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         let spec = Self {
             command: given(asked.command),
@@ -49,27 +44,15 @@ impl Spec {
             name: asked.name,
             timeout: asked.timeout_ms.map(Duration::from_millis),
         };
-        spec.check()?;
+        spec.check(bounds)?;
         Ok(spec)
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self, bounds: &Bounds) -> Result<(), String> {
         if self.command.is_none() && self.path.is_none() {
             return Err("command and path are both empty".to_owned());
         }
-        if self.args.len() > MAX_ARGS {
-            return Err(format!("more than {MAX_ARGS} args"));
-        }
-        let args = self.args.iter().map(String::len);
-        let env = self
-            .env
-            .iter()
-            .map(|(name, value)| name.len() + value.len());
-        if args.chain(env).sum::<usize>() > MAX_ARGS_BYTES {
-            return Err(format!(
-                "args and env are larger than {MAX_ARGS_BYTES} bytes"
-            ));
-        }
+        bounds.check_args(&self.args, &self.env)?;
         let texts = [
             ("command", &self.command),
             ("path", &self.path),
@@ -596,7 +579,7 @@ pub(crate) mod tests {
             ..Default::default()
         };
         change(&mut request);
-        Spec::new(request)
+        Spec::new(request, &Bounds::default())
     }
 
     #[test]
@@ -613,8 +596,8 @@ pub(crate) mod tests {
             ("command contains", spec(|r| r.command = Some("a\0".into()))),
             ("path contains", spec(|r| r.path = Some("a\0".into()))),
             ("args contains", spec(|r| r.args = vec!["\0".into()])),
-            ("more than", spec(|r| r.args = vec![String::new(); 1001])),
-            ("larger", spec(|r| r.args = vec!["x".repeat(300_000)])),
+            ("1000 are", spec(|r| r.args = vec![String::new(); 1001])),
+            ("262144 are", spec(|r| r.args = vec!["x".repeat(300_000)])),
             (
                 "env name ''",
                 spec(|r| drop(r.env.insert(String::new(), String::new()))),
