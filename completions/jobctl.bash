@@ -1708,7 +1708,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__scheduler)
-            opts="-h --config --data-dir --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-for --keep-finished --name --keep-audit --insecure --client-dir --handshake --headers --header-bytes --streams --connections --silent --log-level --log-format --color --help"
+            opts="-h --config --data-dir --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-for --keep-finished --name --keep-audit --insecure --client-dir --handshake --headers --header-bytes --streams --connections --silent --total-connections --args --arg-bytes --followers --body-bytes --job-followers --log-level --log-format --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1779,6 +1779,30 @@ _jobctl() {
                     return 0
                     ;;
                 --silent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --total-connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --args)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --arg-bytes)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --followers)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --body-bytes)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --job-followers)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -2272,7 +2296,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --join --insecure --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --user --allow-users --allow-new-privileges --memory --processes --open-files --cpus --keep-finished --handshake --headers --header-bytes --streams --connections --silent --log-level --log-format --color --help kill-all help"
+            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --join --insecure --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --user --allow-users --allow-new-privileges --memory --processes --open-files --cpus --keep-finished --handshake --headers --header-bytes --streams --connections --silent --total-connections --args --arg-bytes --followers --log-level --log-format --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2379,6 +2403,22 @@ _jobctl() {
                     return 0
                     ;;
                 --silent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --total-connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --args)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --arg-bytes)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --followers)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -459,9 +459,15 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l client-dir -
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l handshake -d 'How long a TLS handshake may take [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l headers -d 'How long the headers of a request may take [default: 10s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l header-bytes -d 'How many bytes of headers a request may have [default: 16384]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: all its followers]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: twice its followers]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l connections -d 'How many connections an address may have that asked for something [default: 1024]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l silent -d 'How many connections an address may have that did not [default: 128]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l total-connections -d 'How many connections a server may have in all [default: 8192]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l args -d 'How many arguments a job may have [default: 1000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l arg-bytes -d 'How many bytes a job\'s arguments and environment may have [default: 262144]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l followers -d 'How many followers the jobs of a worker may have at once [default: 1024]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l body-bytes -d 'How many bytes the body of a request to the HTTP API may have [default: 1048576]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l job-followers -d 'How many followers the output of a job may have at once [default: 128]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"
@@ -495,9 +501,13 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_see
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l handshake -d 'How long a TLS handshake may take [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l headers -d 'How long the headers of a request may take [default: 10s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l header-bytes -d 'How many bytes of headers a request may have [default: 16384]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: all its followers]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: twice its followers]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l connections -d 'How many connections an address may have that asked for something [default: 1024]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l silent -d 'How many connections an address may have that did not [default: 128]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l total-connections -d 'How many connections a server may have in all [default: 8192]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l args -d 'How many arguments a job may have [default: 1000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l arg-bytes -d 'How many bytes a job\'s arguments and environment may have [default: 262144]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l followers -d 'How many followers the jobs of a worker may have at once [default: 1024]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"

@@ -21,7 +21,7 @@ use crate::{
     ids::{GroupId, JobId, WorkerId},
 };
 
-/// The largest request body taken, in bytes.
+/// The largest request body taken, in bytes, where a scheduler is not told otherwise.
 pub const MAX_BODY: usize = 1024 * 1024;
 
 /// The longest a `/query` with `wait_ms` is held before it is answered anyway.

@@ -77,6 +77,12 @@ impl File for Scheduler {
         "bounds.streams",
         "bounds.connections",
         "bounds.silent",
+        "bounds.total_connections",
+        "bounds.args",
+        "bounds.arg_bytes",
+        "bounds.followers",
+        "bounds.job_followers",
+        "bounds.body_bytes",
         "scheduler.data_dir",
         "heartbeat.interval",
         "calls.deadline",
@@ -122,6 +128,10 @@ impl File for Worker {
         "bounds.streams",
         "bounds.connections",
         "bounds.silent",
+        "bounds.total_connections",
+        "bounds.args",
+        "bounds.arg_bytes",
+        "bounds.followers",
         "scheduler.addr",
         "worker.name",
         "worker.data_dir",
@@ -191,6 +201,18 @@ pub struct Bounds {
     pub connections: Option<usize>,
     /// The most connections of one address that have not.
     pub silent: Option<usize>,
+    /// The most connections of a server.
+    pub total_connections: Option<usize>,
+    /// The most arguments of a job.
+    pub args: Option<usize>,
+    /// The most bytes of a job's arguments and environment.
+    pub arg_bytes: Option<usize>,
+    /// The most followers of a worker.
+    pub followers: Option<u32>,
+    /// The most followers of a job: of the scheduler alone.
+    pub job_followers: Option<u32>,
+    /// The most bytes of the body of a request: of the scheduler alone.
+    pub body_bytes: Option<usize>,
 }
 
 /// `[security]` of a worker.
@@ -508,8 +530,8 @@ mod tests {
                 | "allow_new_privileges",
             ) => "false",
             Some("keep_finished" | "processes" | "open_files" | "cpus") => "7",
-            Some("header_bytes" | "streams" | "connections" | "silent") => "7",
             Some("handshake" | "headers") => "\"3s\"",
+            _ if key.starts_with("bounds.") => "7",
             Some("output_limit" | "memory") => "\"7MiB\"",
             Some("interval" | "deadline" | "grace" | "keep_for" | "keep_audit") => "\"3s\"",
             Some("format") => "\"json\"",
@@ -534,6 +556,21 @@ mod tests {
         assert_eq!(read.security.names, Some(vec!["x".to_owned()]));
         assert_eq!(read.security.keep_audit, Some(Duration::from_secs(3)));
         assert_eq!(read.log.format, Some(LogFormat::Json));
+        let all = Bounds {
+            handshake: Some(Duration::from_secs(3)),
+            headers: Some(Duration::from_secs(3)),
+            header_bytes: Some(7),
+            streams: Some(7),
+            connections: Some(7),
+            silent: Some(7),
+            total_connections: Some(7),
+            args: Some(7),
+            arg_bytes: Some(7),
+            followers: Some(7),
+            job_followers: Some(7),
+            body_bytes: Some(7),
+        };
+        assert_eq!(read.bounds, all);
 
         let read: Worker = parse(&file(Worker::KEYS), Path::new("w")).unwrap();
         assert_eq!(read.grpc_server.advertise.as_deref(), Some("x"));
@@ -551,6 +588,12 @@ mod tests {
         assert_eq!(read.jobs.memory, Some(ByteSize::mib(7)));
         assert_eq!(read.jobs.processes, Some(7));
         assert_eq!(read.jobs.open_files, Some(7));
+        let of_worker = Bounds {
+            job_followers: None,
+            body_bytes: None,
+            ..all
+        };
+        assert_eq!(read.bounds, of_worker);
         assert_eq!(read.jobs.cpus, Some(7.0), "without a point too");
         let list = "[jobs]\nallow_commands = [\"bash\", \"/bin/ls\"]";
         let read: Worker = parse(list, Path::new("w")).unwrap();

@@ -21,9 +21,10 @@ use crate::{
     api::{
         self, AuditQuery, CertificateResponse, CertificatesResponse, CreateTokenRequest,
         CreateTokenResponse, DoneResponse, JobsQuery, JobsResponse, JoinRequest, LogsQuery,
-        QueryRequest, QueryResponse, RenewRequest, RevokeCertificateRequest, RevokeTokenRequest,
-        RotateRequest, RotateResponse, StartRequest, StartResponse, StopRequest, StopResponse,
-        TokensResponse, VersionResponse, WorkersResponse, whole_milliseconds,
+        QueryAnswer, QueryRequest, RenewRequest, RevokeCertificateRequest, RevokeTokenRequest,
+        RotateRequest, RotateResponse, StartGroupResponse, StartRequest, StartResponse,
+        StopRequest, StopResponse, TokensResponse, VersionResponse, WorkersResponse,
+        whole_milliseconds,
     },
     identity::{self, tls},
 };
@@ -192,6 +193,24 @@ impl Client {
         body: &StartRequest,
         key: &str,
     ) -> Result<StartResponse, Error> {
+        self.start_once(body, key).await
+    }
+
+    /// As [`Client::start_with_key`], of a group: returns once all its jobs are
+    /// recorded.
+    pub async fn start_group(
+        &self,
+        body: &StartRequest,
+        key: &str,
+    ) -> Result<StartGroupResponse, Error> {
+        self.start_once(body, key).await
+    }
+
+    async fn start_once<T: DeserializeOwned>(
+        &self,
+        body: &StartRequest,
+        key: &str,
+    ) -> Result<T, Error> {
         let began = Instant::now();
         let mut retry = Retry::new(began);
         let mut reached = None;
@@ -229,9 +248,9 @@ impl Client {
         self.ask(self.post("/stop", body)).await
     }
 
-    /// `POST /query`: how a job stands; with `wait_ms` not before it has ended
+    /// `POST /query`: how a job or a group stands; with `wait_ms` not before it has ended
     /// or that time is over.
-    pub async fn query(&self, body: &QueryRequest) -> Result<QueryResponse, Error> {
+    pub async fn query(&self, body: &QueryRequest) -> Result<QueryAnswer, Error> {
         let held = Duration::from_millis(body.wait_ms.unwrap_or_default());
         self.ask(self.post("/query", body).timeout(held + OWN_ANSWER))
             .await

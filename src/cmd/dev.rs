@@ -18,7 +18,7 @@ use super::{
     worker,
 };
 use crate::{
-    api::StartRequest,
+    api::{self, StartRequest},
     client::{
         Client, Proof,
         contexts::{self, Contexts},
@@ -26,7 +26,7 @@ use crate::{
     },
     config::LogFormat,
     identity::{ca, token::Invitation},
-    net::accept::Bounds,
+    net::bounds::Bounds,
     roles::{
         scheduler::{self as scheduler_role, Listeners},
         worker as worker_role,
@@ -216,6 +216,8 @@ fn scheduler_config(
         names: scheduler::names(listeners, Vec::new())?,
         security: scheduler_role::Security::OwnAuthority,
         bounds: Bounds::default(),
+        body_bytes: api::MAX_BODY,
+        job_followers: scheduler::JOB_FOLLOWERS,
         certificate_lifetime: ca::LIFETIME,
     })
 }
@@ -226,7 +228,7 @@ fn worker_config(folder: &Path, invitation: Invitation) -> worker_role::Config {
         // The port may be another one than the last time.
         scheduler: Some(invitation.address.clone()),
         security: worker_role::Security::Joined(Some(invitation)),
-        bounds: worker_role::bounds(),
+        bounds: worker_role::bounds(Bounds::default().followers),
         advertise: None,
         data_dir: folder.join("worker"),
         script_dir: None,

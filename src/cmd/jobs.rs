@@ -43,6 +43,15 @@ pub(super) struct Args {
     #[arg(long, help_heading = "Which jobs")]
     name: Option<String>,
 
+    /// Only jobs of this group, the first first
+    #[arg(
+        long,
+        value_parser = NonEmptyStringValueParser::new(),
+        conflicts_with_all = ["state", "worker", "name"],
+        help_heading = "Which jobs"
+    )]
+    group: Option<String>,
+
     /// At most so many
     #[arg(
         short = 'n',
@@ -72,6 +81,7 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
         state: (!args.state.is_empty()).then(|| args.state.join(",")),
         worker_id: args.worker,
         name: args.name,
+        group_id: args.group,
         limit: None,
         after: None,
     };

@@ -2,7 +2,7 @@
 
 use jiff::{Span, Timestamp, Zoned};
 
-use super::{Caller, Codes, DONE, EXIT_CODES, named, wait};
+use super::{Caller, Codes, DONE, EXIT_CODES, Named, group, named, wait};
 use crate::{
     api::{LogsQuery, Stream},
     client::{
@@ -20,14 +20,14 @@ Examples:
   jobctl logs -n 20 -f -t 3f2a8b1c      the last 20 lines and on, with times
   jobctl logs --since '2h ago' --stream stderr nightly";
 
-/// Show what a job has written
+/// Show what a job has written, or the jobs of a group
 ///
 /// Its stdout comes on stdout, its stderr on stderr, byte for byte; only a
 /// terminal gets control characters made visible.
 #[derive(Debug, clap::Args)]
 #[command(before_long_help = EXAMPLES, after_long_help = EXIT_CODES)]
 pub(super) struct Args {
-    /// The job, by id, prefix, name or `last`
+    /// The job or group, by id, prefix, name or `last`, or GROUP/INDEX
     #[arg(value_name = "JOB", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     job: String,
 
@@ -95,22 +95,30 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
             .await
             .unwrap_or_else(|error| caller.report(&error, Codes::Job)));
     }
-    let query = caller.patiently(query(args, caller)).await?;
-    show(&caller.client, query, look).await?;
+    match caller.patiently(query(args, caller)).await? {
+        (Named::Job(_), query) => drop(show(&caller.client, query, look).await?),
+        (Named::Group(group), query) => group::show(&caller.client, &group, &query, look).await?,
+    }
     Ok(DONE)
 }
 
 async fn follow(args: Args, caller: &Caller, look: Look) -> anyhow::Result<u8> {
-    let query = caller.patiently(query(args, caller)).await?;
-    attached(caller, query, look).await
+    match caller.patiently(query(args, caller)).await? {
+        (Named::Job(_), query) => attached(caller, query, look).await,
+        (Named::Group(group), query) => group::followed(caller, &group, &query, look).await,
+    }
 }
 
 /// The request, with the job's whole id: what `last` or a name means may change
 /// before a broken connection is taken up again.
-async fn query(args: Args, caller: &Caller) -> anyhow::Result<LogsQuery> {
-    let job = named(caller, args.job).await?.0;
-    Ok(LogsQuery {
-        job_id: job.to_string(),
+async fn query(args: Args, caller: &Caller) -> anyhow::Result<(Named, LogsQuery)> {
+    let named = named(caller, args.job).await?.0;
+    let job_id = match &named {
+        Named::Job(id) => id.to_string(),
+        Named::Group(group) => group.id.to_string(),
+    };
+    let query = LogsQuery {
+        job_id,
         worker_id: None,
         follow: args.follow,
         offset: args.offset,
@@ -120,7 +128,8 @@ async fn query(args: Args, caller: &Caller) -> anyhow::Result<LogsQuery> {
             OneStream::Stdout => Stream::Stdout,
             OneStream::Stderr => Stream::Stderr,
         }),
-    })
+    };
+    Ok((named, query))
 }
 
 /// Shows output until the job ends, or until Ctrl-C; the number is the exit code.

@@ -15,6 +15,7 @@ mod cert;
 mod completions;
 mod context;
 mod dev;
+mod group;
 mod jobs;
 mod login;
 mod logs;
@@ -35,7 +36,7 @@ mod workers;
 pub use self::report::{report, show_usage};
 use self::{
     caller::{Caller, Effect, NoScheduler, variable},
-    names::{Jobs, Unmatched, listed, name, named, named_jobs},
+    names::{Jobs, Named, Unmatched, listed, name, named, named_jobs},
     report::{BadSetting, Hinted, hint, hint_of_refusal, report_with, usage},
 };
 use crate::{

@@ -7,7 +7,7 @@ use clap::builder::NonEmptyStringValueParser;
 
 use super::caller::Caller;
 use crate::{
-    api::QueryRequest,
+    api::{Group, QueryAnswer, QueryRequest},
     client::{self, render},
     ids::{JobId, is_name},
 };
@@ -15,7 +15,8 @@ use crate::{
 /// Jobs as arguments. Empty ones would only be refused by the scheduler.
 #[derive(Debug, clap::Args)]
 pub(super) struct Jobs {
-    /// Jobs, each by id, prefix, name or `last`; `-` reads them from stdin
+    /// Jobs and groups, each by id, prefix, name or `last`, or GROUP/INDEX; `-`
+    /// reads them from stdin
     #[arg(required = true, value_name = "JOB", value_parser = NonEmptyStringValueParser::new())]
     pub(super) jobs: Vec<String>,
 }
@@ -48,25 +49,38 @@ pub(super) fn listed(words: Vec<String>, things: &str) -> anyhow::Result<Vec<Str
     Ok(named)
 }
 
-/// The job that `reference` means, and what to call it: by its name too, if
-/// that was how it was called. Asks the scheduler unless it is a whole id.
+/// What somebody means by an id or a name.
+#[derive(Clone, Debug)]
+pub(super) enum Named {
+    Job(JobId),
+    Group(Box<Group>),
+}
+
+/// What `reference` means, and what to call it: by its name too, if that was how
+/// it was called.
 pub(super) async fn named(
     caller: &Caller,
     reference: String,
-) -> Result<(JobId, String), client::Error> {
-    if let Ok(id) = reference.parse::<JobId>() {
-        return Ok((id, id.short()));
-    }
+) -> Result<(Named, String), client::Error> {
     let request = QueryRequest {
         job_id: reference.clone(),
         ..QueryRequest::default()
     };
-    let job = caller.client.query(&request).await?.job;
-    let label = match job.name {
-        Some(name) if name == reference => format!("{name} ({})", job.id.short()),
-        _ => job.id.short(),
+    let label = |name: Option<String>, id: String| match name {
+        Some(name) if name == reference => format!("{name} ({id})"),
+        _ => id,
     };
-    Ok((job.id, label))
+    Ok(match caller.client.query(&request).await? {
+        QueryAnswer::Job(answer) => {
+            let (id, name) = (answer.job.id, answer.job.name);
+            (Named::Job(id), label(name, id.short()))
+        }
+        QueryAnswer::Group(answer) => {
+            let group = answer.group;
+            let label = label(group.name.clone(), group.id.short());
+            (Named::Group(Box::new(group)), label)
+        }
+    })
 }
 
 /// Nobody, or not one alone, is what was meant.

@@ -13,7 +13,7 @@ Examples:
   jobctl query last
   jobctl query -o json nightly | jq .exit_code";
 
-/// Show jobs in full
+/// Show jobs, and groups of jobs, in full
 #[derive(Debug, clap::Args)]
 #[command(before_long_help = EXAMPLES)]
 pub(super) struct Args {
@@ -39,15 +39,15 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     });
     let answers = stream::iter(calls).buffered(AT_ONCE).collect::<Vec<_>>();
     let answers = caller.patiently(answers).await;
-    let (mut jobs, mut highest) = (Vec::new(), DONE);
+    let (mut found, mut highest) = (Vec::new(), DONE);
     for answer in answers {
         match answer {
-            Ok(answer) => jobs.push(answer.job),
+            Ok(answer) => found.push(answer),
             Err(error) => highest = highest.max(caller.report(&error.into(), Codes::Jobctl)),
         }
     }
-    if highest == DONE || !jobs.is_empty() {
-        render::jobs(&jobs, args.shown.format(), many)?;
+    if highest == DONE || !found.is_empty() {
+        render::answers(&found, args.shown.format(), many)?;
     }
     Ok(highest)
 }

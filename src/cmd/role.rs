@@ -3,9 +3,11 @@
 
 use std::{
     env,
+    fmt::Display,
     future::Future,
     io,
     net::{Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     pin::pin,
     time::Duration,
@@ -22,6 +24,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{BadSetting, DONE, Hinted, INTERRUPTED};
 use crate::{
+    api::exit_code,
     client::render,
     config::{self, LogFormat},
     identity::{
@@ -29,7 +32,7 @@ use crate::{
         files::{self, Pem},
         tls::{Credentials, Strangers, Tls},
     },
-    net::accept::Bounds,
+    net::bounds::Bounds,
 };
 
 /// What a role writes about itself, on stderr.
@@ -103,6 +106,11 @@ fn filter(text: &str) -> Result<EnvFilter, BadSetting> {
     EnvFilter::try_new(text).map_err(|error| bad(error.to_string()))
 }
 
+/// With more than these, a job would not fit into a message to its shim, a record
+/// of its worker's journal or a call of its scheduler, which have 4 MiB.
+const MOST_ARGS: usize = 100_000;
+const MOST_ARG_BYTES: usize = 512 * 1024;
+
 /// What a role takes from outside before it knows whether it should.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Bounds")]
@@ -133,19 +141,17 @@ pub(super) struct BoundsArgs {
         env = "JOBCTL_BOUNDS_HEADER_BYTES",
         hide_env_values = true,
         value_name = "N",
-        value_parser = clap::value_parser!(u32).range(8192..=1_048_576),
         hide_short_help = true
     )]
     header_bytes: Option<u32>,
 
     /// How many requests an HTTP/2 connection may have at once [default: 64; a
-    /// worker's: all its followers]
+    /// worker's: twice its followers]
     #[arg(
         long,
         env = "JOBCTL_BOUNDS_STREAMS",
         hide_env_values = true,
         value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..),
         hide_short_help = true
     )]
     streams: Option<u32>,
@@ -170,28 +176,130 @@ pub(super) struct BoundsArgs {
         hide_short_help = true
     )]
     silent: Option<usize>,
+
+    /// How many connections a server may have in all [default: 8192]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_TOTAL_CONNECTIONS",
+        hide_env_values = true,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    total_connections: Option<usize>,
+
+    /// How many arguments a job may have [default: 1000]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_ARGS",
+        hide_env_values = true,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    args: Option<usize>,
+
+    /// How many bytes a job's arguments and environment may have [default: 262144]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_ARG_BYTES",
+        hide_env_values = true,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    arg_bytes: Option<usize>,
+
+    /// How many followers the jobs of a worker may have at once [default: 1024]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_FOLLOWERS",
+        hide_env_values = true,
+        value_name = "N",
+        hide_short_help = true
+    )]
+    followers: Option<u32>,
 }
 
 impl BoundsArgs {
-    /// What is not set here is taken from the file, and then from `default`.
-    pub(super) fn or(self, file: &config::Bounds, default: Bounds) -> Bounds {
-        Bounds {
+    /// What is not set here is taken from the file, and then from what is the
+    /// default for so many followers.
+    pub(super) fn or(
+        self,
+        file: &config::Bounds,
+        default: impl FnOnce(u32) -> Bounds,
+    ) -> Result<Bounds, BadSetting> {
+        let followers = bound(
+            "followers",
+            self.followers.or(file.followers),
+            1..=1 << 20,
+            Bounds::default().followers,
+        )?;
+        let default = default(followers);
+        Ok(Bounds {
+            followers,
             handshake: self
                 .handshake
                 .or(file.handshake)
                 .unwrap_or(default.handshake),
             headers: self.headers.or(file.headers).unwrap_or(default.headers),
-            header_bytes: self
-                .header_bytes
-                .or(file.header_bytes)
-                .unwrap_or(default.header_bytes),
-            streams: self.streams.or(file.streams).unwrap_or(default.streams),
-            connections: self
-                .connections
-                .or(file.connections)
-                .unwrap_or(default.connections),
-            silent: self.silent.or(file.silent).unwrap_or(default.silent),
-        }
+            header_bytes: bound(
+                "header_bytes",
+                self.header_bytes.or(file.header_bytes),
+                8192..=1 << 20,
+                default.header_bytes,
+            )?,
+            streams: bound(
+                "streams",
+                self.streams.or(file.streams),
+                1..=1 << 20,
+                default.streams,
+            )?,
+            connections: bound(
+                "connections",
+                self.connections.or(file.connections),
+                1..=1 << 20,
+                default.connections,
+            )?,
+            silent: bound(
+                "silent",
+                self.silent.or(file.silent),
+                1..=1 << 20,
+                default.silent,
+            )?,
+            total_connections: bound(
+                "total_connections",
+                self.total_connections.or(file.total_connections),
+                1..=1 << 20,
+                default.total_connections,
+            )?,
+            args: bound("args", self.args.or(file.args), 1..=MOST_ARGS, default.args)?,
+            arg_bytes: bound(
+                "arg_bytes",
+                self.arg_bytes.or(file.arg_bytes),
+                1..=MOST_ARG_BYTES,
+                default.arg_bytes,
+            )?,
+        })
+    }
+}
+
+/// A bound that was asked for, which may be too low to serve anybody or too high
+/// to hold; else the default.
+pub(super) fn bound<T: PartialOrd + Display>(
+    key: &str,
+    asked: Option<T>,
+    sane: RangeInclusive<T>,
+    default: T,
+) -> Result<T, BadSetting> {
+    match asked {
+        None => Ok(default),
+        Some(asked) if sane.contains(&asked) => Ok(asked),
+        Some(asked) => Err(BadSetting {
+            message: format!("`bounds.{key}` is {asked}"),
+            hint: format!(
+                "from {} to {} make sense; {default} is the default",
+                sane.start(),
+                sane.end()
+            ),
+        }),
     }
 }
 

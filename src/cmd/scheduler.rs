@@ -8,16 +8,17 @@ use tokio_util::sync::CancellationToken;
 use super::{
     BadSetting, context,
     role::{
-        Address, BoundsArgs, ConfigArgs, LogArgs, Secured, named_certificates, state_folder,
+        Address, BoundsArgs, ConfigArgs, LogArgs, Secured, bound, named_certificates, state_folder,
         until_signalled,
     },
     welcome::{Place, Welcome},
 };
 use crate::{
+    api,
     client::render,
     config,
     identity::{Role, ca, tls::Strangers},
-    net::accept::Bounds,
+    net::bounds::Bounds,
     roles::scheduler::{self, Config, Listeners, Security},
 };
 
@@ -36,6 +37,7 @@ pub(super) const GRPC: Address = Address {
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(2);
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 pub(super) const KEEP_FINISHED: u64 = 1_000_000;
+pub(super) const JOB_FOLLOWERS: u32 = 128;
 pub(super) const KEEP_AUDIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(super) const KEEP_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -164,6 +166,29 @@ pub(super) struct Args {
     #[command(flatten)]
     bounds: BoundsArgs,
 
+    /// How many bytes the body of a request to the HTTP API may have
+    /// [default: 1048576]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_BODY_BYTES",
+        hide_env_values = true,
+        value_name = "N",
+        help_heading = "Bounds",
+        hide_short_help = true
+    )]
+    body_bytes: Option<usize>,
+
+    /// How many followers the output of a job may have at once [default: 128]
+    #[arg(
+        long,
+        env = "JOBCTL_BOUNDS_JOB_FOLLOWERS",
+        hide_env_values = true,
+        value_name = "N",
+        help_heading = "Bounds",
+        hide_short_help = true
+    )]
+    job_followers: Option<u32>,
+
     #[command(flatten)]
     log: LogArgs,
 }
@@ -196,7 +221,22 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     let config = Config {
         names: names(&listeners, more_names)?,
         security,
-        bounds: args.bounds.or(&file.bounds, Bounds::default()),
+        body_bytes: bound(
+            "body_bytes",
+            args.body_bytes.or(file.bounds.body_bytes),
+            1..=16 << 20,
+            api::MAX_BODY,
+        )?,
+        job_followers: bound(
+            "job_followers",
+            args.job_followers.or(file.bounds.job_followers),
+            1..=1 << 20,
+            JOB_FOLLOWERS,
+        )?,
+        bounds: args.bounds.or(&file.bounds, |followers| Bounds {
+            followers,
+            ..Bounds::default()
+        })?,
         certificate_lifetime: ca::LIFETIME,
         keep_audit: args
             .keep_audit

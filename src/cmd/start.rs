@@ -1,13 +1,21 @@
 //! `jobctl start`
 
-use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    env, fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use clap::builder::NonEmptyStringValueParser;
 
-use super::{Caller, Codes, DONE, EXIT_CODES, logs, usage, wait, whole_milliseconds};
+use super::{Caller, Codes, DONE, EXIT_CODES, group, logs, usage, wait, whole_milliseconds};
 use crate::{
-    api::{JobState, LogsQuery, MAX_KEY, Priority, QueryRequest, StartRequest, StartResponse},
+    api::{
+        JobState, LogsQuery, MAX_GROUP, MAX_KEY, PassedOver, Priority, QueryAnswer, QueryRequest,
+        StartRequest, StartResponse,
+    },
     client::render::{self, Look, Timestamps},
     config,
     ids::JobId,
@@ -76,6 +84,51 @@ pub(super) struct Args {
     )]
     with: Option<String>,
 
+    /// One job on each worker that has the labels
+    #[arg(
+        long,
+        group = "many",
+        conflicts_with = "worker",
+        help_heading = "Many at once"
+    )]
+    all: bool,
+
+    /// So many jobs, told apart by JOBCTL_INDEX, from 0
+    #[arg(
+        long,
+        group = "many",
+        value_name = "N",
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_GROUP as i64),
+        help_heading = "Many at once"
+    )]
+    count: Option<u32>,
+
+    /// One job for each line of a file, which it finds in JOBCTL_ITEM; `-` reads
+    /// the lines from stdin
+    #[arg(
+        long,
+        group = "many",
+        value_name = "FILE",
+        help_heading = "Many at once"
+    )]
+    each: Option<PathBuf>,
+
+    /// No more than so many of them on workers at a time
+    #[arg(
+        long,
+        requires = "many",
+        value_name = "K",
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = "Many at once"
+    )]
+    at_once: Option<u32>,
+
+    /// Once one of them fails, stop the rest
+    #[arg(long, requires = "many", help_heading = "Many at once")]
+    stop_on_failure: bool,
+
     /// A variable of its environment; without `=V` its value here
     #[arg(long, value_name = "K[=V]", help_heading = "How")]
     env: Vec<String>,
@@ -111,7 +164,7 @@ pub(super) struct Args {
     priority: Option<Priority>,
 
     /// Refuse it instead of having it wait for a free slot
-    #[arg(long, help_heading = "How")]
+    #[arg(long, conflicts_with = "many", help_heading = "How")]
     no_queue: bool,
 
     /// Start it once, however often this is asked for under this key
@@ -149,6 +202,14 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
         .clone()
         .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let request = request(args, |key| env::var(key))?;
+    if request.is_group() {
+        let outcome = many(&request, &key, caller, stay).await;
+        let codes = match stay {
+            None => Codes::Jobctl,
+            Some(_) => Codes::Job,
+        };
+        return Ok(outcome.unwrap_or_else(|error| caller.report(&error, codes)));
+    }
     let Some(stay) = stay else {
         let start = caller.client.start_with_key(&request, &key);
         let answer = caller.patiently(start).await?;
@@ -163,6 +224,58 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     };
     let outcome = attached(&request, &key, caller, stay).await;
     Ok(outcome.unwrap_or_else(|error| caller.report(&error, Codes::Job)))
+}
+
+async fn many(
+    request: &StartRequest,
+    key: &str,
+    caller: &Caller,
+    stay: Option<Stay>,
+) -> anyhow::Result<u8> {
+    let start = caller.client.start_group(request, key);
+    let answer = caller.patiently(start).await?;
+    for PassedOver { worker, reason } in &answer.passed_over {
+        render::note(&format!("{worker} gets no job: {reason}"));
+    }
+    let (id, count) = (answer.group_id, answer.count);
+    match stay {
+        None => render::data(&format!("{id}\n"))
+            .with_context(|| format!("group {id} was started, but its id could not be written"))
+            .map(|()| DONE),
+        Some(stay) => {
+            if render::is_attended() {
+                render::note(&format!("group {} of {count} jobs started", id.short()));
+            }
+            match stay {
+                Stay::Wait => group::attached(caller, id).await,
+                Stay::Follow(look) => group::followed_from_start(caller, id, look).await,
+            }
+        }
+    }
+}
+
+/// The lines of a file, or of stdin, that are not empty.
+fn lines(file: &Path) -> anyhow::Result<Vec<String>> {
+    let text = match file == Path::new("-") {
+        true => io::read_to_string(io::stdin()).context("cannot read standard input"),
+        false => {
+            let text = fs::read_to_string(file);
+            text.with_context(|| format!("cannot read {}", file.display()))
+        }
+    }?;
+    let lines: Vec<String> = text
+        .lines()
+        .filter(|line| !line.is_empty())
+        .map(str::to_owned)
+        .collect();
+    match lines.len() {
+        0 => Err(anyhow!("{} has no line", file.display())),
+        1..=MAX_GROUP => Ok(lines),
+        _ => Err(anyhow!(
+            "{} has more than {MAX_GROUP} lines, the most jobs of a group",
+            file.display()
+        )),
+    }
 }
 
 /// As the scheduler takes it.
@@ -222,7 +335,11 @@ async fn announce(caller: &Caller, started: &StartResponse) {
         ..QueryRequest::default()
     };
     let answer = caller.client.query(&query).await.ok();
-    match answer.and_then(|answer| answer.job.worker) {
+    let worker = answer.and_then(|answer| match answer {
+        QueryAnswer::Job(answer) => answer.job.worker,
+        QueryAnswer::Group(_) => None,
+    });
+    match worker {
         Some(worker) => render::note(&format!("job {} started on {worker}", job.short())),
         None => render::note(&format!("job {} started", job.short())),
     }
@@ -280,6 +397,11 @@ fn request(
         labels: args.label.iter().map(ToString::to_string).collect(),
         priority: args.priority,
         no_queue: args.no_queue,
+        all: args.all,
+        count: args.count,
+        each: args.each.as_deref().map(lines).transpose()?,
+        at_once: args.at_once,
+        stop_on_failure: args.stop_on_failure,
     })
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 
 use super::{
-    AT_ONCE, Caller, Codes, DONE, INTERRUPTED, Jobs, named, named_jobs, whole_milliseconds,
+    AT_ONCE, Caller, Codes, DONE, INTERRUPTED, Jobs, Named, named, named_jobs, whole_milliseconds,
 };
 use crate::{
     api::{StopRequest, StopResponse, code},
@@ -19,7 +19,7 @@ Examples:
   jobctl stop --signal INT --grace 1m 3f2a8b1c
   jobctl jobs --all -q --state running | jobctl stop -";
 
-/// Stop jobs, each with everything it started
+/// Stop jobs and groups, each with everything it started
 ///
 /// Returns once they are gone. A job that has ended already is no error.
 #[derive(Debug, clap::Args)]
@@ -74,10 +74,10 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let mut highest = DONE;
     for (job, answer) in answers {
         match answer {
-            Ok(_) if args.no_wait => render::remark(&format!("job {job} is being stopped")),
-            Ok(_) => render::remark(&format!("job {job} is stopped")),
+            Ok(_) if args.no_wait => render::remark(&format!("{job} is being stopped")),
+            Ok(_) => render::remark(&format!("{job} is stopped")),
             Err(error) if error.code() == Some(code::JOB_FINISHED) => {
-                render::note(&format!("job {job} has ended already"));
+                render::note(&format!("{job} has ended already"));
             }
             Err(error) => highest = highest.max(caller.report(&error.into(), Codes::Jobctl)),
         }
@@ -85,18 +85,19 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     Ok(highest)
 }
 
-/// Stops one job; also returns what to call it.
+/// Stops one job or group; also returns what to call it.
 async fn stop(
     caller: &Caller,
     template: &StopRequest,
     job: String,
 ) -> (String, Result<StopResponse, client::Error>) {
-    let (id, label) = match named(caller, job.clone()).await {
-        Ok(named) => named,
+    let (job_id, label) = match named(caller, job.clone()).await {
+        Ok((Named::Job(id), label)) => (id.to_string(), format!("job {label}")),
+        Ok((Named::Group(group), label)) => (group.id.to_string(), format!("group {label}")),
         Err(error) => return (job, Err(error)),
     };
     let request = StopRequest {
-        job_id: id.to_string(),
+        job_id,
         ..template.clone()
     };
     (label, caller.client.stop(&request).await)

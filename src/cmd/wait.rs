@@ -2,9 +2,9 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use super::{Caller, Codes, DONE, EXIT_CODES, INTERRUPTED, Jobs, named_jobs};
+use super::{Caller, Codes, DONE, EXIT_CODES, INTERRUPTED, Jobs, group, named_jobs};
 use crate::{
-    api::{Job, JobState, MAX_WAIT_MS, QueryRequest, exit_code},
+    api::{Job, JobState, MAX_WAIT_MS, QueryAnswer, QueryRequest, exit_code},
     client::{
         self, Client, Ending, Retry,
         render::{self, Spinner},
@@ -17,7 +17,7 @@ Examples:
   jobctl wait last; echo $?
   jobctl start make test | jobctl wait -";
 
-/// Wait until jobs have ended, and end with their exit code
+/// Wait until jobs and groups have ended, and end with their exit code
 ///
 /// Of several jobs the highest exit code counts.
 #[derive(Debug, clap::Args)]
@@ -50,7 +50,7 @@ async fn highest_of(caller: &Caller, jobs: &mut VecDeque<String>) -> u8 {
     while let Some(job) = jobs.front() {
         let code = match code_of(caller, job.clone()).await {
             Ok(code) => code,
-            Err(error) => caller.report(&error.into(), Codes::Job),
+            Err(error) => caller.report(&error, Codes::Job),
         };
         highest = highest.max(code);
         jobs.pop_front();
@@ -58,14 +58,17 @@ async fn highest_of(caller: &Caller, jobs: &mut VecDeque<String>) -> u8 {
     highest
 }
 
-/// Waits for the job's end; the number is its exit code.
-async fn code_of(caller: &Caller, job_id: String) -> Result<u8, client::Error> {
+/// Waits for the end of a job or a group; the number is its exit code.
+async fn code_of(caller: &Caller, job_id: String) -> anyhow::Result<u8> {
     let request = QueryRequest {
         job_id,
         ..QueryRequest::default()
     };
     let query = caller.client.query(&request);
-    let job = caller.patiently(query).await?.job;
+    let job = match caller.patiently(query).await? {
+        QueryAnswer::Job(answer) => answer.job,
+        QueryAnswer::Group(answer) => return group::awaited(&caller.client, answer.group.id).await,
+    };
     let label = job.id.short();
     let ended = until_ended(&caller.client, job).await?;
     Ok(told(&Ending::from(&ended), &label))
@@ -98,7 +101,9 @@ async fn until_ended(client: &Client, mut job: Job) -> Result<Job, client::Error
                 retry.connected(Instant::now());
                 retry.progressed();
                 failures = 0;
-                job = answer.job;
+                if let QueryAnswer::Job(answer) = answer {
+                    job = answer.job;
+                }
             }
             Err(error) => {
                 let Some(pause) = retry.pause(&error, Instant::now()) else {

@@ -382,7 +382,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     }
     let config = Config {
         security,
-        bounds: args.bounds.or(&file.bounds, worker::bounds()),
+        bounds: args.bounds.or(&file.bounds, worker::bounds)?,
         name,
         scheduler,
         advertise,

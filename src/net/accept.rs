@@ -38,48 +38,20 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+use super::bounds::Bounds;
 use crate::identity::{Identity, ca, tls::Tls};
 
 /// What is tried again after a pause when there are no descriptors left.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// An HTTP/2 connection that says nothing is asked whether it is there, and
-/// given up after twice this time.
+/// An HTTP/2 connection that says nothing is asked whether it is there, and given
+/// up after twice this time, or twice that of headers where this is less: between
+/// the frames of headers nothing else may be said, so who drips them cannot answer.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
-/// The largest body of somebody who is not known: a signing request is much less.
-const MAX_STRANGE: usize = 16 * 1024;
-
-/// What a server takes from outside before it knows whether it should.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// From the connection to the end of the TLS handshake.
-    pub handshake: Duration,
-    /// From there to the end of the first request's headers, and likewise for
-    /// each further one.
-    pub headers: Duration,
-    /// The most bytes of the headers of a request.
-    pub header_bytes: u32,
-    /// The most requests at once on one HTTP/2 connection.
-    pub streams: u32,
-    /// The most connections from one address that have asked for something.
-    pub connections: usize,
-    /// The most connections from one address that have not: beyond, the oldest goes.
-    pub silent: usize,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            handshake: Duration::from_secs(5),
-            headers: Duration::from_secs(10),
-            header_bytes: 16 * 1024,
-            streams: 64,
-            connections: 1024,
-            silent: 128,
-        }
-    }
-}
+/// The largest body of somebody who is not known, in bytes: a signing request is
+/// much less.
+pub const MAX_STRANGE: usize = 16 * 1024;
 
 /// Where a request comes from; an extension of every request.
 #[derive(Clone, Debug)]
@@ -183,7 +155,19 @@ struct Shared {
     cuts: Cuts,
     protocol: Protocol,
     name: &'static str,
-    peers: Mutex<HashMap<IpAddr, Peer>>,
+    peers: Mutex<Peers>,
+}
+
+/// All connections.
+#[derive(Default)]
+struct Peers {
+    of: HashMap<IpAddr, Peer>,
+    /// How many there are, but for those that have to go.
+    count: usize,
+    /// Of the next connection.
+    number: u64,
+    /// It was said that there are as many as may be.
+    full: bool,
 }
 
 /// The connections from one address.
@@ -192,8 +176,28 @@ struct Peer {
     /// Those that have asked for nothing yet, the oldest first.
     silent: VecDeque<(u64, CancellationToken)>,
     served: usize,
-    /// Of the next connection.
-    number: u64,
+}
+
+impl Peers {
+    /// Has the oldest of this address go that has asked for nothing.
+    fn evict_of(&mut self, address: IpAddr) {
+        let peer = self.of.get_mut(&address);
+        if let Some((_, oldest)) = peer.and_then(|peer| peer.silent.pop_front()) {
+            oldest.cancel();
+            self.count -= 1;
+        }
+    }
+
+    /// Has the oldest of all go that has asked for nothing.
+    fn evict(&mut self) {
+        let fronts = self
+            .of
+            .iter()
+            .filter_map(|(address, peer)| Some((peer.silent.front()?.0, *address)));
+        if let Some((_, address)) = fronts.min() {
+            self.evict_of(address);
+        }
+    }
 }
 
 impl Shared {
@@ -274,9 +278,12 @@ impl Shared {
             service_fn(move |mut request: Request<Incoming>| {
                 request.extensions_mut().insert(connection.clone());
                 let answer = place.ask().then(|| router.clone().call(request));
-                async {
+                let has_to_go = place.evicted.is_cancelled();
+                async move {
                     match answer {
                         Some(answer) => answer.await,
+                        // It is cut, and what was asked was not begun.
+                        None if has_to_go => std::future::pending().await,
                         None => Ok(too_many()),
                     }
                 }
@@ -335,12 +342,12 @@ impl Shared {
             // those this side had to reset (CVE-2025-8671).
             .max_pending_accept_reset_streams(Some(bounds.streams as usize))
             .max_local_error_reset_streams(Some(bounds.streams as usize))
-            .keep_alive_interval(KEEPALIVE)
-            .keep_alive_timeout(KEEPALIVE);
+            .keep_alive_interval(KEEPALIVE.min(bounds.headers))
+            .keep_alive_timeout(KEEPALIVE.min(bounds.headers));
         builder
     }
 
-    fn peers(&self) -> MutexGuard<'_, HashMap<IpAddr, Peer>> {
+    fn peers(&self) -> MutexGuard<'_, Peers> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -358,21 +365,34 @@ struct Place {
 }
 
 impl Place {
-    /// Among those that have asked for nothing yet, of which the oldest may
-    /// have to go: somebody who only holds connections open keeps nobody out.
+    /// Among those that have asked for nothing yet, of which the oldest may have to
+    /// go: somebody who only holds connections open keeps nobody out. Where every
+    /// other has asked for something, that is this one.
     fn take(shared: &Arc<Shared>, address: IpAddr) -> Arc<Self> {
         let evicted = CancellationToken::new();
         let mut peers = shared.peers();
-        let peer = peers.entry(address).or_default();
-        let number = peer.number;
-        peer.number += 1;
+        let number = peers.number;
+        peers.number += 1;
+        peers.count += 1;
+        let peer = peers.of.entry(address).or_default();
         peer.silent.push_back((number, evicted.clone()));
-        if peer.silent.len() > shared.bounds.silent
-            && let Some((_, oldest)) = peer.silent.pop_front()
-        {
-            oldest.cancel();
+        if peer.silent.len() > shared.bounds.silent {
+            peers.evict_of(address);
         }
+        let limit = shared.bounds.total_connections;
+        let is_over = peers.count > limit;
+        if is_over {
+            peers.evict();
+        }
+        let is_news = is_over && !std::mem::replace(&mut peers.full, true);
         drop(peers);
+        if is_news {
+            tracing::warn!(
+                server = shared.name,
+                limit,
+                "no connection is left: for each new one the oldest goes that asked for nothing"
+            );
+        }
         Arc::new(Self {
             shared: shared.clone(),
             address,
@@ -383,13 +403,14 @@ impl Place {
         })
     }
 
-    /// It asks for something. False if too many of its address are served.
+    /// It asks for something. False if too many of its address are served, or if
+    /// it has to go.
     fn ask(&self) -> bool {
         *self.served.get_or_init(|| {
             self.asked.notify_one();
             let mut peers = self.shared.peers();
-            let peer = peers.entry(self.address).or_default();
-            if peer.served >= self.shared.bounds.connections {
+            let peer = peers.of.entry(self.address).or_default();
+            if peer.served >= self.shared.bounds.connections || self.evicted.is_cancelled() {
                 return false;
             }
             peer.served += 1;
@@ -402,15 +423,24 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut peers = self.shared.peers();
-        let Some(peer) = peers.get_mut(&self.address) else {
-            return;
-        };
-        match self.served.get() {
-            Some(true) => peer.served -= 1,
-            Some(false) | None => peer.silent.retain(|(number, _)| *number != self.number),
+        if !self.evicted.is_cancelled() {
+            peers.count -= 1;
         }
-        if peer.served == 0 && peer.silent.is_empty() {
-            peers.remove(&self.address);
+        if let Some(peer) = peers.of.get_mut(&self.address) {
+            match self.served.get() {
+                Some(true) => peer.served -= 1,
+                Some(false) | None => peer.silent.retain(|(number, _)| *number != self.number),
+            }
+            if peer.served == 0 && peer.silent.is_empty() {
+                peers.of.remove(&self.address);
+            }
+        }
+        // Not with each that comes and goes at the limit.
+        let is_news = peers.full && peers.count <= self.shared.bounds.total_connections / 4 * 3;
+        peers.full &= !is_news;
+        drop(peers);
+        if is_news {
+            tracing::info!(server = self.shared.name, "connections are left again");
         }
     }
 }
@@ -454,4 +484,45 @@ fn too_many() -> Response {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared(bounds: Bounds) -> Arc<Shared> {
+        Arc::new(Shared {
+            tls: None,
+            router: Router::new(),
+            bounds,
+            cuts: Arc::new(|_| CancellationToken::new()),
+            protocol: Protocol::Http,
+            name: "test",
+            peers: Mutex::default(),
+        })
+    }
+
+    #[test]
+    fn whoever_has_to_go_is_the_oldest_that_asked_for_nothing_and_is_not_served() {
+        let bounds = Bounds {
+            total_connections: 2,
+            ..Bounds::default()
+        };
+        let shared = shared(bounds);
+        let take = |number| Place::take(&shared, IpAddr::from([127, 0, 0, number]));
+        let (first, second) = (take(1), take(2));
+        assert!(first.ask());
+        let third = take(3);
+        assert!(second.evicted.is_cancelled() && !second.ask());
+        assert!(!first.evicted.is_cancelled() && !third.evicted.is_cancelled());
+        assert!(third.ask());
+        let fourth = take(1);
+        assert!(fourth.evicted.is_cancelled() && !fourth.ask());
+        assert_eq!(shared.peers().count, 2);
+        drop(third);
+        assert!(take(1).ask());
+        drop((first, second, fourth));
+        let left = shared.peers();
+        assert_eq!((left.count, left.of.len()), (0, 0));
+    }
 }

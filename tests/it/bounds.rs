@@ -1,6 +1,7 @@
 //! Those who want too much, or never say what they want.
 
 use std::{
+    ffi::{OsStr, OsString},
     io::Write as _,
     net::{IpAddr, Ipv4Addr},
     path::Path,
@@ -8,7 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jobctl::{client::Client, identity::Role, net::accept::Bounds};
+use jobctl::{
+    api::StartRequest,
+    client::{Client, Error, Logs},
+    identity::Role,
+    ids::JobId,
+    net::bounds::Bounds,
+};
 use rustls::{ClientConnection, pki_types::ServerName};
 use serde_json::json;
 use tokio::{
@@ -22,8 +29,8 @@ use crate::{
         Answer, JSON, Outcome, Shown, config, connect, dial, exchange, http, memory, post,
         read_all, secure,
     },
-    cluster::{Place, Process, TestCluster},
-    support::{Folder, eventually, within},
+    cluster::{Place, Process, TestCluster, end_of, everything, output, sh, start_worker_with},
+    support::{Folder, LIMIT, eventually, within},
 };
 
 /// Where attackers call from, so that others do not suffer for them.
@@ -155,6 +162,27 @@ async fn whoever_takes_for_ever_is_hung_up_on() {
             drip(&mut stream, &[PREFACE, &SETTINGS, &[0; 4096]].concat()).await;
         }
     }
+    // The headers of the second request on an HTTP/2 connection.
+    let worker = Folder::new();
+    let worker = start_worker_with(cluster.place, 1, worker.path(), |config| {
+        config.bounds.headers = patience;
+    })
+    .await;
+    cluster.ready(1).await;
+    let place = cluster.place;
+    for to in [place.http(), place.grpc(), place.worker(1)] {
+        let mut stream = connect(&to, Some(&admin), "h2").await.unwrap();
+        let asks = headers(1, "GET", "/livez", &to, END_HEADERS | END_STREAM);
+        let asks = [PREFACE, &SETTINGS, &asks].concat();
+        stream.write_all(&asks).await.unwrap();
+        let answered = |(kind, _, stream)| kind == 1 && stream == 1;
+        let seen = read_frames(&mut stream, answered).await;
+        assert!(frames(&seen).into_iter().any(answered), "{to}");
+        let begun = Instant::now();
+        drip(&mut stream, &frame(1, END_HEADERS, 3, &[0; 4096])).await;
+        assert!(begun.elapsed() < Duration::from_secs(20), "{to}");
+    }
+    worker.end().await;
     let to = cluster.place.http();
     for shown in [None, Some(&admin)] {
         let mut stream = connect(&to, shown, "http/1.1").await.unwrap();
@@ -196,18 +224,7 @@ async fn whoever_takes_for_ever_is_hung_up_on() {
     stream.write_all(&request).await.unwrap();
     stream.flush().await.unwrap();
     // The connection may go on; the call may not.
-    let answered = async {
-        let mut seen = Vec::new();
-        let mut buffer = [0; 4096];
-        loop {
-            let count = stream.read(&mut buffer).await.unwrap_or_default();
-            seen.extend_from_slice(&buffer[..count]);
-            if count == 0 || frames(&seen).iter().any(|(kind, ..)| *kind == 1) {
-                return;
-            }
-        }
-    };
-    within(answered).await;
+    read_frames(&mut stream, |(kind, ..)| kind == 1).await;
     cluster.end().await;
 }
 
@@ -288,6 +305,14 @@ async fn a_flood_of_connections_keeps_nobody_out() {
     within(client.workers()).await.unwrap();
 }
 
+/// Of a role that is to log more than others here.
+fn loud(arg: &OsStr) -> OsString {
+    match arg.to_str() {
+        Some("warn") => "info".into(),
+        _ => arg.to_owned(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scheduler_without_descriptors_says_so_and_goes_on() {
     let (place, dir) = (Place::new(), Folder::new());
@@ -295,10 +320,6 @@ async fn a_scheduler_without_descriptors_says_so_and_goes_on() {
     let ordinary = Process::scheduler_command(place, dir.path());
     let mut command = Command::new("prlimit");
     command.arg("--nofile=64:64").arg(ordinary.get_program());
-    let loud = |arg: &std::ffi::OsStr| match arg.to_str() {
-        Some("warn") => "info".into(),
-        _ => arg.to_owned(),
-    };
     command.args(ordinary.get_args().map(loud));
     command.stdout(Stdio::null());
     command.stderr(std::fs::File::create(&log).unwrap());
@@ -365,6 +386,235 @@ async fn an_address_has_so_many_connections_and_no_more() {
     cluster.end().await;
 }
 
+#[tokio::test]
+async fn a_server_has_so_many_connections_and_no_more() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let log = dir.path().join("log");
+    let ordinary = Process::scheduler_command(place, dir.path());
+    let mut command = Command::new(ordinary.get_program());
+    command.args(ordinary.get_args().map(loud));
+    command.args([
+        "--total-connections",
+        "4",
+        "--handshake",
+        "1h",
+        "--headers",
+        "1h",
+    ]);
+    command.stdout(Stdio::null());
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let _scheduler = Process::run(command);
+    let said = |what: &str| std::fs::read_to_string(&log).unwrap().matches(what).count();
+    let to = place.http();
+    eventually(|| said("scheduler listens") > 0).await;
+    let admin = Shown::new(Role::Admin, "alice");
+    let asks = format!("GET /version HTTP/1.1\r\nhost: {to}\r\n\r\n");
+    // The last number of the address from which another one asks for something.
+    let served = async |from| {
+        let from = IpAddr::V4(Ipv4Addr::new(127, 0, 0, from));
+        let mut stream = secure(dial(&to, Some(from)).await?, Some(&admin), "http/1.1").await?;
+        stream.write_all(asks.as_bytes()).await?;
+        let mut first = [0; 12];
+        within(stream.read_exact(&mut first)).await?;
+        assert_eq!(&first, b"HTTP/1.1 200");
+        Ok::<_, std::io::Error>(stream)
+    };
+    // Of those that ask for nothing the oldest go, wherever they are from.
+    let mut silent = Vec::new();
+    for from in 70..74 {
+        let from = IpAddr::V4(Ipv4Addr::new(127, 0, 0, from));
+        silent.push(dial(&to, Some(from)).await.unwrap());
+    }
+    let mut held = Vec::new();
+    for from in 80..84 {
+        assert_eq!(said("no connection is left"), held.len().min(1));
+        held.push(served(from).await.unwrap());
+    }
+    for mut silent in silent {
+        assert_eq!(read_all(&mut silent).await, b"");
+    }
+    // Those that asked for something stay, and nobody comes in beside them.
+    for from in [80, 90] {
+        served(from).await.unwrap_err();
+    }
+    for stream in &mut held {
+        stream.write_all(asks.as_bytes()).await.unwrap();
+        let mut all = [0; 20];
+        within(stream.read_exact(&mut all)).await.unwrap();
+    }
+    assert_eq!(said("no connection is left"), 1);
+    assert_eq!(said("connections are left again"), 0);
+    held.pop();
+    eventually(|| said("connections are left again") == 1).await;
+    served(90).await.unwrap();
+}
+
+async fn start(client: &Client, request: &StartRequest) -> Result<JobId, Error> {
+    Ok(within(client.start(request)).await?.job_id)
+}
+
+/// What is refused, with this status and this code, of a start.
+async fn refused_start(client: &Client, request: &StartRequest, status: u16, code: &str) -> String {
+    match start(client, request).await.unwrap_err() {
+        Error::Refused { status: is, error } => {
+            assert_eq!((is, &*error.code), (status, code), "{}", error.error);
+            error.error
+        }
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn the_settings_say_what_is_taken() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let settings = dir.path().join("config.toml");
+    let text = "[bounds]\nbody_bytes = 2000\nheader_bytes = 8192\nargs = 3\narg_bytes = 100\n\
+                streams = 3\njob_followers = 1\nfollowers = 2\n";
+    std::fs::write(&settings, text).unwrap();
+    let mut command = Process::scheduler_command(place, dir.path());
+    let _scheduler = Process::run({
+        command.arg("--config").arg(settings);
+        command
+    });
+    let mut command = Process::worker_command(place, 1, &dir.path().join("w1"));
+    command.args(["--args", "2"]);
+    command.env("JOBCTL_BOUNDS_ARG_BYTES", "50");
+    let _worker = Process::run(command);
+    let client = place.client();
+    up(&client).await;
+    client.ready(1, LIMIT).await.unwrap();
+    let (to, admin) = (place.http(), Shown::new(Role::Admin, "alice"));
+
+    let body = format!(
+        "{{\"command\": \"true\", \"cwd\": \"/{}\"}}",
+        "x".repeat(2000)
+    );
+    let answer = http(&to, Some(&admin), "POST /start", JSON, &body).await;
+    assert_eq!(answer.outcome, Outcome::Answered(413));
+    assert_eq!(answer.code(), "body_too_large");
+    assert!(
+        answer.text.contains("larger than 2000 bytes"),
+        "{}",
+        answer.text
+    );
+
+    let long = format!("x-long: {}\r\n", "x".repeat(9000));
+    let answer = http(&to, Some(&admin), "GET /jobs", &long, "").await;
+    assert_eq!(answer.outcome, Outcome::Answered(431));
+
+    let with = |args: &[&str]| StartRequest {
+        command: Some("true".to_owned()),
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        ..Default::default()
+    };
+    let [most, much] = ["x".repeat(50), "x".repeat(101)];
+    for (args, status, said) in [
+        (&["", "", "", ""][..], 400, "4 arguments, and 3 are taken"),
+        (&[&much], 400, "101 bytes, and 100 are taken"),
+        // The worker's own.
+        (
+            &["", "", ""],
+            422,
+            "3 arguments, and 2 are taken at most on worker w1",
+        ),
+        (
+            &[&most, "x"],
+            422,
+            "51 bytes, and 50 are taken at most on worker w1",
+        ),
+    ] {
+        let text = refused_start(&client, &with(args), status, "bad_request").await;
+        assert!(text.contains(said), "{text}");
+    }
+    let id = start(&client, &with(&[&most, ""])).await.unwrap();
+    end_of(&client, id).await;
+
+    let mut stream = connect(&to, Some(&admin), "h2").await.unwrap();
+    let begun = [1, 3, 5, 7].map(|stream| headers(stream, "POST", "/start", &to, END_HEADERS));
+    let request = [PREFACE, &SETTINGS, &begun.concat()].concat();
+    stream.write_all(&request).await.unwrap();
+    let seen = read_frames(&mut stream, |(kind, _, stream)| kind == 3 && stream == 7).await;
+    let refused = frame(3, 0, 7, &[0, 0, 0, 7]);
+    assert!(seen.windows(refused.len()).any(|bytes| bytes == refused));
+
+    let followed = |id| async move { within(place.client().logs(everything(id))).await };
+    let [first, second, third] = [(); 3].map(|()| sh("sleep 600"));
+    let first = start(&client, &first).await.unwrap();
+    let (second, third) = (start(&client, &second).await, start(&client, &third).await);
+    let (second, third) = (second.unwrap(), third.unwrap());
+    let reading = followed(first).await.unwrap();
+    let refused = |answer: Result<Logs, Error>| match answer.map(drop).unwrap_err() {
+        Error::Refused { status: 503, error } => error,
+        other => panic!("{other}"),
+    };
+    let error = refused(followed(first).await);
+    assert_eq!(error.code, "too_many_followers_of_job");
+    assert_eq!(error.error, format!("job {first} has 1 followers already"));
+    assert_eq!(error.job_id, Some(first));
+    let also = followed(second).await.unwrap();
+    let error = refused(followed(third).await);
+    assert_eq!(error.code, "too_many_followers");
+    assert_eq!(error.error, "worker w1 has 2 followers already");
+    drop(reading);
+    within(async {
+        let mut pause = interval(Duration::from_millis(10));
+        while followed(third).await.is_err() {
+            pause.tick().await;
+        }
+    })
+    .await;
+    drop(also);
+}
+
+#[tokio::test]
+async fn a_worker_has_so_many_followers_and_no_more() {
+    let cluster = TestCluster::start(0).await;
+    let folder = Folder::new();
+    let worker = start_worker_with(cluster.place, 1, folder.path(), |config| {
+        config.bounds.followers = 1;
+    })
+    .await;
+    cluster.ready(1).await;
+    let id = cluster.sh("sleep 600").await;
+    let reading = within(cluster.client.logs(everything(id))).await.unwrap();
+    match within(cluster.client.logs(everything(id))).await.map(drop) {
+        Err(Error::Refused { status: 503, error }) => {
+            assert_eq!(error.code, "too_many_followers");
+            assert_eq!(error.error, "worker w1 has its 1 followers already");
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(reading);
+    worker.end().await;
+    cluster.end().await;
+}
+
+#[test]
+fn bounds_that_make_no_sense_are_refused() {
+    let (place, dir) = (Place::new(), Folder::new());
+    for (key, value) in [
+        ("header_bytes", "100"),
+        ("streams", "0"),
+        ("total_connections", "0"),
+        ("args", "0"),
+        ("arg_bytes", "10000000"),
+        ("followers", "0"),
+        ("job_followers", "0"),
+        ("body_bytes", "0"),
+    ] {
+        let mut command = Process::scheduler_command(place, dir.path());
+        command.env(format!("JOBCTL_BOUNDS_{}", key.to_uppercase()), value);
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(
+            text.contains(&format!("`bounds.{key}` is {value}")),
+            "{text}"
+        );
+        assert!(text.contains("hint: from"), "{text}");
+    }
+}
+
 /// What an HTTP/2 client says first (RFC 9113, 3.4), and empty SETTINGS.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -412,17 +662,37 @@ fn headers(stream: u32, method: &str, path: &str, authority: &str, flags: u8) ->
     frame(1, flags, stream, &block)
 }
 
+/// Reads until a frame came that is `wanted`, or the connection ended; all that came.
+async fn read_frames(
+    stream: &mut (impl AsyncRead + Unpin),
+    wanted: impl Fn((u8, u8, u32)) -> bool,
+) -> Vec<u8> {
+    within(async {
+        let mut seen = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            let count = stream.read(&mut buffer).await.unwrap_or_default();
+            seen.extend_from_slice(&buffer[..count]);
+            if count == 0 || frames(&seen).into_iter().any(&wanted) {
+                return seen;
+            }
+        }
+    })
+    .await
+}
+
 type Pieces<'a> = Box<dyn Iterator<Item = Vec<u8>> + Send + 'a>;
 
 /// Sends pieces as long as they are taken, and reads what comes if `reads`. What
 /// became of it, and how many pieces were taken.
 async fn flood(
     to: &str,
+    shown: Option<&Shown>,
     reads: bool,
     pieces: impl Iterator<Item = Vec<u8>>,
 ) -> (&'static str, usize) {
     let stream = dial(to, Some(ELSEWHERE)).await.unwrap();
-    let stream = secure(stream, None, "h2").await.unwrap();
+    let stream = secure(stream, shown, "h2").await.unwrap();
     let (mut reader, mut writer) = tokio::io::split(stream);
     let reading = tokio::spawn(async move {
         match reads {
@@ -454,8 +724,18 @@ async fn floods_within_a_connection_are_cut_off_or_slowed_down() {
     const MANY: u32 = 50_000;
     let (place, dir) = (Place::new(), Folder::new());
     let (scheduler, client) = process(place, dir.path()).await;
-    let before = memory(scheduler.id());
-    for to in [place.http(), place.grpc()] {
+    let mut worker = Process::worker_command(place, 1, &dir.path().join("w1"));
+    // Each call it refuses is a line.
+    worker.stderr(Stdio::null());
+    let worker = Process::run(worker);
+    client.ready(1, LIMIT).await.unwrap();
+    let viewer = Shown::new(Role::Viewer, "eve");
+    for (to, shown, of) in [
+        (place.http(), None, &scheduler),
+        (place.grpc(), None, &scheduler),
+        (place.worker(1), Some(&viewer), &worker),
+    ] {
+        let before = memory(of.id());
         let streams = || (0..MANY).map(|number| 2 * number + 1);
         let opened = |stream| headers(stream, "GET", "/livez", &to, END_HEADERS | END_STREAM);
         let begun = |stream| headers(stream, "POST", "/join", &to, END_HEADERS);
@@ -529,10 +809,14 @@ async fn floods_within_a_connection_are_cut_off_or_slowed_down() {
             ),
         ];
         for (what, reads, pieces) in floods {
-            let (outcome, sent) = flood(&to, reads, pieces).await;
+            let (outcome, sent) = flood(&to, shown, reads, pieces).await;
             let begun = Instant::now();
             within(client.workers()).await.unwrap();
-            let grown = memory(scheduler.id()).saturating_sub(before);
+            if shown.is_some() {
+                let id = start(&client, &sh("echo unharmed")).await.unwrap();
+                assert_eq!(output(&client, id).await, b"unharmed\n", "{what}");
+            }
+            let grown = memory(of.id()).saturating_sub(before);
             println!(
                 "{to} {what}: {outcome} after {sent}, others wait {:?}, {grown} KiB more",
                 begun.elapsed()

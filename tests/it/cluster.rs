@@ -11,11 +11,11 @@ use std::{
 };
 
 use jobctl::{
-    api::{Job, JobState, LogsQuery, QueryRequest, StartRequest, Worker, WorkerState},
+    api::{self, Job, JobState, LogsQuery, QueryRequest, StartRequest, Worker, WorkerState},
     client::{Client, Error, Logs, Proof, logs::Event},
     identity::{Role, ca},
     ids::JobId,
-    net::accept::Bounds,
+    net::bounds::Bounds,
     roles::{
         scheduler::{self, Listeners},
         worker,
@@ -222,6 +222,8 @@ pub(crate) async fn start_scheduler_with(
         names: vec!["localhost".to_owned()],
         security: scheduler::Security::OwnAuthority,
         bounds: Bounds::default(),
+        body_bytes: api::MAX_BODY,
+        job_followers: 128,
         certificate_lifetime: ca::LIFETIME,
     };
     change(&mut config);
@@ -241,7 +243,7 @@ pub(crate) async fn start_worker_with(
         name: format!("w{number}"),
         scheduler: Some(place.grpc()),
         security: worker::Security::Joined(None),
-        bounds: worker::bounds(),
+        bounds: worker::bounds(Bounds::default().followers),
         advertise: None,
         data_dir: enrolled::worker(data, &format!("w{number}")),
         script_dir: None,

@@ -41,7 +41,7 @@ fn config(dir: &Path) -> Config {
         // Reserved for tests like this one: nothing ever listens there.
         scheduler: Some("127.0.0.1:1".into()),
         security: Security::Insecure,
-        bounds: worker::bounds(),
+        bounds: worker::bounds(1024),
         advertise: None,
         data_dir: dir.join("data"),
         script_dir: None,

@@ -86,7 +86,7 @@ async fn a_second_worker_of_a_name_is_refused() {
         name: "w1".into(),
         scheduler: Some(cluster.place.grpc()),
         security: jobctl::roles::worker::Security::Joined(None),
-        bounds: jobctl::roles::worker::bounds(),
+        bounds: jobctl::roles::worker::bounds(1024),
         advertise: None,
         data_dir: crate::enrolled::worker(dir.path(), "w1"),
         script_dir: None,

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    api::{Certificate, Job, Token, Worker},
+    api::{Certificate, Job, QueryAnswer, Token, Worker},
     client::{
         audit::Entry,
         contexts::Named,
@@ -22,6 +22,7 @@ use crate::{
     },
 };
 
+mod groups;
 mod messages;
 mod output;
 mod progress;
@@ -29,9 +30,10 @@ mod rows;
 mod table;
 mod units;
 
+pub use groups::{GroupOutput, MemberEnd, ends, groups, in_short, member_label};
 pub use messages::{ask, failure, is_attended, note, remark, usage};
 pub use output::{Controls, JobOutput, Look, Timestamps};
-pub use progress::{Spinner, patiently};
+pub use progress::{GroupBar, Spinner, patiently};
 pub use rows::{quoted, short};
 
 use rows::{
@@ -127,6 +129,42 @@ pub fn jobs(jobs: &[Job], format: Format, many: Many) -> Result<(), Error> {
         }
         _ => documents(jobs, format, many, id, name),
     }
+}
+
+/// Jobs and groups of them, as they were asked for.
+pub fn answers(answers: &[QueryAnswer], format: Format, many: Many) -> Result<(), Error> {
+    let (mut only_jobs, mut only_groups) = (Vec::new(), Vec::new());
+    for answer in answers {
+        match answer {
+            QueryAnswer::Job(answer) => only_jobs.push(answer.job.clone()),
+            QueryAnswer::Group(answer) => only_groups.push(answer.group.clone()),
+        }
+    }
+    if only_groups.is_empty() {
+        return jobs(&only_jobs, format, many);
+    }
+    if let Format::Table { .. } = format {
+        if !only_jobs.is_empty() {
+            jobs(&only_jobs, format, many)?;
+            data("\n")?;
+        }
+        return groups(&only_groups);
+    }
+    let things = answers.iter().map(|answer| match answer {
+        QueryAnswer::Job(answer) => serde_json::to_value(&answer.job),
+        QueryAnswer::Group(answer) => serde_json::to_value(&answer.group),
+    });
+    let things: Vec<serde_json::Value> = things.collect::<Result<_, _>>()?;
+    let word = |thing: &serde_json::Value, field: &str| {
+        thing
+            .get(field)
+            .and_then(|word| word.as_str())
+            .map(str::to_owned)
+    };
+    let id = |thing: &serde_json::Value| word(thing, "id").unwrap_or_default();
+    documents(&things, format, many, id, |thing| {
+        word(thing, "name").unwrap_or_else(|| id(thing))
+    })
 }
 
 /// Shows workers as a list.

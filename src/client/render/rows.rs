@@ -144,16 +144,16 @@ pub(super) fn job_row(job: &Job, wide: bool, now: Timestamp) -> Vec<Cell> {
 }
 
 /// What the shell would call its status.
-fn outcome(job: &Job) -> Option<i32> {
+pub(super) fn outcome(job: &Job) -> Option<i32> {
     job.signal.map(|signal| 128 + signal).or(job.exit_code)
 }
 
-fn ran(job: &Job, now: Timestamp) -> Option<SignedDuration> {
+pub(super) fn ran(job: &Job, now: Timestamp) -> Option<SignedDuration> {
     let until = job.ended_at.unwrap_or(now);
     job.started_at.map(|started| until.duration_since(started))
 }
 
-fn job_colour(state: JobState) -> Option<AnsiColor> {
+pub(super) fn job_colour(state: JobState) -> Option<AnsiColor> {
     match state {
         JobState::Pending => None,
         JobState::Running => Some(AnsiColor::Cyan),
@@ -244,7 +244,7 @@ pub(super) fn context_block(Whose { named, who }: &Whose, now: Timestamp) -> Str
 }
 
 /// A line for each thing that there is.
-fn in_full<const N: usize>(lines: [(&str, Option<String>); N]) -> String {
+pub(super) fn in_full<const N: usize>(lines: [(&str, Option<String>); N]) -> String {
     lines
         .into_iter()
         .fold(String::new(), |mut text, (key, value)| {
@@ -279,11 +279,17 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
     };
     let shown = |text: &String| visible(text).into_owned();
     let env = (!job.env.is_empty()).then(|| job.env.join(" "));
+    let group = job.group_id.map(|group| match (job.index, &job.item) {
+        (Some(index), Some(item)) => format!("{group}/{index} ({})", visible(item)),
+        (Some(index), None) => format!("{group}/{index}"),
+        (None, _) => group.to_string(),
+    });
     let duration =
         |milliseconds| length(SignedDuration::from_millis_i128(i128::from(milliseconds)));
     in_full([
         ("Job", Some(job.id.to_string())),
         ("Name", job.name.as_ref().map(shown)),
+        ("Group", group),
         ("State", Some(state)),
         ("Exit code", job.exit_code.map(|code| code.to_string())),
         ("Signal", job.signal.map(|signal| signal.to_string())),
@@ -337,6 +343,9 @@ pub(super) mod tests {
     pub(in super::super) fn job() -> Job {
         Job {
             id: "3f2a8b1c-9d4e-4f00-8000-000000000000".parse().unwrap(),
+            group_id: None,
+            index: None,
+            item: None,
             name: Some("nightly".into()),
             state: JobState::Failed,
             reason: Some("exit status 3".into()),

@@ -17,7 +17,7 @@ use crate::{
     api::{self, code},
     identity::{Role, token::TokenId},
     ids::{GroupId, JobId, WorkerId},
-    net::accept::Unfinished,
+    net::accept::{MAX_STRANGE, Unfinished},
     proto,
 };
 
@@ -28,11 +28,8 @@ pub(super) enum Error {
     BadRequest(String),
     #[error("the body must be JSON, with content-type application/json")]
     UnsupportedMediaType,
-    #[error(
-        "the body is too large: {} bytes are taken, and fewer of who is not known",
-        api::MAX_BODY
-    )]
-    BodyTooLarge,
+    #[error("the body is larger than {0} bytes")]
+    BodyTooLarge(usize),
     #[error("no such route: {0}")]
     RouteNotFound(String),
     #[error("{method} is not allowed at {path}")]
@@ -125,7 +122,9 @@ pub(super) enum Error {
         job: Option<JobId>,
     },
     #[error("worker {worker} has {limit} followers already")]
-    TooManyFollowers { worker: String, limit: usize },
+    TooManyFollowers { worker: String, limit: u32 },
+    #[error("job {job} has {limit} followers already")]
+    TooManyFollowersOfJob { job: JobId, limit: u32 },
     #[error("offset {offset} is past the end of the output of job {job}, which has {end} bytes")]
     OffsetPastEnd { job: JobId, offset: u64, end: u64 },
     #[error("worker {worker} no longer has the output of job {job}")]
@@ -293,7 +292,7 @@ fn did_you_mean(meant: &Option<String>, known: &[String]) -> String {
 impl From<Unfinished> for Error {
     fn from(unfinished: Unfinished) -> Self {
         match unfinished {
-            Unfinished::TooLarge => Self::BodyTooLarge,
+            Unfinished::TooLarge => Self::BodyTooLarge(MAX_STRANGE),
             Unfinished::TooSlow | Unfinished::Broken => Self::BadRequest(unfinished.to_string()),
         }
     }
@@ -380,10 +379,11 @@ impl Error {
             | Self::JobFinished { job, .. }
             | Self::OffsetPastEnd { job, .. }
             | Self::OutputGone { job, .. }
+            | Self::TooManyFollowersOfJob { job, .. }
             | Self::OutputBroken(job) => Some(*job),
             Self::BadRequest(_)
             | Self::UnsupportedMediaType
-            | Self::BodyTooLarge
+            | Self::BodyTooLarge(_)
             | Self::RouteNotFound(_)
             | Self::MethodNotAllowed { .. }
             | Self::BadAddress(_)
@@ -443,7 +443,7 @@ impl Error {
                 Code::InvalidArgument,
                 "unsupported_media_type",
             ),
-            Self::BodyTooLarge => (
+            Self::BodyTooLarge(_) => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Code::InvalidArgument,
                 "body_too_large",
@@ -497,6 +497,11 @@ impl Error {
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::ResourceExhausted,
                 "too_many_followers",
+            ),
+            Self::TooManyFollowersOfJob { .. } => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::ResourceExhausted,
+                "too_many_followers_of_job",
             ),
             Self::OffsetPastEnd { .. } => (
                 StatusCode::RANGE_NOT_SATISFIABLE,

@@ -191,7 +191,7 @@ async fn admit(
     request.extensions_mut().insert(caller);
     if !is_known {
         let (head, body) = request.into_parts();
-        request = match accept::whole(body, scheduler.patience).await {
+        request = match accept::whole(body, scheduler.bounds.headers).await {
             Ok(body) => axum::extract::Request::from_parts(head, body),
             Err(error) => return Status::from(Error::from(error)).into_http(),
         };

@@ -37,10 +37,7 @@ use self::{
 use crate::{
     api,
     identity::{Role, ca, tls::Tls, token::Fingerprint},
-    net::{
-        accept::{self, Bounds},
-        dial,
-    },
+    net::{accept, bounds::Bounds, dial},
     proto::{self, scheduler_server::SchedulerServer},
 };
 
@@ -76,6 +73,10 @@ pub struct Config {
     pub security: Security,
     /// What each of its servers takes from outside.
     pub bounds: Bounds,
+    /// The most bytes of the body of a request to the HTTP API.
+    pub body_bytes: usize,
+    /// The most readers at once of the output of one job.
+    pub job_followers: u32,
     /// How long the certificates live that it signs; each is replaced in the
     /// middle of that time.
     pub certificate_lifetime: Duration,
@@ -141,8 +142,9 @@ struct Scheduler {
     access: Access,
     /// Under which it is reached.
     names: Arc<[String]>,
-    /// How long the body of somebody who is not known may take.
-    patience: Duration,
+    bounds: Bounds,
+    /// The most bytes of a body.
+    body_bytes: usize,
     /// Where workers find it.
     grpc_address: SocketAddr,
     /// Ends whatever would stay open by itself: followers, waiting requests,
@@ -281,6 +283,8 @@ impl Opened {
         let calls = Calls {
             deadline: config.call_deadline,
             epoch: loaded.epoch,
+            followers: config.bounds.followers,
+            job_followers: config.job_followers,
             security: match &tls.grpc {
                 Some(tls) => dial::Security::Tls(tls.clone()),
                 None => dial::Security::Insecure,
@@ -306,7 +310,8 @@ impl Opened {
             registry: registry.clone(),
             access,
             names: config.names.clone().into(),
-            patience: config.bounds.headers,
+            bounds: config.bounds,
+            body_bytes: config.body_bytes,
             grpc_address: listeners.grpc.local_addr().map_err(Error::Listener)?,
             closing: closing.clone(),
         };

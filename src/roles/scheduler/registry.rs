@@ -717,6 +717,8 @@ mod tests {
         let calls = Calls {
             deadline: Duration::from_secs(5),
             epoch: 1,
+            followers: 1024,
+            job_followers: 128,
             security: crate::net::dial::Security::Insecure,
         };
         Registry::new(INTERVAL, calls, store, Vec::new())

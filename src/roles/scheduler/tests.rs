@@ -102,6 +102,8 @@ impl TestScheduler {
             names: vec!["localhost".to_owned()],
             security: Security::Insecure,
             bounds: Bounds::default(),
+            body_bytes: api::MAX_BODY,
+            job_followers: 128,
             certificate_lifetime: crate::identity::ca::LIFETIME,
         };
         let http = listeners.http.local_addr().unwrap();

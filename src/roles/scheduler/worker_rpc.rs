@@ -2,11 +2,11 @@
 //! `registry.rs`; what an answer means for a job is in `jobs.rs`.
 
 use std::{
-    sync::Arc,
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{
     Request, Response, Status as GrpcStatus, Streaming,
     transport::{Channel, Endpoint, Uri},
@@ -27,11 +27,7 @@ use crate::{
     proto::{self, worker_client::WorkerClient},
 };
 
-/// Output of one worker that may be followed at once; each costs at most one
-/// stream window of memory here.
-pub(super) const MAX_FOLLOWERS: usize = 1024;
-
-/// What one follower may have in flight.
+/// What one follower may have in flight, which is the most memory it costs here.
 const STREAM_WINDOW: u32 = 1 << 20;
 
 /// More than all followers' windows together, so that followers who do not
@@ -52,7 +48,7 @@ pub(super) struct WorkerRpc {
     worker: Arc<str>,
     client: WorkerClient<Channel>,
     calls: Calls,
-    followers: Arc<Semaphore>,
+    followers: Arc<Mutex<Followers>>,
 }
 
 /// What all calls to workers have in common.
@@ -62,7 +58,42 @@ pub(super) struct Calls {
     pub(super) deadline: Duration,
     /// Which start of the scheduler this is.
     pub(super) epoch: u64,
+    /// The most followers at once of one worker.
+    pub(super) followers: u32,
+    /// The most followers at once of one job.
+    pub(super) job_followers: u32,
     pub(super) security: Security,
+}
+
+/// The followers of one worker, counted.
+#[derive(Debug, Default)]
+struct Followers {
+    count: u32,
+    of: HashMap<JobId, u32>,
+}
+
+/// One follower among those of its worker and its job; given back when dropped.
+#[derive(Debug)]
+struct Following {
+    followers: Arc<Mutex<Followers>>,
+    job: JobId,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let mut followers = lock(&self.followers);
+        followers.count -= 1;
+        if let Entry::Occupied(mut of_job) = followers.of.entry(self.job) {
+            *of_job.get_mut() -= 1;
+            if *of_job.get() == 0 {
+                of_job.remove();
+            }
+        }
+    }
+}
+
+fn lock(followers: &Mutex<Followers>) -> MutexGuard<'_, Followers> {
+    followers.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// From where, and what, of a job's output.
@@ -79,7 +110,7 @@ pub(super) struct OutputRequest {
 #[derive(Debug)]
 pub(super) struct Output {
     messages: Streaming<proto::StreamJobResponse>,
-    _follower: OwnedSemaphorePermit,
+    _following: Following,
 }
 
 impl WorkerRpc {
@@ -114,7 +145,7 @@ impl WorkerRpc {
             worker: name.into(),
             client: WorkerClient::new(channel),
             calls,
-            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+            followers: Arc::default(),
         })
     }
 
@@ -154,13 +185,7 @@ impl WorkerRpc {
     /// Returns when the worker has agreed to send; the deadline does not bound
     /// the stream itself.
     pub(super) async fn output(&self, job: JobId, asked: OutputRequest) -> Result<Output, Error> {
-        let followers = self.followers.clone();
-        let follower = followers
-            .try_acquire_owned()
-            .map_err(|_| Error::TooManyFollowers {
-                worker: self.worker.to_string(),
-                limit: MAX_FOLLOWERS,
-            })?;
+        let following = self.follow(job)?;
         let mut client = self.client.clone();
         let request = proto::StreamJobRequest {
             job_id: job.to_string(),
@@ -174,7 +199,29 @@ impl WorkerRpc {
         let messages = self.within(client.stream_job(request)).await?;
         Ok(Output {
             messages,
-            _follower: follower,
+            _following: following,
+        })
+    }
+
+    /// One follower more.
+    fn follow(&self, job: JobId) -> Result<Following, Error> {
+        let mut followers = lock(&self.followers);
+        if followers.count >= self.calls.followers {
+            return Err(Error::TooManyFollowers {
+                worker: self.worker.to_string(),
+                limit: self.calls.followers,
+            });
+        }
+        let limit = self.calls.job_followers;
+        let of_job = followers.of.entry(job).or_default();
+        if *of_job >= limit {
+            return Err(Error::TooManyFollowersOfJob { job, limit });
+        }
+        *of_job += 1;
+        followers.count += 1;
+        Ok(Following {
+            followers: self.followers.clone(),
+            job,
         })
     }
 
@@ -220,6 +267,8 @@ mod tests {
         let calls = Calls {
             deadline: Duration::from_secs(seconds),
             epoch: 1,
+            followers: 3,
+            job_followers: 2,
             security: Security::Insecure,
         };
         WorkerRpc::new(WorkerId::random(), "w1", address, calls)
@@ -250,10 +299,23 @@ mod tests {
 
     #[tokio::test]
     async fn followers_are_counted() {
-        let mut rpc = rpc("127.0.0.1:1", 1).unwrap();
-        rpc.followers = Arc::new(Semaphore::new(0));
-        let refused = rpc.output(JobId::random(), OutputRequest::default()).await;
-        assert!(matches!(refused, Err(Error::TooManyFollowers { .. })));
+        let rpc = rpc("127.0.0.1:1", 1).unwrap();
+        let [one, other, third] = [JobId::random(), JobId::random(), JobId::random()];
+        let first = rpc.follow(one).unwrap();
+        let second = rpc.clone().follow(one).unwrap();
+        let refused = rpc.follow(one).unwrap_err();
+        assert!(matches!(refused, Error::TooManyFollowersOfJob { job, limit: 2 } if job == one));
+        let of_other = rpc.follow(other).unwrap();
+        let refused = rpc.output(third, OutputRequest::default()).await;
+        assert!(matches!(
+            refused,
+            Err(Error::TooManyFollowers { limit: 3, .. })
+        ));
+        drop(second);
+        drop(rpc.follow(one).unwrap());
+        drop((first, of_other));
+        let left = lock(&rpc.followers);
+        assert_eq!((left.count, left.of.len()), (0, 0));
     }
 
     #[tokio::test]

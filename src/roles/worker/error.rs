@@ -52,8 +52,13 @@ pub enum Error {
         end: u64,
     },
     /// The bound on readers is reached.
-    #[error("worker {0} has its {max} followers already", max = super::grpc::MAX_FOLLOWERS)]
-    TooManyFollowers(String),
+    #[error("worker {worker} has its {limit} followers already")]
+    TooManyFollowers {
+        /// The worker's name.
+        worker: String,
+        /// So many it has at most.
+        limit: u32,
+    },
     /// A request that cannot be meant.
     #[error("{0}")]
     BadRequest(String),
@@ -204,7 +209,7 @@ impl Error {
             Self::EpochOver { .. } => "epoch_over",
             Self::Refused(refusal) => refusal.code(),
             Self::OffsetPastEnd { .. } => "offset_past_end",
-            Self::TooManyFollowers(_) => "too_many_followers",
+            Self::TooManyFollowers { .. } => "too_many_followers",
             Self::BadRequest(_) => "bad_request",
             Self::Io { .. } => "worker_io",
         }
@@ -220,7 +225,7 @@ impl Error {
             }
             Self::Draining(_) | Self::SessionOver(_) => Code::Unavailable,
             Self::OffsetPastEnd { .. } => Code::OutOfRange,
-            Self::TooManyFollowers(_) => Code::ResourceExhausted,
+            Self::TooManyFollowers { .. } => Code::ResourceExhausted,
             Self::BadRequest(_) => Code::InvalidArgument,
             Self::Io { .. } => Code::Internal,
         }

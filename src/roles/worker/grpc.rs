@@ -25,36 +25,29 @@ use crate::{
         rules::{self, Verdict},
     },
     ids::{JobId, is_name},
-    net::accept::Connection,
+    net::{accept::Connection, bounds::Bounds},
     proto::{self, worker_server},
     roles::shim::{protocol::Cause, record},
 };
 
-/// How many readers of output a worker serves at once.
-pub(super) const MAX_FOLLOWERS: usize = 1024;
-
-/// The most arguments of a job.
-const MAX_ARGS: usize = 1000;
-
 /// The longest path that Linux takes (PATH_MAX).
 const MAX_PATH: usize = 4096;
-
-/// The most bytes of a job's arguments and environment together.
-const MAX_ARG_BYTES: usize = 256 * 1024;
 
 /// The service `jobscheduler.Worker`.
 pub(super) struct Service {
     worker: String,
     jobs: Jobs,
+    bounds: Bounds,
     followers: Arc<Semaphore>,
 }
 
 impl Service {
-    pub(super) fn new(worker: String, jobs: Jobs) -> Self {
+    pub(super) fn new(worker: String, jobs: Jobs, bounds: Bounds) -> Self {
         Self {
             worker,
             jobs,
-            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+            bounds,
+            followers: Arc::new(Semaphore::new(bounds.followers as usize)),
         }
     }
 
@@ -108,7 +101,8 @@ impl worker_server::Worker for Service {
         let request = request.into_inner();
         self.jobs.check_epoch(request.epoch)?;
         let session = Some(request.session.clone()).filter(|session| !session.is_empty());
-        let job = self.jobs.start(spec(request)?, session.as_deref()).await?;
+        let spec = spec(request, &self.worker, &self.bounds)?;
+        let job = self.jobs.start(spec, session.as_deref()).await?;
         Ok(Response::new(proto::StartJobResponse {
             job_id: job.spec.id.to_string(),
             status: Some(status(&job)),
@@ -171,7 +165,10 @@ impl worker_server::Worker for Service {
             Err(_) => (None, self.jobs.old_output(id).await?),
         };
         let permit = self.followers.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| Error::TooManyFollowers(self.worker.clone()))?;
+        let permit = permit.map_err(|_| Error::TooManyFollowers {
+            worker: self.worker.clone(),
+            limit: self.bounds.followers,
+        })?;
         let wanted = Wanted {
             offset: request.offset,
             tail: request.tail_lines,
@@ -353,14 +350,12 @@ fn id(text: &str) -> Result<JobId, Error> {
         .map_err(|_| Error::BadRequest(format!("{text:?} is not a job id")))
 }
 
-fn spec(request: proto::StartJobRequest) -> Result<Spec, Error> {
+fn spec(request: proto::StartJobRequest, worker: &str, bounds: &Bounds) -> Result<Spec, Error> {
     let bad = |what: &str| Error::BadRequest(what.to_owned());
     let given = |text: String| Some(text).filter(|text| !text.is_empty());
     let paths = [&request.command, &request.path, &request.cwd, &request.user];
-    let texts = || {
-        let env = request.env.iter().flat_map(|(name, value)| [name, value]);
-        request.args.iter().chain(env)
-    };
+    let env = request.env.iter().flat_map(|(name, value)| [name, value]);
+    let texts = request.args.iter().chain(env);
     if request.command.is_empty() && request.path.is_empty() {
         return Err(bad("a job needs a command or a path"));
     }
@@ -371,17 +366,14 @@ fn spec(request: proto::StartJobRequest) -> Result<Spec, Error> {
     }
     if paths
         .into_iter()
-        .chain(texts())
+        .chain(texts)
         .any(|text| text.contains('\0'))
     {
         return Err(bad("a job's texts cannot contain a NUL byte"));
     }
-    if request.args.len() > MAX_ARGS {
-        return Err(bad("a job takes 1000 arguments at most"));
-    }
-    if texts().map(String::len).sum::<usize>() > MAX_ARG_BYTES {
-        return Err(bad("arguments and environment take 256 KiB at most"));
-    }
+    bounds
+        .check_args(&request.args, &request.env)
+        .map_err(|what| Error::BadRequest(format!("{what} on worker {worker}")))?;
     if let Some(name) = request
         .env
         .keys()
@@ -433,9 +425,10 @@ mod tests {
             command: "true".into(),
             ..Default::default()
         };
-        assert!(spec(request.clone()).is_ok());
+        let bounds = Bounds::default();
+        assert!(spec(request.clone(), "w1", &bounds).is_ok());
         change(&mut request);
-        match spec(request) {
+        match spec(request, "w1", &bounds) {
             Err(Error::BadRequest(what)) => what,
             other => panic!("taken: {other:?}"),
         }
@@ -446,8 +439,8 @@ mod tests {
         assert!(refused(|r| r.command.clear()).contains("command or a path"));
         assert!(refused(|r| r.path = "x".repeat(5000)).contains("4096"));
         assert!(refused(|r| r.args = vec!["a\0b".into()]).contains("NUL"));
-        assert!(refused(|r| r.args = vec![String::new(); 1001]).contains("1000"));
-        assert!(refused(|r| r.args = vec!["x".repeat(300_000)]).contains("256 KiB"));
+        assert!(refused(|r| r.args = vec![String::new(); 1001]).contains("1000 are taken"));
+        assert!(refused(|r| r.args = vec!["x".repeat(300_000)]).contains("262144 are taken"));
         assert!(refused(|r| r.env = [("A=B".into(), String::new())].into()).contains("A=B"));
         assert!(refused(|r| r.cwd = "tmp".into()).contains("absolute"));
         assert!(refused(|r| r.name = "last".into()).contains("last"));

@@ -58,10 +58,7 @@ pub use self::{
 };
 use crate::{
     identity::{tls::Tls, token::Invitation},
-    net::{
-        accept::{self, Bounds},
-        dial,
-    },
+    net::{accept, bounds::Bounds, dial},
     proto::{self, worker_server::WorkerServer},
 };
 
@@ -135,11 +132,12 @@ pub enum OnStop {
     EndJobs,
 }
 
-/// What a worker's server takes, unless told otherwise.
-pub fn bounds() -> Bounds {
+/// What a worker with so many followers takes, unless told otherwise.
+pub fn bounds(followers: u32) -> Bounds {
     Bounds {
-        // All followers of this worker come over the scheduler's one connection.
-        streams: 2 * grpc::MAX_FOLLOWERS as u32,
+        followers,
+        // All of them come over the scheduler's one connection.
+        streams: followers.saturating_mul(2),
         ..Bounds::default()
     }
 }
@@ -368,7 +366,7 @@ async fn serve(
     jobs: Jobs,
     close: CancellationToken,
 ) -> Result<(), Error> {
-    let service = WorkerServer::new(Service::new(name, jobs));
+    let service = WorkerServer::new(Service::new(name, jobs, bounds));
     let served = proto::served(service, close.clone()).await;
     let (rpcs, goodbye) = served.map_err(|error| Error::Listener(io::Error::other(error)))?;
     let server = accept::Server {

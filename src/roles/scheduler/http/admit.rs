@@ -63,7 +63,7 @@ pub(super) async fn admit(
     request.extensions_mut().insert(caller.clone());
     if caller.role.is_none() {
         let (head, body) = request.into_parts();
-        let body = accept::whole(body, scheduler.patience).await?;
+        let body = accept::whole(body, scheduler.bounds.headers).await?;
         request = Request::from_parts(head, body);
     }
     let cut = caller.cut.clone();

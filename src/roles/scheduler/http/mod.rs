@@ -80,7 +80,7 @@ pub(super) fn router(scheduler: Scheduler) -> Router {
     router
         .fallback(route_not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(DefaultBodyLimit::max(api::MAX_BODY))
+        .layer(DefaultBodyLimit::max(scheduler.body_bytes))
         .layer(RequestBodyTimeoutLayer::new(BODY_SILENCE))
         .layer(from_fn_with_state(scheduler.clone(), admit::admit))
         .layer(PropagateRequestIdLayer::new(request_id.clone()))
@@ -133,7 +133,7 @@ async fn start(
         true => Unplaced::Refused,
         false => Unplaced::Waits,
     };
-    let (spec, env) = Spec::new(asked).map_err(Error::BadRequest)?;
+    let (spec, env) = Spec::new(asked, &scheduler.bounds).map_err(Error::BadRequest)?;
     let start = Start {
         spec,
         env,
@@ -181,12 +181,12 @@ async fn start_group(
         (true, None, None) => Kind::All,
         (false, Some(count), None) if (1..=most).contains(&(count as usize)) => Kind::Count(count),
         (false, Some(_), None) => return bad(format!("count is not between 1 and {most}")),
-        (false, None, Some(items)) => Kind::Each(checked(items)?),
+        (false, None, Some(items)) => Kind::Each(checked(items, scheduler.bounds.arg_bytes)?),
         _ => return bad("all, count and each exclude each other".to_owned()),
     };
     let (worker, at_once) = (asked.worker_id.clone(), asked.at_once);
     let stop_on_failure = asked.stop_on_failure;
-    let (spec, env) = Spec::new(asked).map_err(Error::BadRequest)?;
+    let (spec, env) = Spec::new(asked, &scheduler.bounds).map_err(Error::BadRequest)?;
     let start = StartGroup {
         spec,
         env,
@@ -201,10 +201,15 @@ async fn start_group(
 }
 
 /// The items of a group, which end up in the environments of its jobs.
-fn checked(items: Vec<String>) -> Result<Vec<String>, Error> {
+fn checked(items: Vec<String>, longest: usize) -> Result<Vec<String>, Error> {
     let most = api::MAX_GROUP;
     if items.is_empty() || items.len() > most {
         return Err(Error::BadRequest(format!("each has not 1 to {most} items")));
+    }
+    if items.iter().any(|item| item.len() > longest) {
+        return Err(Error::BadRequest(format!(
+            "each has an item of more than {longest} bytes"
+        )));
     }
     match items.iter().any(|item| item.contains('\0')) {
         true => Err(Error::BadRequest("each contains a NUL byte".to_owned())),
@@ -500,16 +505,13 @@ async fn find(scheduler: &Scheduler, job: &str, worker: Option<&str>) -> Result<
 /// A JSON body; what is wrong with it is said as every other error is.
 struct Body<T>(T);
 
-impl<T, S> FromRequest<S> for Body<T>
-where
-    T: DeserializeOwned,
-    S: Send + Sync,
-{
+impl<T: DeserializeOwned> FromRequest<Scheduler> for Body<T> {
     type Rejection = Error;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let Json(body): Json<Box<RawValue>> =
-            Json::from_request(request, state).await.map_err(bad_body)?;
+    async fn from_request(request: Request, scheduler: &Scheduler) -> Result<Self, Error> {
+        let bad_body = |rejection| bad_body(&rejection, scheduler.body_bytes);
+        let read = Json::from_request(request, scheduler).await;
+        let Json(body): Json<Box<RawValue>> = read.map_err(bad_body)?;
         // Or an array would do, with the fields in the order of their definition.
         if !body.get().starts_with('{') {
             return Err(Error::BadRequest(
@@ -521,11 +523,11 @@ where
     }
 }
 
-fn bad_body(rejection: JsonRejection) -> Error {
+fn bad_body(rejection: &JsonRejection, limit: usize) -> Error {
     match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge,
+        StatusCode::PAYLOAD_TOO_LARGE => Error::BodyTooLarge(limit),
         StatusCode::UNSUPPORTED_MEDIA_TYPE => Error::UnsupportedMediaType,
-        _ => Error::BadRequest(format!("bad body: {}", cause(&rejection))),
+        _ => Error::BadRequest(format!("bad body: {}", cause(rejection))),
     }
 }
 

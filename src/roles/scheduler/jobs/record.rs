@@ -10,18 +10,13 @@ use crate::{
     api,
     ids::{self, GroupId, JobId, WorkerId},
     labels::{self, Requirement},
+    net::bounds::Bounds,
     roles::scheduler::{
         placement::{Turn, Wanted},
         registry::Session,
         store::Env,
     },
 };
-
-/// The most arguments a job may have.
-const MAX_ARGS: usize = 1000;
-
-/// The most bytes its arguments and its environment may have together.
-const MAX_ARGS_BYTES: usize = 256 * 1024;
 
 /// The longest path that Linux takes (PATH_MAX).
 const MAX_PATH: usize = 4096;
@@ -52,7 +47,7 @@ pub(crate) struct Spec {
 impl Spec {
     /// What the request asks for, with the values of its environment, or in one
     /// line what is wrong with it. An empty command or path counts as none.
-    pub(crate) fn new(asked: api::StartRequest) -> Result<(Self, Env), String> {
+    pub(crate) fn new(asked: api::StartRequest, bounds: &Bounds) -> Result<(Self, Env), String> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         let mut wanted = asked
             .labels
@@ -74,24 +69,15 @@ impl Spec {
             labels: wanted,
             priority: asked.priority.map_or(0, api::Priority::value),
         };
-        spec.check(&env)?;
+        spec.check(&env, bounds)?;
         Ok((spec, env))
     }
 
-    fn check(&self, env: &Env) -> Result<(), String> {
+    fn check(&self, env: &Env, bounds: &Bounds) -> Result<(), String> {
         if self.command.is_none() && self.path.is_none() {
             return Err("command and path are both empty".to_owned());
         }
-        if self.args.len() > MAX_ARGS {
-            return Err(format!("more than {MAX_ARGS} args"));
-        }
-        let args = self.args.iter().map(String::len);
-        let bytes = env.iter().map(|(name, value)| name.len() + value.len());
-        if args.chain(bytes).sum::<usize>() > MAX_ARGS_BYTES {
-            return Err(format!(
-                "args and env are larger than {MAX_ARGS_BYTES} bytes"
-            ));
-        }
+        bounds.check_args(&self.args, env)?;
         let texts = [
             ("command", &self.command),
             ("path", &self.path),
@@ -747,7 +733,7 @@ pub(crate) mod tests {
             ..Default::default()
         };
         change(&mut request);
-        Spec::new(request).map(|(spec, _)| spec)
+        Spec::new(request, &Bounds::default()).map(|(spec, _)| spec)
     }
 
     #[test]
@@ -764,8 +750,8 @@ pub(crate) mod tests {
             ("command contains", spec(|r| r.command = Some("a\0".into()))),
             ("path contains", spec(|r| r.path = Some("a\0".into()))),
             ("args contains", spec(|r| r.args = vec!["\0".into()])),
-            ("more than", spec(|r| r.args = vec![String::new(); 1001])),
-            ("larger", spec(|r| r.args = vec!["x".repeat(300_000)])),
+            ("1000 are", spec(|r| r.args = vec![String::new(); 1001])),
+            ("262144 are", spec(|r| r.args = vec!["x".repeat(300_000)])),
             (
                 "env name ''",
                 spec(|r| drop(r.env.insert(String::new(), String::new()))),

@@ -836,7 +836,7 @@ mod tests {
         let changed = table.changed();
         assert!(matches!(&changed[..], [Changed::Job(record)] if record.is_final()));
         let ticket = crate::roles::scheduler::store::scratch().now();
-        table.noted(ticket, job.id);
+        table.noted(ticket, Ended::Job(job.id));
         table.evict(|_| false);
         assert!(table.get(job.id).is_some());
         table.evict(|_| true);

@@ -133,6 +133,8 @@ async fn one_store_has_one_scheduler() {
         names: Vec::new(),
         security: Security::Insecure,
         bounds: Bounds::default(),
+        body_bytes: api::MAX_BODY,
+        job_followers: 128,
         certificate_lifetime: crate::identity::ca::LIFETIME,
     };
     let listeners = Listeners {
