@@ -2260,7 +2260,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-h --config --name --data-dir --grpc-addr --advertise --scheduler --join --insecure --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --user --allow-users --allow-new-privileges --memory --processes --open-files --cpus --keep-finished --handshake --headers --header-bytes --streams --connections --silent --log-level --log-format --color --help kill-all help"
+            opts="-h --config --name --data-dir --slots --label --grpc-addr --advertise --scheduler --join --insecure --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --user --allow-users --allow-new-privileges --memory --processes --open-files --cpus --keep-finished --handshake --headers --header-bytes --streams --connections --silent --log-level --log-format --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2275,6 +2275,14 @@ _jobctl() {
                     return 0
                     ;;
                 --data-dir)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --slots)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --label)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -470,6 +470,8 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -s h -l help -d
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l name -d 'What to call it [default: the name of this machine]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l data-dir -d 'Where to keep its identity and the output of jobs [default: ~/.local/state/jobctl/worker-NAME, or for root /var/lib/jobctl/worker-NAME]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l slots -d 'How many jobs it takes at once; 0: none; or `unlimited` [default: the processors it may use]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l label -d 'What jobs may choose it by; may be repeated [default: none]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grpc-addr -d 'Where to serve the scheduler [default: 127.0.0.1:30000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l advertise -d 'What the scheduler is to dial [default: what it listens on]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l scheduler -d 'The scheduler\'s gRPC server [default: where the worker joined]' -r

@@ -86,6 +86,30 @@ pub fn is_name(text: &str) -> bool {
         && Uuid::try_parse(text).is_err()
 }
 
+/// The most labels that a worker may bear.
+pub const MAX_LABELS: usize = 64;
+
+/// The longest key and the longest value of a label.
+const MAX_LABEL: usize = 63;
+
+/// Whether `text` can be the key of a label: 1 to 63 letters, digits, `.`, `_`,
+/// `-` or `/`, the first a letter or digit.
+pub fn is_label_key(text: &str) -> bool {
+    let mut chars = text.chars();
+    text.len() <= MAX_LABEL
+        && chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
+        && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/'))
+}
+
+/// Whether `text` can be the value of a label: 0 to 63 letters, digits, `.`, `_`
+/// or `-`.
+pub fn is_label_value(text: &str) -> bool {
+    text.len() <= MAX_LABEL
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +148,31 @@ mod tests {
             &"x".repeat(65),
         ] {
             assert!(!is_name(bad), "{bad:?}");
+        }
+    }
+    #[test]
+    fn labels_have_a_grammar() {
+        for good in ["a", "9", "gpu", "topology/zone", "a.b_c-d", &"x".repeat(63)] {
+            assert!(is_label_key(good), "{good}");
+        }
+        for bad in [
+            "",
+            "-a",
+            ".a",
+            "/a",
+            "a b",
+            "a=b",
+            "a,b",
+            "ü",
+            &"x".repeat(64),
+        ] {
+            assert!(!is_label_key(bad), "{bad:?}");
+        }
+        for good in ["", "-", "a100", "eu-1.b_2", &"x".repeat(63)] {
+            assert!(is_label_value(good), "{good}");
+        }
+        for bad in ["a/b", "a b", "a=b", "a,b", "\n", "ü", &"x".repeat(64)] {
+            assert!(!is_label_value(bad), "{bad:?}");
         }
     }
 }

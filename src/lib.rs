@@ -13,7 +13,7 @@
 //! | [`identity`] | certificates and who signs them, tokens, TLS, the table of roles | – |
 //! | [`api`] | the JSON bodies of the HTTP API | `identity`, `ids` |
 //! | [`proto`] | the gRPC messages | – |
-//! | [`ids`] | job and worker ids, names | – |
+//! | [`ids`] | job and worker ids, names, labels | – |
 //!
 //! To place a line of code, ask which verb it serves, then on which side of the
 //! wire. `start`, say, is `cmd/start.rs`, `Client::start`, `POST /start`,

@@ -239,6 +239,8 @@ pub(crate) async fn start_worker_with(
 ) -> Running<worker::Error> {
     let mut config = worker::Config {
         name: format!("w{number}"),
+        labels: Default::default(),
+        slots: None,
         scheduler: Some(place.grpc()),
         security: worker::Security::Joined(None),
         bounds: worker::bounds(),
@@ -453,7 +455,7 @@ impl Process {
 
     pub(crate) fn worker_command(place: Place, number: usize, data: &Path) -> Command {
         let mut command = Command::new(binary());
-        command.args(["worker", "--log-level", "warn"]);
+        command.args(["worker", "--log-level", "warn", "--slots", "unlimited"]);
         command.env("JOBCTL_JOBS_GRACE", "300ms");
         command.args(["--name", &format!("w{number}")]);
         command.args([

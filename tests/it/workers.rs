@@ -84,6 +84,8 @@ async fn a_second_worker_of_a_name_is_refused() {
     let dir = Folder::new();
     let config = jobctl::roles::worker::Config {
         name: "w1".into(),
+        labels: Default::default(),
+        slots: None,
         scheduler: Some(cluster.place.grpc()),
         security: jobctl::roles::worker::Security::Joined(None),
         bounds: jobctl::roles::worker::bounds(),
@@ -290,14 +292,11 @@ async fn a_second_signal_ends_a_draining_worker_at_once() {
     let mut logs = within(client.logs(everything(id))).await.unwrap();
     within(logs.next()).await.unwrap();
     worker.signal(Signal::TERM);
-    // It refuses new jobs from the moment the first signal was taken in.
-    within(async {
-        let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
-        while client.start(&sh("true")).await.is_ok() {
-            pause.tick().await;
-        }
-    })
-    .await;
+    // It says so at once, long before the next heartbeat is due.
+    let draining = worker_is(&client, "w1", WorkerState::Draining).await;
+    assert!(draining.draining && draining.draining_until.is_none());
+    let error = client.start(&sh("true")).await.unwrap_err();
+    assert!(matches!(error, Error::Refused { status: 503, .. }));
     worker.signal(Signal::TERM);
     assert_eq!(worker.code().await, Some(143));
     assert!(

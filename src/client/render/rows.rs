@@ -167,6 +167,7 @@ pub(super) fn worker_row(worker: &Worker, wide: bool, now: Timestamp) -> Vec<Cel
     let colour = match worker.state {
         WorkerState::Joining => Some(AnsiColor::Cyan),
         WorkerState::Ready => Some(AnsiColor::Green),
+        WorkerState::Draining => Some(AnsiColor::Yellow),
         WorkerState::Unreachable => Some(AnsiColor::Red),
         WorkerState::Left => None,
     };

@@ -16,7 +16,7 @@ use super::store;
 use crate::{
     api,
     identity::{Role, token::TokenId},
-    ids::{JobId, WorkerId},
+    ids::{JobId, MAX_LABELS, WorkerId},
     net::accept::Unfinished,
     proto,
 };
@@ -41,6 +41,13 @@ pub(super) enum Error {
     BadAddress(String),
     #[error("worker name '{0}' is not 1 to 64 letters, digits, '.', '_' or '-'")]
     BadName(String),
+    #[error(
+        "label '{0}' is not KEY=VALUE: a key is 1 to 63 letters, digits, '.', '_', '-' or '/', the \
+         first a letter or digit, a value 0 to 63 letters, digits, '.', '_' or '-'"
+    )]
+    BadLabel(String),
+    #[error("a worker bears at most {MAX_LABELS} labels")]
+    TooManyLabels,
     #[error("worker id '{0}' is not a UUID")]
     BadWorkerId(String),
     #[error("worker {asked} not found{}", did_you_mean(.meant, .known))]
@@ -89,6 +96,12 @@ pub(super) enum Error {
     NoWorkerReady,
     #[error("worker {0} has registered and is not ready yet")]
     WorkerNotReady(String),
+    #[error("worker {0} is draining: it takes no more jobs")]
+    WorkerDraining(String),
+    #[error("worker {0} was asked to end: it takes jobs again when it was started again")]
+    WorkerEnding(String),
+    #[error("worker {worker} is {state}: drain and stop it first")]
+    WorkerNotGone { worker: String, state: &'static str },
     #[error("worker {0} has left")]
     WorkerLeft(String),
     #[error("worker {worker} {why}")]
@@ -360,6 +373,8 @@ impl Error {
             | Self::MethodNotAllowed { .. }
             | Self::BadAddress(_)
             | Self::BadName(_)
+            | Self::BadLabel(_)
+            | Self::TooManyLabels
             | Self::BadWorkerId(_)
             | Self::WorkerNotFound { .. }
             | Self::AmbiguousWorker { .. }
@@ -371,6 +386,9 @@ impl Error {
             | Self::AmbiguousJob { .. }
             | Self::NoWorkerReady
             | Self::WorkerNotReady(_)
+            | Self::WorkerDraining(_)
+            | Self::WorkerEnding(_)
+            | Self::WorkerNotGone { .. }
             | Self::WorkerLeft(_)
             | Self::TooManyFollowers { .. }
             | Self::NotReady { .. }
@@ -436,6 +454,12 @@ impl Error {
                 "bad_address",
             ),
             Self::BadName(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument, "bad_name"),
+            Self::BadLabel(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument, "bad_label"),
+            Self::TooManyLabels => (
+                StatusCode::BAD_REQUEST,
+                Code::InvalidArgument,
+                "too_many_labels",
+            ),
             Self::BadWorkerId(_) => (
                 StatusCode::BAD_REQUEST,
                 Code::InvalidArgument,
@@ -496,6 +520,22 @@ impl Error {
                 StatusCode::SERVICE_UNAVAILABLE,
                 Code::Unavailable,
                 "worker_not_ready",
+            ),
+            // As the worker says it, where it knows first.
+            Self::WorkerDraining(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Code::Unavailable,
+                api::code::WORKER_DRAINING,
+            ),
+            Self::WorkerEnding(_) => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                "worker_ending",
+            ),
+            Self::WorkerNotGone { .. } => (
+                StatusCode::CONFLICT,
+                Code::FailedPrecondition,
+                api::code::WORKER_NOT_GONE,
             ),
             Self::WorkerLeft(_) => (
                 StatusCode::CONFLICT,

@@ -2,12 +2,14 @@
 //! in the cluster, and the record of every job. This file puts the parts
 //! together, and takes them apart at the end.
 
+mod about;
 mod access;
 mod error;
 mod grpc;
 mod http;
 mod jobs;
 mod logs;
+mod offers;
 mod placement;
 mod registry;
 mod signal;
@@ -19,6 +21,7 @@ mod worker_rpc;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
 use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -30,14 +33,15 @@ pub use self::store::Error as StoreError;
 use self::{
     access::{Access, Caller, Signing},
     grpc::Service,
-    jobs::{Jobs, Needs},
-    registry::Registry,
+    jobs::{Jobs, Needs, Stop, Wait},
+    registry::{Passed, Registry},
     store::{Keep, Loaded, Store, Writing},
     worker_rpc::Calls,
 };
 use crate::{
     api,
     identity::{Role, ca, tls::Tls, token::Fingerprint},
+    ids::WorkerId,
     net::{
         accept::{self, Bounds},
         dial,
@@ -51,6 +55,9 @@ const DRAIN: Duration = Duration::from_secs(3);
 
 /// How often it is recorded when workers were heard of last.
 const NOTE_HEARD: Duration = Duration::from_secs(30);
+
+/// So many jobs of a worker are stopped at once.
+const STOPS_AT_ONCE: usize = 16;
 
 /// A part of a worker's list of jobs, which travels with arguments and environments.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -311,7 +318,7 @@ impl Opened {
             grpc_address: listeners.grpc.local_addr().map_err(Error::Listener)?,
             closing: closing.clone(),
         };
-        tracker.spawn(watch_deadlines(scheduler.clone()));
+        tracker.spawn(watch_deadlines(scheduler.clone(), tracker.clone()));
         tracker.spawn(note_signs_of_life(scheduler.clone()));
         tracker.spawn(keep_certificates(scheduler.clone()));
         let served = tokio::select! {
@@ -493,15 +500,46 @@ async fn serve(
     Ok(())
 }
 
-async fn watch_deadlines(scheduler: Scheduler) {
+async fn watch_deadlines(scheduler: Scheduler, tracker: TaskTracker) {
     let Scheduler {
         registry,
         jobs,
         closing,
         ..
     } = scheduler;
+    let act = |passed| match passed {
+        Passed::Silence(worker, why) => jobs.unreachable(worker, &why),
+        Passed::Drain(worker) => {
+            tracker.spawn(stop_all(jobs.clone(), worker));
+        }
+    };
     tokio::select! {
-        () = registry.watch_deadlines(|worker, why| jobs.unreachable(worker, why)) => {}
+        () = registry.watch_deadlines(act) => {}
         () = closing.cancelled() => {}
     }
+}
+
+/// Stops every job that a worker still has, or will be back with: its time to
+/// drain is over.
+async fn stop_all(jobs: Jobs, worker: WorkerId) {
+    let stop = Stop {
+        signal: None,
+        grace: None,
+        wait: Wait::Sent,
+    };
+    let left = jobs.live_on(worker);
+    tracing::info!(worker_id = %worker, jobs = left.len(), "the time to drain is over");
+    let stops = left.into_iter().map(|id| {
+        let jobs = &jobs;
+        async move {
+            // One whose worker is away is recorded, and delivered when it is back.
+            if let Err(error) = jobs.stop(id, stop).await {
+                tracing::info!(job_id = %id, %error, "not stopped now");
+            }
+        }
+    });
+    stream::iter(stops)
+        .buffer_unordered(STOPS_AT_ONCE)
+        .collect::<()>()
+        .await;
 }

@@ -5,7 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::jobs::{End, Exit, Process, Record, Report, Spec, State, Status};
+use super::{
+    about::{ScriptFolder, Told},
+    jobs::{End, Exit, Process, Record, Report, Spec, State, Status},
+    registry::Beat,
+};
 use crate::proto;
 
 /// What a worker says of a job; None where it says nothing that can be understood.
@@ -69,6 +73,33 @@ pub(super) fn status_of(record: &Record) -> proto::JobStatus {
         reason: job.reason.unwrap_or_default(),
         start_error: job.start_error.unwrap_or_default(),
         output_bytes: job.output_bytes,
+    }
+}
+
+/// What a worker says of itself when it registers.
+pub(super) fn told(wire: &mut proto::RegisterWorkerRequest) -> Told {
+    Told {
+        labels: std::mem::take(&mut wire.labels).into_iter().collect(),
+        slots: wire.slots,
+        cpus: wire.cpus,
+        memory_bytes: wire.memory_bytes,
+        os: std::mem::take(&mut wire.os),
+        arch: std::mem::take(&mut wire.arch),
+    }
+}
+
+pub(super) fn scripts(wire: proto::ScriptList) -> ScriptFolder {
+    ScriptFolder::new(wire.paths, wire.more)
+}
+
+/// What a worker says of itself with a message of its stream.
+pub(super) fn beat(wire: &mut proto::HeartbeatRequest) -> Beat {
+    Beat {
+        running: wire.running,
+        load: f64::from(wire.load_milli) / 1000.0,
+        memory_available_bytes: wire.memory_available_bytes,
+        is_ending: wire.draining,
+        scripts: wire.scripts.take().map(scripts),
     }
 }
 

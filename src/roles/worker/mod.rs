@@ -9,6 +9,7 @@ mod job;
 mod jobs;
 mod journal;
 mod limits;
+mod listing;
 mod member;
 mod output;
 mod rules;
@@ -18,12 +19,14 @@ mod shim;
 mod users;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder, File, Permissions},
     io,
     net::{SocketAddr, UdpSocket},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{self, Path, PathBuf},
     sync::Arc,
+    thread::available_parallelism,
     time::{Duration, Instant},
 };
 
@@ -77,6 +80,10 @@ const LET_GO: Duration = Duration::from_secs(1);
 pub struct Config {
     /// What people call it; see [`crate::ids::is_name`].
     pub name: String,
+    /// What jobs may choose it by; see [`crate::ids::is_label_key`].
+    pub labels: BTreeMap<String, String>,
+    /// How many jobs it is given at once; 0: none, `None`: as many as come.
+    pub slots: Option<u32>,
     /// The scheduler's gRPC server, as host:port; `None`: where the worker joined.
     pub scheduler: Option<String>,
     /// Where the scheduler dials the worker, as host:port; `None`: where the
@@ -145,6 +152,11 @@ pub fn bounds() -> Bounds {
     }
 }
 
+/// How many processors this process may use, at least 1.
+pub fn processors() -> u32 {
+    available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
 /// Runs a worker until `shutdown`. Then it takes no more jobs, does with those it
 /// has what `on_stop` says, tells the scheduler, and returns when everything it
 /// spawned has ended. Dropping the future instead leaves the jobs as they are.
@@ -209,10 +221,11 @@ pub async fn run(
     }
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();
+    let scripts = Scripts::new(config.name.clone(), folders.scripts.clone(), allowed, users);
     let launch = Launch {
         worker: config.name.clone(),
         shim: config.shim,
-        scripts: Scripts::new(config.name.clone(), folders.scripts.clone(), allowed, users),
+        scripts: scripts.clone(),
         grace: config.grace,
         output_limit: config.output_limit,
         open_files: raise_open_files(),
@@ -228,6 +241,7 @@ pub async fn run(
     jobs.take_over(contents).await;
 
     // Each of these ends the next, in this order.
+    let ending = CancellationToken::new();
     let (leave, close) = (CancellationToken::new(), CancellationToken::new());
     let identity = Identity {
         name: config.name.clone(),
@@ -237,6 +251,10 @@ pub async fn run(
             None => Id::Told(folders.data.join("worker-id")),
         },
         boot_id,
+        labels: config.labels,
+        slots: config.slots,
+        scripts,
+        ending: ending.clone(),
         renew: Arc::default(),
     };
     let security = match &tls {
@@ -275,6 +293,7 @@ pub async fn run(
         }
     };
 
+    ending.cancel();
     match config.on_stop {
         OnStop::EndJobs if !journal_broke => {
             tracing::info!("no more jobs are taken, those that run are ended");

@@ -193,12 +193,14 @@ pub(crate) struct Status {
 }
 
 /// Why a worker can have neither a process nor a result of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Gone {
     /// It registered anew and did not name the job.
     Restarted,
     /// It said goodbye.
     Left,
+    /// An admin removed the worker of this name.
+    Removed(Arc<str>),
 }
 
 /// What may change a job's state.
@@ -323,19 +325,20 @@ impl State {
                 }
                 Self::Ended { .. } => None,
             },
-            Event::Gone(gone) => match (self, gone) {
+            Event::Gone(gone) => match (self, &gone) {
                 (Self::Pending { call_open: true }, _) => None,
                 (_, Gone::Restarted) if self.is_unconfirmed() => None,
                 _ => {
                     let reason = match gone {
-                        Gone::Restarted => "lost: worker restarted",
-                        Gone::Left => "lost: worker left",
+                        Gone::Restarted => "lost: worker restarted".to_owned(),
+                        Gone::Left => "lost: worker left".to_owned(),
+                        Gone::Removed(worker) => format!("lost: worker {worker} was removed"),
                     };
                     Some(Self::Ended {
                         process: known,
                         at: now(),
                         end: End::Lost,
-                        reason: reason.to_owned(),
+                        reason,
                     })
                 }
             },

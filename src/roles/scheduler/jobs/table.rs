@@ -74,7 +74,7 @@ struct Place {
 
 /// The last time a worker told of all its jobs, and what became of a job that
 /// it does not know and that was sent under another session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Settled {
     session: Session,
     gone: super::Gone,
@@ -239,7 +239,10 @@ impl Table {
         gone: super::Gone,
     ) {
         let place = self.places.entry(worker).or_default();
-        place.settled = Some(Settled { session, gone });
+        place.settled = Some(Settled {
+            session,
+            gone: gone.clone(),
+        });
         let (named, absent): (Vec<JobId>, Vec<JobId>) =
             place.live.iter().partition(|id| present.contains(id));
         for id in named {
@@ -253,7 +256,7 @@ impl Table {
                 .get(&id)
                 .is_some_and(|e| e.record.session != session)
             {
-                self.apply(id, Event::Gone(gone));
+                self.apply(id, Event::Gone(gone.clone()));
             }
         }
     }
@@ -265,7 +268,7 @@ impl Table {
         let Some(place) = self.places.get(&worker) else {
             return Vec::new();
         };
-        let settled = place.settled.is_some_and(|settled| {
+        let settled = place.settled.as_ref().is_some_and(|settled| {
             settled.session == session && settled.gone == super::Gone::Restarted
         });
         if !settled {
@@ -320,7 +323,7 @@ impl Table {
             return;
         };
         let place = self.places.get(&record.worker);
-        if let Some(settled) = place.and_then(|place| place.settled)
+        if let Some(settled) = place.and_then(|place| place.settled.clone())
             && settled.session != record.session
         {
             self.apply(id, Event::Gone(settled.gone));

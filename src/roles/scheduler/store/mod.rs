@@ -37,7 +37,10 @@ use self::{
     read::Readers,
     writer::{Change, Message, Writer},
 };
-use super::jobs::{Filter, Record};
+use super::{
+    about::{Orders, Told},
+    jobs::{Filter, Record},
+};
 use crate::ids::{JobId, WorkerId};
 
 /// Why the store cannot be used, or could not do what was asked of it.
@@ -104,6 +107,8 @@ pub(super) struct StoredWorker {
     pub(super) left: bool,
     pub(super) registered_at: Timestamp,
     pub(super) heard_at: Option<Timestamp>,
+    pub(super) told: Told,
+    pub(super) orders: Orders,
 }
 
 /// How far the writer is.
@@ -292,22 +297,7 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         (),
         |row| row.get(0),
     )?;
-    let mut workers = connection
-        .prepare("SELECT id, name, address, version, left, registered_us, heard_us FROM workers")?;
-    let time = |us| Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH);
-    let workers = workers
-        .query_map((), |row| {
-            Ok(StoredWorker {
-                id: read::worker_id(row, 0)?,
-                name: row.get(1)?,
-                address: row.get(2)?,
-                version: row.get(3)?,
-                left: row.get(4)?,
-                registered_at: time(row.get(5)?),
-                heard_at: row.get::<_, Option<i64>>(6)?.map(time),
-            })
-        })?
-        .collect::<Result<_, _>>()?;
+    let workers = load_workers(connection)?;
     let mut jobs = connection.prepare("SELECT record, env FROM jobs WHERE ended_us IS NULL")?;
     let rows = jobs.query_map((), |row| {
         Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?))
@@ -329,6 +319,30 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         workers,
         live,
     })
+}
+
+fn load_workers(connection: &Connection) -> Result<Vec<StoredWorker>, Error> {
+    let mut query = connection.prepare(
+        "SELECT id, name, address, version, left, registered_us, heard_us, told, orders
+         FROM workers",
+    )?;
+    let time = |us| Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH);
+    let mut rows = query.query(())?;
+    let mut workers = Vec::new();
+    while let Some(row) = rows.next()? {
+        workers.push(StoredWorker {
+            id: read::worker_id(row, 0)?,
+            name: row.get(1)?,
+            address: row.get(2)?,
+            version: row.get(3)?,
+            left: row.get(4)?,
+            registered_at: time(row.get(5)?),
+            heard_at: row.get::<_, Option<i64>>(6)?.map(time),
+            told: read::json(row, 7)?,
+            orders: read::json(row, 8)?,
+        });
+    }
+    Ok(workers)
 }
 
 impl Store {

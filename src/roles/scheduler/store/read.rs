@@ -10,6 +10,7 @@ use std::{
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, ToSql, params};
+use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use super::{Error, schema};
@@ -244,6 +245,11 @@ fn text(row: &Row<'_>) -> rusqlite::Result<String> {
 
 pub(super) fn record(json: String) -> Result<Record, Error> {
     serde_json::from_str(&json).map_err(Error::Damaged)
+}
+
+pub(super) fn json<T: DeserializeOwned>(row: &Row<'_>, column: usize) -> Result<T, Error> {
+    let text: String = row.get(column)?;
+    serde_json::from_str(&text).map_err(Error::Damaged)
 }
 
 pub(super) fn job_id(row: &Row<'_>, column: usize) -> rusqlite::Result<JobId> {
