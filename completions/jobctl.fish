@@ -41,7 +41,7 @@ complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "query" -d 'Show jobs 
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "jobs" -d 'List jobs, the newest first'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "logs" -d 'Show what a job has written'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
-complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "workers" -d 'List the workers and how they stand'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "workers" -d 'List the workers and how they stand; label, drain and remove them'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "token" -d 'Make, list and revoke the tokens with which others are let in'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "cert" -d 'See who has a certificate, and revoke what somebody has'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "ca" -d 'See and change the authority that signs for everybody'
@@ -165,24 +165,98 @@ always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -s l -l label -d 'Only workers with this label, as KEY=VALUE or KEY; may be repeated' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
 wide\t''
 json\t''
 jsonl\t''
 yaml\t''
 name\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s q -l quiet -d 'Show whole ids only'
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -l no-headers -d 'Leave out the column names of tables'
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s v -l verbose -d 'Show each request on stderr'
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -s q -l quiet -d 'Show whole ids only'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l no-headers -d 'Leave out the column names of tables'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -f -a "show" -d 'Show all that is known of workers'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -f -a "label" -d 'Set labels of a worker, or take them off'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -f -a "drain" -d 'Give workers no more jobs; those they have go on'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -f -a "resume" -d 'Let workers that were drained take jobs again'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -f -a "remove" -d 'Forget workers that are gone and will not come back'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
+wide\t''
+json\t''
+jsonl\t''
+yaml\t''
+name\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -s q -l quiet -d 'Show whole ids only'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l no-headers -d 'Leave out the column names of tables'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l deadline -d 'Stop what is left of their jobs after so long [default: they end by themselves]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l wait -d 'Return when no job is left on them'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -s h -l help -d 'Print help'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
+always\t''
+never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -s y -l yes -d 'Do not ask'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -s v -l verbose -d 'Show each request on stderr'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show all that is known of workers'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from help" -f -a "label" -d 'Set labels of a worker, or take them off'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from help" -f -a "drain" -d 'Give workers no more jobs; those they have go on'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from help" -f -a "resume" -d 'Let workers that were drained take jobs again'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Forget workers that are gone and will not come back'
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
@@ -534,7 +608,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "jobs" -d 'List jobs, the newest first'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "logs" -d 'Show what a job has written'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "workers" -d 'List the workers and how they stand'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "workers" -d 'List the workers and how they stand; label, drain and remove them'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "token" -d 'Make, list and revoke the tokens with which others are let in'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "cert" -d 'See who has a certificate, and revoke what somebody has'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "ca" -d 'See and change the authority that signs for everybody'
@@ -547,6 +621,11 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "completions" -d 'Print the completion script of a shell'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from workers" -f -a "show" -d 'Show all that is known of workers'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from workers" -f -a "label" -d 'Set labels of a worker, or take them off'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from workers" -f -a "drain" -d 'Give workers no more jobs; those they have go on'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from workers" -f -a "resume" -d 'Let workers that were drained take jobs again'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from workers" -f -a "remove" -d 'Forget workers that are gone and will not come back'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "create" -d 'Make a token, and print what is to be passed on'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "list" -d 'List the tokens, the newest first'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "revoke" -d 'Revoke tokens: from now on they are not taken'

@@ -258,13 +258,16 @@ impl Asks {
             Self::Token(Asking { args, reach }) => args.reach().or(reach),
             Self::Cert(Asking { args, reach }) => args.reach().or(reach),
             Self::Ca(Asking { args, reach }) => args.reach().or(reach),
+            Self::Workers(Asking { args, reach }) => match args.reach() {
+                Some(own) => own.or(reach),
+                None => reach.clone(),
+            },
             Self::Start(Asking { reach, .. })
             | Self::Stop(Asking { reach, .. })
             | Self::Query(Asking { reach, .. })
             | Self::Jobs(Asking { reach, .. })
             | Self::Logs(Asking { reach, .. })
             | Self::Wait(Asking { reach, .. })
-            | Self::Workers(Asking { reach, .. })
             | Self::Audit(Asking { reach, .. })
             | Self::Version(Asking { reach, .. }) => reach.clone(),
         }
@@ -276,11 +279,11 @@ impl Asks {
             Self::Token(Asking { args, .. }) => args.effect(),
             Self::Cert(Asking { args, .. }) => args.effect(),
             Self::Ca(Asking { args, .. }) => args.effect(),
+            Self::Workers(Asking { args, .. }) => args.effect(),
             Self::Query(_)
             | Self::Jobs(_)
             | Self::Logs(_)
             | Self::Wait(_)
-            | Self::Workers(_)
             | Self::Audit(_)
             | Self::Version(_) => Effect::Reads,
         }
@@ -397,6 +400,8 @@ enum Effect {
     Reads,
     /// Of jobs.
     Changes,
+    /// Of workers.
+    ChangesWorkers,
     /// Of who is let in.
     ChangesAccess,
 }
@@ -560,6 +565,7 @@ impl Caller {
             }),
             client::Error::Interrupted { .. } => Some(match self.effect {
                 Effect::Changes => format!("see what came of it with `{jobctl} jobs`"),
+                Effect::ChangesWorkers => format!("see what came of it with `{jobctl} workers`"),
                 Effect::ChangesAccess => {
                     format!("see what came of it with `{jobctl} audit -n 10`")
                 }
@@ -590,9 +596,14 @@ impl Caller {
                     job.short()
                 )),
                 (code::JOB_NOT_FOUND, None) => Some(format!("list the jobs with `{jobctl} jobs`")),
-                (code::WORKER_NOT_FOUND | code::WORKER_UNREACHABLE, None) => {
-                    Some(format!("list the workers with `{jobctl} workers`"))
-                }
+                (
+                    code::WORKER_NOT_FOUND | code::WORKER_UNREACHABLE | code::WORKER_DRAINING,
+                    None,
+                ) => Some(format!("list the workers with `{jobctl} workers`")),
+                (code::WORKER_NOT_GONE, None) => Some(format!(
+                    "have its jobs end with `{jobctl} workers drain --wait WORKER`, then stop it \
+                     on its machine"
+                )),
                 (code::NO_WORKER_READY, None) => {
                     Some("start a worker with `jobctl worker`".to_owned())
                 }
@@ -1050,6 +1061,11 @@ enum Output {
 }
 
 impl Shown {
+    /// Whether anything of it was asked for.
+    fn is_said(&self) -> bool {
+        self.output != Output::Table || self.quiet || self.no_headers
+    }
+
     fn format(&self) -> render::Format {
         match self.output {
             _ if self.quiet => render::Format::Id,
@@ -1212,6 +1228,8 @@ mod tests {
             (403, "foreign_host", "`jobctl scheduler --name HOST`"),
             (403, "cross_site", "`jobctl jobs`"),
             (409, "no_authority", "token create --bearer --role ROLE`"),
+            (409, "worker_not_gone", "workers drain --wait WORKER`"),
+            (503, "worker_draining", "workers`"),
             (409, "authorities_overlap", "ca rotate --overlap 0s`"),
             (404, "token_not_found", "token list`"),
         ] {
@@ -1386,6 +1404,12 @@ mod tests {
             (&["token", "list"], Effect::Reads),
             (&["cert", "list"], Effect::Reads),
             (&["ca", "show"], Effect::Reads),
+            (&["workers"], Effect::Reads),
+            (&["workers", "show", "x"], Effect::Reads),
+            (&["workers", "label", "x", "a=b"], Effect::ChangesWorkers),
+            (&["workers", "drain", "x"], Effect::ChangesWorkers),
+            (&["workers", "resume", "x"], Effect::ChangesWorkers),
+            (&["workers", "remove", "x"], Effect::ChangesWorkers),
             (&["stop", "x"], Effect::Changes),
             (&["token", "revoke", "x"], Effect::ChangesAccess),
             (&["cert", "revoke", "x"], Effect::ChangesAccess),
