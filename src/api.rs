@@ -10,7 +10,7 @@
 //! jobs; `GROUP/3` is the job of that number in it. A `worker_id` may be a whole
 //! id, a prefix or a name.
 
-use std::{collections::BTreeMap, str::FromStr, time::Duration};
+use std::{collections::BTreeMap, str::FromStr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -824,6 +824,8 @@ pub enum WorkerState {
     Joining,
     /// Takes jobs.
     Ready,
+    /// Takes no more jobs; those it has go on.
+    Draining,
     /// Three heartbeats were missed.
     Unreachable,
     /// It said goodbye.
@@ -836,10 +838,24 @@ impl WorkerState {
         match self {
             Self::Joining => "joining",
             Self::Ready => "ready",
+            Self::Draining => "draining",
             Self::Unreachable => "unreachable",
             Self::Left => "left",
         }
     }
+}
+
+/// Parameters of `GET /workers`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkersQuery {
+    /// Only this one; that there is none is an error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+    /// Only workers with all of these labels, separated by commas: `key=value`, or
+    /// `key` with any value.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
 }
 
 /// A worker, as the scheduler knows it.
@@ -859,12 +875,84 @@ pub struct Worker {
     pub version: String,
     /// Jobs that have a process there, as of the last heartbeat.
     pub running: u32,
+    /// How many jobs it takes at once; null: as many as come.
+    #[serde(default)]
+    pub slots: Option<u32>,
+    /// What jobs may choose it by.
+    #[serde(default)]
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Its machine's load average over one minute, as of the last heartbeat.
     pub load: f64,
+    /// Processors that it may use.
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    /// All memory of its machine.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// What a process could still have of it, as of the last heartbeat.
+    #[serde(default)]
+    pub memory_available_bytes: Option<u64>,
+    /// Of its machine, as `linux`.
+    #[serde(default)]
+    pub os: Option<String>,
+    /// Of its machine, as `x86_64`.
+    #[serde(default)]
+    pub arch: Option<String>,
+    /// It is to take no more jobs, whether it answers or not.
+    #[serde(default)]
+    pub draining: bool,
+    /// When what is left of its jobs is stopped, where an admin said so.
+    #[serde(default)]
+    pub draining_until: Option<Timestamp>,
+    /// The scripts of its script folder, as far as it told of them.
+    #[serde(default)]
+    pub scripts: Arc<[String]>,
+    /// There are more scripts than these.
+    #[serde(default)]
+    pub more_scripts: bool,
     /// When it registered last.
     pub registered_at: Timestamp,
     /// Its last sign of life.
     pub last_heartbeat_at: Option<Timestamp>,
+}
+
+/// Body of `POST /workers/label`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelWorkerRequest {
+    /// The worker.
+    pub worker_id: String,
+    /// Set over what the worker's own settings say; null: taken off.
+    pub labels: BTreeMap<String, Option<String>>,
+}
+
+/// Body of `POST /workers/drain`: the worker takes no more jobs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainWorkerRequest {
+    /// The worker.
+    pub worker_id: String,
+    /// After so long what is left of its jobs is stopped; without it they end by
+    /// themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+}
+
+/// Body of `POST /workers/resume`: the worker takes jobs again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeWorkerRequest {
+    /// The worker.
+    pub worker_id: String,
+}
+
+/// Body of `POST /workers/remove`: the worker, which is gone, is forgotten, and
+/// its jobs are lost.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveWorkerRequest {
+    /// The worker.
+    pub worker_id: String,
 }
 
 /// Answer to `GET /workers`.
@@ -968,6 +1056,10 @@ pub mod code {
     pub const WORKER_UNREACHABLE: &str = "worker_unreachable";
     /// No worker has room for the job, and it was not to wait.
     pub const NO_FREE_SLOT: &str = "no_free_slot";
+    /// The worker takes no more jobs.
+    pub const WORKER_DRAINING: &str = "worker_draining";
+    /// The worker is there, and only one that is gone can be removed.
+    pub const WORKER_NOT_GONE: &str = "worker_not_gone";
     /// There is no certificate and no token.
     pub const UNIDENTIFIED: &str = "unidentified";
     /// The token is nobody's.

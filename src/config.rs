@@ -5,8 +5,10 @@
 //! for a setting that does not work.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -135,6 +137,8 @@ impl File for Worker {
         "scheduler.addr",
         "worker.name",
         "worker.data_dir",
+        "worker.slots",
+        "worker.labels",
         "jobs.script_dir",
         "jobs.grace",
         "jobs.output_limit",
@@ -287,6 +291,53 @@ pub struct WorkerItself {
     pub name: Option<String>,
     /// Where identity and output are kept.
     pub data_dir: Option<PathBuf>,
+    /// How many jobs it takes at once.
+    pub slots: Option<Slots>,
+    /// What jobs may choose it by.
+    pub labels: Option<BTreeMap<String, String>>,
+}
+
+/// How many jobs a worker takes at once: a number, or `unlimited`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slots {
+    /// So many; 0: none.
+    Limited(u32),
+    /// As many as come.
+    Unlimited,
+}
+
+impl Slots {
+    /// The number; `None`: as many as come.
+    pub fn limit(self) -> Option<u32> {
+        match self {
+            Self::Limited(slots) => Some(slots),
+            Self::Unlimited => None,
+        }
+    }
+}
+
+impl FromStr for Slots {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "unlimited" => Ok(Self::Unlimited),
+            number => number
+                .parse()
+                .map(Self::Limited)
+                .map_err(|_| format!("`{text}` is neither a number nor `unlimited`")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Slots {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = match toml::Value::deserialize(from)? {
+            toml::Value::String(word) => word,
+            other => other.to_string(),
+        };
+        text.parse().map_err(D::Error::custom)
+    }
 }
 
 /// `[jobs]` of a worker.
@@ -529,7 +580,8 @@ mod tests {
                 | "control_groups"
                 | "allow_new_privileges",
             ) => "false",
-            Some("keep_finished" | "processes" | "open_files" | "cpus") => "7",
+            Some("keep_finished" | "processes" | "open_files" | "cpus" | "slots") => "7",
+            Some("labels") => "{ zone = \"eu\" }",
             Some("handshake" | "headers") => "\"3s\"",
             _ if key.starts_with("bounds.") => "7",
             Some("output_limit" | "memory") => "\"7MiB\"",
@@ -577,6 +629,8 @@ mod tests {
         assert_eq!(read.grpc_server.server.addr.as_deref(), Some("x"));
         assert_eq!(read.scheduler.addr.as_deref(), Some("x"));
         assert_eq!(read.worker.data_dir, Some("x".into()));
+        assert_eq!(read.worker.slots, Some(Slots::Limited(7)));
+        assert_eq!(read.worker.labels.unwrap()["zone"], "eu");
         assert_eq!(read.jobs.grace, Some(Duration::from_secs(3)));
         assert_eq!(read.jobs.script_dir, Some("x".into()));
         assert_eq!(read.jobs.output_limit, Some(ByteSize::mib(7)));
@@ -601,6 +655,15 @@ mod tests {
             read.jobs.allow_commands,
             Some(vec!["bash".into(), "/bin/ls".into()])
         );
+        let slots = |text: &str| {
+            let file = format!("[worker]\nslots = {text}");
+            parse::<Worker>(&file, Path::new("w")).map(|read| read.worker.slots)
+        };
+        assert_eq!(slots("\"unlimited\"").unwrap(), Some(Slots::Unlimited));
+        assert_eq!(slots("0").unwrap(), Some(Slots::Limited(0)));
+        for wrong in ["-1", "1.5", "\"many\"", "[1]", "4294967296"] {
+            assert!(slots(wrong).is_err(), "{wrong}");
+        }
         let wrong = "[jobs]\nallow_commands = 7";
         assert!(parse::<Worker>(wrong, Path::new("w")).is_err());
     }

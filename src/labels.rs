@@ -60,8 +60,13 @@ impl FromStr for Requirement {
                 None => (Self::Has(text.to_owned()), text, ""),
             },
         };
-        check(key, value)?;
-        Ok(requirement)
+        match is_key(key) && is_value(value) {
+            true => Ok(requirement),
+            false => Err(format!(
+                "`{text}` is not `key=value`, `key!=value`, `key` or `!key`, with at most \
+                 {LONGEST} letters, digits, `.`, `_` and `-` in each"
+            )),
+        }
     }
 }
 
@@ -79,28 +84,26 @@ impl From<Requirement> for String {
     }
 }
 
-/// Checks a label against the grammar.
-///
-/// # Errors
-///
-/// In one line, what is wrong with it.
-pub fn check(key: &str, value: &str) -> Result<(), String> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    let is_key = (1..=63).contains(&key.len())
-        && key.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && key.chars().all(|c| plain(c) || c == '/');
-    if !is_key {
-        return Err(format!(
-            "label key '{key}' is not 1 to 63 letters, digits, '.', '_', '-' or '/', \
-             the first a letter or digit"
-        ));
-    }
-    if value.len() > 63 || !value.chars().all(plain) {
-        return Err(format!(
-            "label value '{value}' is not at most 63 letters, digits, '.', '_' or '-'"
-        ));
-    }
-    Ok(())
+/// The longest key and the longest value, in bytes.
+const LONGEST: usize = 63;
+
+/// Whether `text` can be the key of a label: 1 to 63 letters, digits, `.`, `_`,
+/// `-` or `/`, the first a letter or digit.
+pub fn is_key(text: &str) -> bool {
+    let mut chars = text.chars();
+    text.len() <= LONGEST
+        && chars.next().is_some_and(|c| c.is_ascii_alphanumeric())
+        && chars.all(|c| is_plain(c) || c == '/')
+}
+
+/// Whether `text` can be the value of a label: 0 to 63 letters, digits, `.`, `_`
+/// or `-`.
+pub fn is_value(text: &str) -> bool {
+    text.len() <= LONGEST && text.chars().all(is_plain)
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-')
 }
 
 #[cfg(test)]
@@ -144,8 +147,31 @@ mod tests {
         ] {
             assert!(bad.parse::<Requirement>().is_err(), "{bad}");
         }
-        assert!(check(&"k".repeat(64), "").is_err());
-        assert!(check("k", &"v".repeat(64)).is_err());
-        assert!(check("example.org/zone", "eu-1").is_ok());
+    }
+
+    #[test]
+    fn labels_have_a_grammar() {
+        for good in ["a", "9", "gpu", "topology/zone", "a.b_c-d", &"x".repeat(63)] {
+            assert!(is_key(good), "{good}");
+        }
+        for bad in [
+            "",
+            "-a",
+            ".a",
+            "/a",
+            "a b",
+            "a=b",
+            "a,b",
+            "ü",
+            &"x".repeat(64),
+        ] {
+            assert!(!is_key(bad), "{bad:?}");
+        }
+        for good in ["", "-", "a100", "eu-1.b_2", &"x".repeat(63)] {
+            assert!(is_value(good), "{good}");
+        }
+        for bad in ["a/b", "a b", "a=b", "a,b", "\n", "ü", &"x".repeat(64)] {
+            assert!(!is_value(bad), "{bad:?}");
+        }
     }
 }

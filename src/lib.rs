@@ -7,7 +7,7 @@
 //! | [`config`] | reads `config.toml`; which key was meant | – |
 //! | [`client`] | one method per HTTP endpoint, the contexts, and everything written to stdout | `api`, `config`, `identity`, `ids`, `proto` |
 //! | [`roles::scheduler`] | the HTTP API, who is in the cluster, who may do what, which job goes where, the record of every job | `api`, `identity`, `ids`, `labels`, `net`, `proto` |
-//! | [`roles::worker`] | the jobs of one machine and their output | `identity`, `ids`, `net`, `proto`, `shim` |
+//! | [`roles::worker`] | the jobs of one machine and their output | `identity`, `ids`, `labels`, `net`, `proto`, `shim` |
 //! | [`roles::shim`] | one job's process tree | `ids` |
 //! | [`net`] | connections: accepted with bounds, dialled with certificates; the bounds | `identity` |
 //! | [`identity`] | certificates and who signs them, tokens, TLS, the table of roles | – |

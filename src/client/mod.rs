@@ -20,10 +20,11 @@ pub use self::proof::Proof;
 use crate::{
     api::{
         self, AuditQuery, CertificateResponse, CertificatesResponse, CreateTokenRequest,
-        CreateTokenResponse, DoneResponse, JobsQuery, JobsResponse, JoinRequest, LogsQuery,
-        QueryAnswer, QueryRequest, RenewRequest, RevokeCertificateRequest, RevokeTokenRequest,
+        CreateTokenResponse, DoneResponse, DrainWorkerRequest, JobsQuery, JobsResponse,
+        JoinRequest, LabelWorkerRequest, LogsQuery, QueryAnswer, QueryRequest, RemoveWorkerRequest,
+        RenewRequest, ResumeWorkerRequest, RevokeCertificateRequest, RevokeTokenRequest,
         RotateRequest, RotateResponse, StartGroupResponse, StartRequest, StartResponse,
-        StopRequest, StopResponse, TokensResponse, VersionResponse, WorkersResponse,
+        StopRequest, StopResponse, TokensResponse, VersionResponse, WorkersQuery, WorkersResponse,
         whole_milliseconds,
     },
     identity::{self, tls},
@@ -262,9 +263,39 @@ impl Client {
             .await
     }
 
-    /// `GET /workers`
+    /// `GET /workers`: all of them.
     pub async fn workers(&self) -> Result<WorkersResponse, Error> {
-        self.ask(self.get("/workers").timeout(OWN_ANSWER)).await
+        self.workers_like(&WorkersQuery::default()).await
+    }
+
+    /// `GET /workers`: those that are meant.
+    pub async fn workers_like(&self, query: &WorkersQuery) -> Result<WorkersResponse, Error> {
+        let request = self.get("/workers").query(query).timeout(OWN_ANSWER);
+        self.ask(request).await
+    }
+
+    /// `POST /workers/label`
+    pub async fn label_worker(&self, body: &LabelWorkerRequest) -> Result<DoneResponse, Error> {
+        let request = self.post("/workers/label", body).timeout(OWN_ANSWER);
+        self.ask(request).await
+    }
+
+    /// `POST /workers/drain`: returns at once, whatever jobs are left.
+    pub async fn drain_worker(&self, body: &DrainWorkerRequest) -> Result<DoneResponse, Error> {
+        let request = self.post("/workers/drain", body).timeout(OWN_ANSWER);
+        self.ask(request).await
+    }
+
+    /// `POST /workers/resume`
+    pub async fn resume_worker(&self, body: &ResumeWorkerRequest) -> Result<DoneResponse, Error> {
+        let request = self.post("/workers/resume", body).timeout(OWN_ANSWER);
+        self.ask(request).await
+    }
+
+    /// `POST /workers/remove`
+    pub async fn remove_worker(&self, body: &RemoveWorkerRequest) -> Result<DoneResponse, Error> {
+        let request = self.post("/workers/remove", body).timeout(OWN_ANSWER);
+        self.ask(request).await
     }
 
     /// `GET /version`

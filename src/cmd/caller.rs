@@ -17,6 +17,8 @@ pub(super) enum Effect {
     Reads,
     /// Of jobs.
     Changes,
+    /// Of workers.
+    ChangesWorkers,
     /// Of who is let in.
     ChangesAccess,
 }

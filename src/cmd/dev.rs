@@ -1,6 +1,7 @@
 //! `jobctl dev`: a scheduler and a worker in one process, for trying out.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -37,6 +38,9 @@ use crate::{
 const READY: Duration = Duration::from_secs(30);
 
 const NAME: &str = "dev";
+
+/// What is tried out sleeps more than it computes.
+const SLOTS: u32 = 16;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -225,6 +229,8 @@ fn scheduler_config(
 fn worker_config(folder: &Path, invitation: Invitation) -> worker_role::Config {
     worker_role::Config {
         name: NAME.to_owned(),
+        labels: BTreeMap::new(),
+        slots: Some(worker_role::processors().max(SLOTS)),
         // The port may be another one than the last time.
         scheduler: Some(invitation.address.clone()),
         security: worker_role::Security::Joined(Some(invitation)),

@@ -245,13 +245,16 @@ impl Asks {
             Self::Token(Asking { args, reach }) => args.reach().or(reach),
             Self::Cert(Asking { args, reach }) => args.reach().or(reach),
             Self::Ca(Asking { args, reach }) => args.reach().or(reach),
+            Self::Workers(Asking { args, reach }) => match args.reach() {
+                Some(own) => own.or(reach),
+                None => reach.clone(),
+            },
             Self::Start(Asking { reach, .. })
             | Self::Stop(Asking { reach, .. })
             | Self::Query(Asking { reach, .. })
             | Self::Jobs(Asking { reach, .. })
             | Self::Logs(Asking { reach, .. })
             | Self::Wait(Asking { reach, .. })
-            | Self::Workers(Asking { reach, .. })
             | Self::Audit(Asking { reach, .. })
             | Self::Version(Asking { reach, .. }) => reach.clone(),
         }
@@ -263,11 +266,11 @@ impl Asks {
             Self::Token(Asking { args, .. }) => args.effect(),
             Self::Cert(Asking { args, .. }) => args.effect(),
             Self::Ca(Asking { args, .. }) => args.effect(),
+            Self::Workers(Asking { args, .. }) => args.effect(),
             Self::Query(_)
             | Self::Jobs(_)
             | Self::Logs(_)
             | Self::Wait(_)
-            | Self::Workers(_)
             | Self::Audit(_)
             | Self::Version(_) => Effect::Reads,
         }
@@ -431,6 +434,11 @@ enum Output {
 }
 
 impl Shown {
+    /// Whether anything of it was asked for.
+    fn is_said(&self) -> bool {
+        self.output != Output::Table || self.quiet || self.no_headers
+    }
+
     fn format(&self) -> render::Format {
         match self.output {
             _ if self.quiet => render::Format::Id,
@@ -462,6 +470,12 @@ mod tests {
             (&["token", "list"], Effect::Reads),
             (&["cert", "list"], Effect::Reads),
             (&["ca", "show"], Effect::Reads),
+            (&["workers"], Effect::Reads),
+            (&["workers", "show", "x"], Effect::Reads),
+            (&["workers", "label", "x", "a=b"], Effect::ChangesWorkers),
+            (&["workers", "drain", "x"], Effect::ChangesWorkers),
+            (&["workers", "resume", "x"], Effect::ChangesWorkers),
+            (&["workers", "remove", "x"], Effect::ChangesWorkers),
             (&["stop", "x"], Effect::Changes),
             (&["token", "revoke", "x"], Effect::ChangesAccess),
             (&["cert", "revoke", "x"], Effect::ChangesAccess),

@@ -142,6 +142,7 @@ impl Caller {
             }),
             client::Error::Interrupted { .. } => Some(match self.effect {
                 Effect::Changes => format!("see what came of it with `{jobctl} jobs`"),
+                Effect::ChangesWorkers => format!("see what came of it with `{jobctl} workers`"),
                 Effect::ChangesAccess => {
                     format!("see what came of it with `{jobctl} audit -n 10`")
                 }
@@ -182,6 +183,10 @@ impl Caller {
             (code::WORKER_NOT_FOUND | code::WORKER_UNREACHABLE, None) => {
                 Some(format!("list the workers with `{jobctl} workers`"))
             }
+            (code::WORKER_NOT_GONE, None) => Some(format!(
+                "have its jobs end with `{jobctl} workers drain --wait WORKER`, then stop it on \
+                 its machine"
+            )),
             (code::NO_FREE_SLOT, None) => Some("start a worker with `jobctl worker`".to_owned()),
             (code::ROUTE_NOT_FOUND, None) => {
                 Some(format!("compare the versions with `{jobctl} version`"))
@@ -503,6 +508,7 @@ mod tests {
             (403, "foreign_host", "`jobctl scheduler --name HOST`"),
             (403, "cross_site", "`jobctl jobs`"),
             (409, "no_authority", "token create --bearer --role ROLE`"),
+            (409, "worker_not_gone", "workers drain --wait WORKER`"),
             (409, "authorities_overlap", "ca rotate --overlap 0s`"),
             (404, "token_not_found", "token list`"),
         ] {

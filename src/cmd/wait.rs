@@ -86,7 +86,7 @@ pub(super) async fn attached(caller: &Caller, job: JobId) -> anyhow::Result<u8> 
 }
 
 /// Asks by id, so that `last` goes on meaning the same job.
-async fn until_ended(client: &Client, mut job: Job) -> Result<Job, client::Error> {
+pub(super) async fn until_ended(client: &Client, mut job: Job) -> Result<Job, client::Error> {
     let spinner = Spinner::new(&format!("waiting for job {}", job.id.short()));
     let request = QueryRequest {
         job_id: job.id.to_string(),

@@ -1,6 +1,7 @@
 //! `jobctl worker`
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -24,6 +25,7 @@ use crate::{
     config,
     identity::{Role, tls::Strangers, token::Invitation},
     ids::is_name,
+    labels,
     roles::worker::{self, Commands, Config, ControlGroups, Limits, OnStop, Rules, Security},
 };
 
@@ -86,6 +88,27 @@ pub(super) struct Args {
         value_name = "DIR"
     )]
     data_dir: Option<PathBuf>,
+
+    /// How many jobs it takes at once; 0: none; or `unlimited` [default: the
+    /// processors it may use]
+    #[arg(
+        long,
+        env = "JOBCTL_WORKER_SLOTS",
+        allow_negative_numbers = true,
+        hide_env_values = true,
+        value_name = "N"
+    )]
+    slots: Option<config::Slots>,
+
+    /// What jobs may choose it by; may be repeated [default: none]
+    #[arg(
+        long = "label",
+        env = "JOBCTL_WORKER_LABELS",
+        hide_env_values = true,
+        value_name = "KEY=VALUE",
+        value_delimiter = ','
+    )]
+    labels: Option<Vec<String>>,
 
     /// Where to serve the scheduler [default: 127.0.0.1:30000]
     #[arg(
@@ -362,6 +385,12 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     if let Some(address) = &advertise {
         dialled("grpc_server.advertise", address)?;
     }
+    let labels = match args.labels {
+        Some(words) => labels_of(&words)?,
+        None => file.worker.labels.unwrap_or_default(),
+    };
+    check_labels(&labels)?;
+    let slots = args.slots.or(file.worker.slots);
     let script_dir = args.script_dir.or(file.jobs.script_dir);
     if let Some(folder) = &script_dir {
         is_script_folder(folder)?;
@@ -384,6 +413,8 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         security,
         bounds: args.bounds.or(&file.bounds, worker::bounds)?,
         name,
+        labels,
+        slots: slots.map_or_else(|| Some(worker::processors()), config::Slots::limit),
         scheduler,
         advertise,
         data_dir,
@@ -535,6 +566,40 @@ fn name(asked: Option<String>) -> anyhow::Result<String> {
     }
 }
 
+/// Reads `key=value`, each.
+fn labels_of(words: &[String]) -> Result<BTreeMap<String, String>, BadSetting> {
+    let labels = words.iter().map(|word| match word.split_once('=') {
+        Some((key, value)) => Ok((key.to_owned(), value.to_owned())),
+        None => Err(bad_label(word)),
+    });
+    labels.collect()
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), BadSetting> {
+    if labels.len() > labels::MAX {
+        return Err(BadSetting {
+            message: format!("`worker.labels` are more than {}", labels::MAX),
+            hint: "leave out those that no job chooses a worker by".to_owned(),
+        });
+    }
+    let bad = labels
+        .iter()
+        .find(|(key, value)| !labels::is_key(key) || !labels::is_value(value));
+    match bad {
+        None => Ok(()),
+        Some((key, value)) => Err(bad_label(&format!("{key}={value}"))),
+    }
+}
+
+fn bad_label(label: &str) -> BadSetting {
+    BadSetting {
+        message: format!("`worker.labels`: `{label}` cannot be a label"),
+        hint: "write it as `--label zone=eu-1`: a key of 1 to 63 letters, digits, `.`, `_`, `-` \
+               and `/`, a letter or digit first; a value of up to 63, without `/`"
+            .to_owned(),
+    }
+}
+
 fn data_dir(asked: Option<PathBuf>, name: &str) -> anyhow::Result<PathBuf> {
     match asked {
         Some(folder) => Ok(folder),
@@ -633,6 +698,34 @@ mod tests {
             l.cpus = Some(0.01);
         };
         assert!(with(least).is_ok());
+    }
+
+    #[test]
+    fn labels_are_pairs_of_words() {
+        let read = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            let labels = labels_of(&words).map_err(|error| error.message)?;
+            check_labels(&labels).map_err(|error| error.message)?;
+            Ok::<_, String>(labels)
+        };
+        let labels = read(&["zone=eu-1", "gpu=", "team/name=x", "zone=eu-2"]).unwrap();
+        assert_eq!(labels.len(), 3);
+        assert_eq!(
+            (&*labels["zone"], &*labels["gpu"]),
+            ("eu-2", ""),
+            "the last wins"
+        );
+        for bad in ["zone", "=x", "-a=b", "a b=c", "a=b c", "a=b=c", "a=b/c"] {
+            let message = read(&[bad]).unwrap_err();
+            assert_eq!(
+                message,
+                format!("`worker.labels`: `{bad}` cannot be a label")
+            );
+        }
+        let many: Vec<String> = (0..=labels::MAX).map(|n| format!("l{n}=x")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert!(read(&many[1..]).is_ok());
+        assert!(read(&many).unwrap_err().contains("more than 64"));
     }
 
     #[test]

@@ -566,6 +566,7 @@ fn registration(id: &str, name: &str, address: &str) -> proto::RegisterWorkerReq
         worker_id: id.to_owned(),
         version: "1".to_owned(),
         boot_id: "boot".to_owned(),
+        ..Default::default()
     }
 }
 

@@ -11,7 +11,10 @@ use std::{
 };
 
 use jobctl::{
-    api::{self, Job, JobState, LogsQuery, QueryRequest, StartRequest, Worker, WorkerState},
+    api::{
+        self, Job, JobState, LogsQuery, QueryAnswer, QueryRequest, StartRequest, Worker,
+        WorkerState,
+    },
     client::{Client, Error, Logs, Proof, logs::Event},
     identity::{Role, ca},
     ids::JobId,
@@ -241,6 +244,8 @@ pub(crate) async fn start_worker_with(
 ) -> Running<worker::Error> {
     let mut config = worker::Config {
         name: format!("w{number}"),
+        labels: Default::default(),
+        slots: None,
         scheduler: Some(place.grpc()),
         security: worker::Security::Joined(None),
         bounds: worker::bounds(Bounds::default().followers),
@@ -291,7 +296,7 @@ pub(crate) async fn job(client: &Client, id: JobId) -> Job {
         job_id: id.to_string(),
         ..Default::default()
     };
-    within(client.query(&request)).await.unwrap().job
+    job_of(within(client.query(&request)).await.unwrap())
 }
 
 pub(crate) async fn end_of(client: &Client, id: JobId) -> Job {
@@ -301,8 +306,17 @@ pub(crate) async fn end_of(client: &Client, id: JobId) -> Job {
         ..Default::default()
     };
     let answer = within(client.query(&request)).await.unwrap();
-    assert!(answer.done, "{answer:?}");
-    answer.job
+    let job = job_of(answer);
+    assert!(job.state.is_final(), "{job:?}");
+    job
+}
+
+/// What was asked about is a job.
+fn job_of(answer: QueryAnswer) -> Job {
+    match answer {
+        QueryAnswer::Job(answer) => answer.job,
+        QueryAnswer::Group(answer) => panic!("{answer:?}"),
+    }
 }
 
 pub(crate) fn everything(id: JobId) -> LogsQuery {
@@ -456,7 +470,7 @@ impl Process {
 
     pub(crate) fn worker_command(place: Place, number: usize, data: &Path) -> Command {
         let mut command = Command::new(binary());
-        command.args(["worker", "--log-level", "warn"]);
+        command.args(["worker", "--log-level", "warn", "--slots", "unlimited"]);
         command.env("JOBCTL_JOBS_GRACE", "300ms");
         command.args(["--name", &format!("w{number}")]);
         command.args([

@@ -12,7 +12,7 @@ use std::{
 };
 
 use jobctl::{
-    api::{Job, JobState, QueryRequest, StartRequest, StopRequest, WorkerState},
+    api::{Job, JobState, QueryAnswer, QueryRequest, StartRequest, StopRequest, WorkerState},
     client::{Client, Error, logs::Event},
     ids::JobId,
 };
@@ -132,7 +132,7 @@ async fn end(client: &Client, id: JobId) -> Job {
     };
     loop {
         match client.query(&request).await {
-            Ok(answer) if answer.done => return answer.job,
+            Ok(QueryAnswer::Job(answer)) if answer.done => return answer.job,
             Ok(_) => {}
             Err(Error::Refused { status, error }) if status < 500 => panic!("{error:?}"),
             Err(_) => back(client).await,

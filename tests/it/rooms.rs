@@ -12,7 +12,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
     ("roles/shim/", &["ids"]),
     (
         "roles/worker/",
-        &["identity", "ids", "net", "proto", "roles::shim"],
+        &["identity", "ids", "labels", "net", "proto", "roles::shim"],
     ),
     (
         "roles/scheduler/",

@@ -38,6 +38,8 @@ pub(crate) struct TestWorker {
 fn config(dir: &Path) -> Config {
     Config {
         name: "w1".into(),
+        labels: Default::default(),
+        slots: None,
         // Reserved for tests like this one: nothing ever listens there.
         scheduler: Some("127.0.0.1:1".into()),
         security: Security::Insecure,

@@ -3,17 +3,21 @@
 use std::{fs, process::Command};
 
 use jobctl::{
-    api::{JobState, StopRequest, WorkerState, code},
+    api::{
+        DrainWorkerRequest, JobState, LabelWorkerRequest, StopRequest, Worker, WorkerState, code,
+    },
     client::{Error, logs::Event},
+    roles::worker,
 };
 use rustix::process::Signal;
 
 use crate::{
     cluster::{
-        Place, Process, TestCluster, connected, end_of, everything, job as job_of, job_is, output,
-        rest, sh, worker_is, worker_named,
+        Place, Process, Running, TestCluster, connected, end_of, everything, job as job_of, job_is,
+        output, rest, sh, start_worker_with, worker_is, worker_named,
     },
     support::{Folder, eventually, processes_of, within},
+    typed::Jobctl,
 };
 
 #[tokio::test]
@@ -84,6 +88,8 @@ async fn a_second_worker_of_a_name_is_refused() {
     let dir = Folder::new();
     let config = jobctl::roles::worker::Config {
         name: "w1".into(),
+        labels: Default::default(),
+        slots: None,
         scheduler: Some(cluster.place.grpc()),
         security: jobctl::roles::worker::Security::Joined(None),
         bounds: jobctl::roles::worker::bounds(1024),
@@ -290,14 +296,11 @@ async fn a_second_signal_ends_a_draining_worker_at_once() {
     let mut logs = within(client.logs(everything(id))).await.unwrap();
     within(logs.next()).await.unwrap();
     worker.signal(Signal::TERM);
-    // It refuses new jobs from the moment the first signal was taken in.
-    within(async {
-        let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
-        while client.start(&sh("true")).await.is_ok() {
-            pause.tick().await;
-        }
-    })
-    .await;
+    // It says so at once, long before the next heartbeat is due.
+    let draining = worker_is(&client, "w1", WorkerState::Draining).await;
+    assert!(draining.draining && draining.draining_until.is_none());
+    let error = client.start(&sh("true")).await.unwrap_err();
+    assert!(matches!(error, Error::Refused { status: 503, .. }));
     worker.signal(Signal::TERM);
     assert_eq!(worker.code().await, Some(143));
     assert!(
@@ -362,4 +365,286 @@ async fn a_copy_of_a_data_folder_does_not_become_the_worker_it_was_taken_from() 
     .await;
     assert_eq!(refusals(), refused, "it is let in at once");
     job_is(&client, id, JobState::Running).await;
+}
+
+/// What jobs choose a worker by.
+type Labels<'a> = &'a [(&'a str, &'a str)];
+
+/// Three workers that differ in what they tell of themselves.
+async fn three_workers() -> TestCluster {
+    let mut cluster = TestCluster::start(0).await;
+    let first: Labels<'_> = &[("zone", "eu"), ("gpu", "a100")];
+    for (number, labels, slots) in [
+        (1, first, Some(2)),
+        (2, &[("zone", "us")], Some(0)),
+        (3, &[], None),
+    ] {
+        let worker = labelled(&cluster, number, labels, slots).await;
+        cluster.workers.push(worker);
+    }
+    cluster.ready(3).await;
+    cluster
+}
+
+async fn labelled(
+    cluster: &TestCluster,
+    number: usize,
+    labels: Labels<'_>,
+    slots: Option<u32>,
+) -> Running<worker::Error> {
+    let data = cluster.data_dir(number);
+    start_worker_with(cluster.place, number, &data, |config| {
+        let labels = labels.iter();
+        let labels = labels.map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        config.labels = labels.collect();
+        config.slots = slots;
+    })
+    .await
+}
+
+/// Waits until the scheduler shows a worker like this.
+async fn worker_shows(
+    cluster: &TestCluster,
+    name: &str,
+    wanted: impl Fn(&Worker) -> bool,
+) -> Worker {
+    within(async {
+        let mut pause = tokio::time::interval(std::time::Duration::from_millis(10));
+        loop {
+            pause.tick().await;
+            let worker = cluster.worker(name).await;
+            if wanted(&worker) {
+                return worker;
+            }
+        }
+    })
+    .await
+}
+
+fn on(worker: &str, script: &str) -> jobctl::api::StartRequest {
+    jobctl::api::StartRequest {
+        worker_id: Some(worker.into()),
+        ..sh(script)
+    }
+}
+
+#[tokio::test]
+async fn workers_tell_of_themselves_and_are_found_by_their_labels() {
+    let cluster = three_workers().await;
+    let jobctl = Jobctl::of(&cluster);
+    let w1 = cluster.worker("w1").await;
+    assert_eq!((w1.slots, &*w1.labels["gpu"]), (Some(2), "a100"));
+    assert_eq!(cluster.worker("w2").await.slots, Some(0));
+    let w3 = cluster.worker("w3").await;
+    assert!(w3.slots.is_none() && w3.labels.is_empty() && w3.scripts.is_empty());
+    assert_eq!(w1.cpus, Some(worker::processors()));
+    let (all, available) = (w1.memory_bytes.unwrap(), w1.memory_available_bytes.unwrap());
+    assert!(available > 0 && available <= all, "{available} of {all}");
+    assert_eq!(w1.os.as_deref(), Some("linux"));
+    assert_eq!(w1.arch.as_deref(), Some(std::env::consts::ARCH));
+
+    for (label, names) in [
+        ("zone=eu", "w1\n"),
+        ("zone", "w1\nw2\n"),
+        ("zone,gpu=a100", "w1\n"),
+        ("gpu=h100", ""),
+    ] {
+        let args = ["workers", "--label", label, "-o", "name"];
+        jobctl.ask(&args).await.is(0, names);
+    }
+    let none = jobctl.ask(&["workers", "-l", "disk"]).await;
+    none.is(0, "");
+    assert_eq!(none.stderr, "no worker has such labels\n");
+    let bad = jobctl.ask(&["workers", "-l", "a b"]).await;
+    bad.is(1, "");
+    assert!(bad.stderr.contains("'a b' is not KEY=VALUE"), "{bad:?}");
+
+    // Told when it changed, and again by whoever registers anew.
+    cluster.script(1, "a.sh", "exit 0");
+    worker_shows(&cluster, "w1", |w1| *w1.scripts == ["a.sh"]).await;
+    fs::create_dir(cluster.data_dir(1).join("scripts/sub")).unwrap();
+    cluster.script(1, "sub/b.sh", "exit 0");
+    let w1 = worker_shows(&cluster, "w1", |w1| *w1.scripts == ["a.sh", "sub/b.sh"]).await;
+    assert!(!w1.more_scripts);
+
+    let table = jobctl.ask(&["workers"]).await.stdout;
+    let line = |begin: &str| {
+        let found = table.lines().find(|line| line.starts_with(begin));
+        let words = found.unwrap().split_whitespace();
+        words.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(line("NAME")[7], "LABELS");
+    assert_eq!(
+        (&*line("w1")[3], &*line("w1")[7]),
+        ("0/2", "gpu=a100,zone=eu")
+    );
+    assert_eq!((&*line("w3")[3], &*line("w3")[7]), ("0/-", "-"));
+    let shown = jobctl.ask(&["workers", "show", "w1"]).await.stdout;
+    for word in ["Slots:      0 of 2 in use", "a.sh\n            sub/b.sh"] {
+        assert!(shown.contains(word), "{shown}");
+    }
+    let json = jobctl.ask(&["workers", "show", "w3", "-o", "json"]).await;
+    let read: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!((&read["name"], &read["slots"]), (&"w3".into(), &().into()));
+    let (server, show) = (cluster.place.server(), ["show", "w1", "-o", "name"]);
+    let before = [&["workers", "--server", &server], &show[..]].concat();
+    jobctl.ask(&before).await.is(0, "w1\n");
+    let before = [&["workers", "--label", "zone"], &show[..]].concat();
+    jobctl.ask(&before).await.is(2, "");
+    let absent = jobctl.ask(&["workers", "show", "w1", "w9"]).await;
+    assert_eq!(absent.code, Some(3));
+    assert!(absent.stdout.contains("Name:       w1\n"), "{absent:?}");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn labels_that_an_admin_sets_survive_both_restarts() {
+    let mut cluster = three_workers().await;
+    let jobctl = Jobctl::of(&cluster);
+    let args = ["workers", "label", "w1", "zone=us", "gpu-", "disk=ssd"];
+    jobctl.ask(&args).await.is(0, "");
+    let count = async |cluster: &TestCluster| {
+        let labels = cluster.worker("w1").await.labels;
+        assert_eq!(labels.len(), 2, "{labels:?}");
+        assert_eq!((&*labels["zone"], &*labels["disk"]), ("us", "ssd"));
+    };
+    count(&cluster).await;
+    cluster.restart_scheduler().await;
+    count(&cluster).await;
+    cluster.ready(3).await;
+    cluster.workers.remove(0).end().await;
+    let labels = [("zone", "eu"), ("gpu", "h100")];
+    let again = labelled(&cluster, 1, &labels, None).await;
+    cluster.workers.push(again);
+    cluster.worker_is("w1", WorkerState::Ready).await;
+    count(&cluster).await;
+    for (bad, code) in [("a b=c", 2), ("zone", 2), ("-x", 2)] {
+        let refused = jobctl.ask(&["workers", "label", "w1", bad]).await;
+        refused.is(code, "");
+    }
+    let nobody = jobctl.ask(&["workers", "label", "w9", "a=b"]).await;
+    nobody.is(3, "");
+    let asked = LabelWorkerRequest {
+        worker_id: "w1".into(),
+        labels: [("a b".to_owned(), Some("c".to_owned()))].into(),
+    };
+    let error = within(cluster.client.label_worker(&asked))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), Some("bad_label"));
+    let audit = jobctl.ask(&["audit", "-n", "20"]).await.stdout;
+    assert_eq!(audit.matches("label worker").count(), 1, "{audit}");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_drained_worker_keeps_its_jobs_and_gets_no_more() {
+    let mut cluster = TestCluster::start(2).await;
+    let jobctl = Jobctl::of(&cluster);
+    let begun = cluster.start_job(&on("w1", "sleep 600")).await.unwrap();
+    jobctl.ask(&["workers", "drain", "w1"]).await.is(0, "");
+    let w1 = cluster.worker("w1").await;
+    assert_eq!(w1.state, WorkerState::Draining);
+    assert!(w1.draining && w1.draining_until.is_none());
+    let error = cluster.start_job(&on("w1", "true")).await.unwrap_err();
+    assert_eq!(error.code(), Some(code::WORKER_DRAINING));
+    for _ in 0..3 {
+        let job = cluster.sh("true").await;
+        assert_eq!(cluster.job(job).await.worker.as_deref(), Some("w2"));
+    }
+    assert_eq!(cluster.job(begun).await.state, JobState::Running);
+
+    cluster.restart_scheduler().await;
+    cluster.worker_is("w1", WorkerState::Draining).await;
+    // It answers for its jobs, and a stop reaches them.
+    let waiting = jobctl.begin(&["workers", "drain", "w1", "--wait"]);
+    let stop = StopRequest {
+        job_id: begun.to_string(),
+        ..Default::default()
+    };
+    within(cluster.client.stop(&stop)).await.unwrap();
+    waiting.end().await.is(0, "");
+
+    cluster.workers.remove(0).end().await;
+    cluster.worker_is("w1", WorkerState::Left).await;
+    let again = cluster.start_worker(1).await;
+    cluster.workers.push(again);
+    cluster.worker_is("w1", WorkerState::Draining).await;
+    jobctl.ask(&["workers", "resume", "w1"]).await.is(0, "");
+    assert_eq!(cluster.worker("w1").await.state, WorkerState::Ready);
+    cluster.start_job(&on("w1", "true")).await.unwrap();
+    let audit = jobctl.ask(&["audit", "-n", "20"]).await.stdout;
+    assert_eq!(audit.matches("drain worker").count(), 2, "{audit}");
+    assert_eq!(audit.matches("resume worker").count(), 1, "{audit}");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn what_is_left_when_the_time_to_drain_is_over_is_stopped() {
+    let mut cluster = TestCluster::start(2).await;
+    let jobctl = Jobctl::of(&cluster);
+    let left = cluster.start_job(&on("w1", "sleep 600")).await.unwrap();
+    let other = cluster.start_job(&on("w2", "sleep 600")).await.unwrap();
+    let args = ["workers", "drain", "w1", "--wait", "--deadline", "100ms"];
+    jobctl.ask(&args).await.is(0, "");
+    assert_eq!(cluster.job(left).await.state, JobState::Stopped);
+    assert_eq!(cluster.job(other).await.state, JobState::Running);
+    // Time goes on while there is no scheduler.
+    let asked = DrainWorkerRequest {
+        worker_id: "w2".into(),
+        deadline_ms: Some(1500),
+    };
+    within(cluster.client.drain_worker(&asked)).await.unwrap();
+    let until = cluster.worker("w2").await.draining_until.unwrap();
+    cluster.restart_scheduler().await;
+    assert_eq!(cluster.worker("w2").await.draining_until, Some(until));
+    let job = cluster.end_of(other).await;
+    assert_eq!(job.state, JobState::Stopped);
+    assert!(job.ended_at.unwrap() >= until);
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_gone_is_removed_and_its_jobs_are_lost() {
+    let place = Place::new();
+    let dir = Folder::new();
+    let _scheduler = Process::impatient_scheduler(place, dir.path());
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
+    let client = connected(place).await;
+    let jobctl = Jobctl::at(place.server());
+    let id = client.start(&sh("sleep 600")).await.unwrap().job_id;
+    let refused = jobctl.ask(&["workers", "remove", "--yes", "w1"]).await;
+    refused.is(1, "");
+    let error = "error: worker w1 is ready: drain and stop it first\nhint: have its jobs end";
+    assert!(refused.stderr.starts_with(error), "{refused:?}");
+
+    worker.kill();
+    worker_is(&client, "w1", WorkerState::Unreachable).await;
+    job_is(&client, id, JobState::Unknown).await;
+    let unsure = jobctl.ask(&["workers", "remove", "w1"]).await;
+    unsure.is(2, "");
+    assert!(unsure.stderr.contains("`--yes` is needed"), "{unsure:?}");
+    let no = jobctl
+        .on_terminal(&["workers", "remove", "w1"], "n\n")
+        .await;
+    assert_eq!(no.code, Some(1), "{}", no.shown);
+    assert!(
+        no.shown.contains("remove w1, and give up the jobs there?"),
+        "{}",
+        no.shown
+    );
+    jobctl
+        .ask(&["workers", "remove", "-y", "w1"])
+        .await
+        .is(0, "");
+    let job = job_of(&client, id).await;
+    assert_eq!(job.state, JobState::Lost);
+    assert_eq!(job.reason.as_deref(), Some("lost: worker w1 was removed"));
+    jobctl.ask(&["workers", "-o", "json"]).await.is(0, "[]\n");
+    jobctl
+        .ask(&["workers", "remove", "-y", "w1"])
+        .await
+        .is(3, "");
+    let audit = jobctl.ask(&["audit", "-n", "20"]).await.stdout;
+    assert_eq!(audit.matches("remove worker").count(), 1, "{audit}");
 }

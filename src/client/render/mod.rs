@@ -39,7 +39,7 @@ pub use rows::{quoted, short};
 use rows::{
     AUTHORITIES, CERTIFICATES, CERTIFICATES_WIDE, CONTEXTS, CONTEXTS_WIDE, JOBS, JOBS_WIDE, TOKENS,
     TOKENS_WIDE, WORKERS, WORKERS_WIDE, authority_row, block, certificate_row, context_block,
-    context_row, entry_line, job_row, token_row, worker_row,
+    context_row, entry_line, job_row, token_row, worker_block, worker_row,
 };
 use table::{Shape, table};
 
@@ -167,23 +167,25 @@ pub fn answers(answers: &[QueryAnswer], format: Format, many: Many) -> Result<()
     })
 }
 
-/// Shows workers as a list.
-pub fn workers(workers: &[Worker], format: Format) -> Result<(), Error> {
-    match format {
-        Format::Table { wide, headers } => {
+/// Shows workers as they were asked for.
+pub fn workers(workers: &[Worker], format: Format, many: Many) -> Result<(), Error> {
+    let id = |worker: &Worker| worker.id.to_string();
+    let name = |worker: &Worker| worker.name.clone();
+    match (format, many) {
+        (Format::Table { wide, headers }, Many::List) => {
             let now = Timestamp::now();
             let header: &[&str] = if wide { &WORKERS_WIDE } else { &WORKERS };
             let row = |worker| worker_row(worker, wide, now);
             let rows = workers.iter().map(row).collect();
             table(&Shape::of_stdout(), header, headers, rows)
         }
-        _ => documents(
-            workers,
-            format,
-            Many::List,
-            |worker| worker.id.to_string(),
-            |worker| worker.name.clone(),
-        ),
+        (Format::Table { .. }, Many::Several | Many::Named) => {
+            let (now, colour) = (Timestamp::now(), Shape::of_stdout().colour);
+            let block = |worker| worker_block(worker, now, colour);
+            let blocks: Vec<_> = workers.iter().map(block).collect();
+            Ok(data(&blocks.join("\n"))?)
+        }
+        _ => documents(workers, format, many, id, name),
     }
 }
 

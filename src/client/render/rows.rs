@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Whose,
     table::{Cell, cell, cell_or, styled},
-    units::{age, length, size, when},
+    units::{self, age, length, size, when},
 };
 use crate::{
     api::{Certificate, Job, JobState, Token, Worker, WorkerState},
@@ -27,10 +27,13 @@ pub(super) const JOBS_WIDE: [&str; 11] = [
     "ID", "NAME", "STATE", "EXIT", "WORKER", "PID", "AGE", "TIME", "OUTPUT", "REASON", "COMMAND",
 ];
 
-pub(super) const WORKERS: [&str; 7] = ["ID", "NAME", "STATE", "SINCE", "JOBS", "LOAD", "ADDRESS"];
+pub(super) const WORKERS: [&str; 8] = [
+    "NAME", "STATE", "SINCE", "SLOTS", "LOAD", "HEARD", "VERSION", "LABELS",
+];
 
-pub(super) const WORKERS_WIDE: [&str; 10] = [
-    "ID", "NAME", "STATE", "SINCE", "JOBS", "LOAD", "HEARD", "AGE", "VERSION", "ADDRESS",
+pub(super) const WORKERS_WIDE: [&str; 13] = [
+    "ID", "NAME", "STATE", "SINCE", "SLOTS", "LOAD", "CPUS", "MEMORY", "HEARD", "AGE", "VERSION",
+    "ADDRESS", "LABELS",
 ];
 
 pub(super) const CONTEXTS: [&str; 4] = ["NAME", "CURRENT", "SERVER", "CREDENTIAL"];
@@ -163,29 +166,113 @@ pub(super) fn job_colour(state: JobState) -> Option<AnsiColor> {
     }
 }
 
-pub(super) fn worker_row(worker: &Worker, wide: bool, now: Timestamp) -> Vec<Cell> {
-    let colour = match worker.state {
+fn worker_colour(state: WorkerState) -> Option<AnsiColor> {
+    match state {
         WorkerState::Joining => Some(AnsiColor::Cyan),
         WorkerState::Ready => Some(AnsiColor::Green),
+        WorkerState::Draining => Some(AnsiColor::Yellow),
         WorkerState::Unreachable => Some(AnsiColor::Red),
         WorkerState::Left => None,
-    };
+    }
+}
+
+pub(super) fn worker_row(worker: &Worker, wide: bool, now: Timestamp) -> Vec<Cell> {
     let since = |time: Timestamp| age(now, time);
+    let slots = match worker.slots {
+        Some(slots) => format!("{}/{slots}", worker.running),
+        None => format!("{}/-", worker.running),
+    };
     let mut row = vec![
-        cell(worker.id.short()),
         cell(&worker.name),
-        styled(worker.state.as_str(), colour),
+        styled(worker.state.as_str(), worker_colour(worker.state)),
         cell(since(worker.since)),
-        cell(worker.running),
+        cell(slots),
         cell(format_args!("{:.2}", worker.load)),
     ];
     if wide {
-        row.push(cell_or(worker.last_heartbeat_at.map(since)));
-        row.push(cell(since(worker.registered_at)));
-        row.push(cell(&worker.version));
+        row.insert(0, cell(worker.id.short()));
+        row.push(cell_or(worker.cpus));
+        row.push(cell_or(memory(worker, "/")));
     }
-    row.push(cell(&worker.address));
+    row.push(cell_or(worker.last_heartbeat_at.map(since)));
+    if wide {
+        row.push(cell(since(worker.registered_at)));
+    }
+    row.push(cell(&worker.version));
+    if wide {
+        row.push(cell(&worker.address));
+    }
+    row.push(cell(labels(worker, ",")));
     row
+}
+
+/// How much is available of all.
+fn memory(worker: &Worker, of: &str) -> Option<String> {
+    let all = size(worker.memory_bytes?);
+    Some(match worker.memory_available_bytes {
+        Some(available) => format!("{}{of}{all}", size(available)),
+        None => all,
+    })
+}
+
+fn labels(worker: &Worker, between: &str) -> String {
+    let labels = worker.labels.iter();
+    let labels: Vec<_> = labels
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    labels.join(between)
+}
+
+/// A worker in full, a line for each thing there is to say.
+pub(super) fn worker_block(worker: &Worker, now: Timestamp, colour: bool) -> String {
+    let style = match worker_colour(worker.state) {
+        Some(color) if colour => color.on_default(),
+        _ => Style::new(),
+    };
+    let when = |time: Timestamp| format!("{time:.0} ({} ago)", age(now, time));
+    let shown = |text: &str| (!text.is_empty()).then(|| visible(text).into_owned());
+    let state = format!("{style}{}{style:#}", worker.state.as_str());
+    let drains = match (worker.draining, worker.draining_until) {
+        (false, _) => None,
+        (true, None) => Some("until its jobs have ended".to_owned()),
+        (true, Some(until)) => {
+            let when = format!("{until:.0} ({})", units::when(now, until));
+            Some(match until > now {
+                true => format!("until {when}, then its jobs are stopped"),
+                false => format!("since {when} its jobs are stopped"),
+            })
+        }
+    };
+    let slots = match worker.slots {
+        Some(slots) => format!("{} of {slots} in use", worker.running),
+        None => format!("{} in use, without a limit", worker.running),
+    };
+    let system = [&worker.os, &worker.arch].map(|word| word.clone().unwrap_or_default());
+    let mut scripts: Vec<_> = worker.scripts.iter().map(|path| visible(path)).collect();
+    if worker.more_scripts {
+        scripts.push("… and more".into());
+    }
+    in_full([
+        ("Worker", Some(worker.id.to_string())),
+        ("Name", shown(&worker.name)),
+        ("State", Some(state)),
+        ("Since", Some(when(worker.since))),
+        ("Draining", drains),
+        ("Labels", shown(&labels(worker, " "))),
+        ("Slots", Some(slots)),
+        ("Load", Some(format!("{:.2}", worker.load))),
+        ("Processors", worker.cpus.map(|cpus| cpus.to_string())),
+        ("Memory", memory(worker, " available of ")),
+        ("System", shown(system.join(" ").trim())),
+        ("Address", shown(&worker.address)),
+        ("Version", shown(&worker.version)),
+        ("Registered", Some(when(worker.registered_at))),
+        ("Heard", worker.last_heartbeat_at.map(when)),
+        (
+            "Scripts",
+            (!scripts.is_empty()).then(|| scripts.join("\n            ")),
+        ),
+    ])
 }
 
 pub(super) fn context_row(named: &Named, wide: bool) -> Vec<Cell> {
@@ -467,6 +554,105 @@ pub(super) mod tests {
         assert!(text.contains('\u{1b}'), "{text:?}");
         let plain = anstream::adapter::strip_str(&text).to_string();
         assert_eq!(plain, laid_out(&shape(None), &JOBS, false, rows()));
+    }
+
+    fn worker() -> Worker {
+        Worker {
+            id: "7c00b51c-0d77-40a9-90aa-470f25a197bb".parse().unwrap(),
+            name: "w1".into(),
+            state: WorkerState::Draining,
+            since: now() - SignedDuration::from_mins(3),
+            address: "10.0.0.7:30000".into(),
+            version: "0.1.0".into(),
+            running: 2,
+            slots: Some(4),
+            labels: std::sync::Arc::new(
+                [("gpu", "a100"), ("zone", "eu-1")]
+                    .map(|(key, value)| (key.into(), value.into()))
+                    .into(),
+            ),
+            load: 0.5,
+            cpus: Some(8),
+            memory_bytes: Some(16 << 30),
+            memory_available_bytes: Some(5 << 30),
+            os: Some("linux".into()),
+            arch: Some("x86_64".into()),
+            draining: true,
+            draining_until: Some(now() + SignedDuration::from_mins(5)),
+            scripts: ["a.sh".to_owned(), "b\u{1b}.sh".to_owned()].into(),
+            more_scripts: true,
+            registered_at: now() - SignedDuration::from_hours(2),
+            last_heartbeat_at: Some(now() - SignedDuration::from_secs(1)),
+        }
+    }
+
+    #[test]
+    fn a_worker_has_a_row_that_fits_and_loses_only_labels() {
+        let row = |worker: &Worker, width| {
+            let rows = vec![worker_row(worker, false, now())];
+            laid_out(&shape(width), &WORKERS, true, rows)
+        };
+        assert_eq!(
+            row(&worker(), Some(80)),
+            "NAME  STATE     SINCE  SLOTS  LOAD  HEARD  VERSION  LABELS\n\
+             w1    draining  3m     2/4    0.50  1s     0.1.0    gpu=a100,zone=eu-1\n"
+        );
+        let mut many = worker();
+        many.slots = None;
+        many.labels = std::sync::Arc::new((0..64).map(|n| (format!("l{n}"), "x".into())).collect());
+        let text = row(&many, Some(80));
+        fits(&text, 80);
+        assert!(text.contains("  2/-    ") && text.contains("l0=x") && text.contains('…'));
+        assert!(row(&many, None).contains("l9=x\n"), "a file has them all");
+        let wide = worker_row(&worker(), true, now());
+        assert_eq!(wide.len(), WORKERS_WIDE.len());
+        let text = laid_out(&shape(None), &WORKERS_WIDE, false, vec![wide]);
+        assert!(
+            text.contains("  8  5.0GiB/16GiB  1s  2h  0.1.0  10.0.0.7:30000  gpu="),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_worker_in_full_says_what_there_is() {
+        let text = worker_block(&worker(), now(), false);
+        for line in [
+            "Draining:   until 2026-01-02T03:09:05Z (in 5m), then its jobs are stopped",
+            "Labels:     gpu=a100 zone=eu-1",
+            "Slots:      2 of 4 in use",
+            "Memory:     5.0GiB available of 16GiB",
+            "System:     linux x86_64",
+            "Scripts:    a.sh",
+            "            b^[.sh",
+            "            … and more",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+        let over = Worker {
+            draining_until: Some(now()),
+            ..worker()
+        };
+        let text = worker_block(&over, now(), false);
+        let line = "Draining:   since 2026-01-02T03:04:05Z (0s ago) its jobs are stopped\n";
+        assert!(text.contains(line), "{text}");
+        let old = Worker {
+            slots: None,
+            draining: false,
+            os: None,
+            arch: None,
+            memory_bytes: None,
+            scripts: [].into(),
+            more_scripts: false,
+            ..worker()
+        };
+        let text = worker_block(&old, now(), false);
+        assert!(
+            text.contains("Slots:      2 in use, without a limit\n"),
+            "{text}"
+        );
+        for absent in ["Draining", "System", "Memory", "Scripts"] {
+            assert!(!text.contains(absent), "{text}");
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
     api::{self, code},
     identity::{Role, token::TokenId},
     ids::{GroupId, JobId, WorkerId},
+    labels,
     net::accept::{MAX_STRANGE, Unfinished},
     proto,
 };
@@ -38,6 +39,13 @@ pub(super) enum Error {
     BadAddress(String),
     #[error("worker name '{0}' is not 1 to 64 letters, digits, '.', '_' or '-'")]
     BadName(String),
+    #[error(
+        "label '{0}' is not KEY=VALUE: a key is 1 to 63 letters, digits, '.', '_', '-' or '/', the \
+         first a letter or digit, a value 0 to 63 letters, digits, '.', '_' or '-'"
+    )]
+    BadLabel(String),
+    #[error("a worker bears at most {} labels", labels::MAX)]
+    TooManyLabels,
     #[error("worker id '{0}' is not a UUID")]
     BadWorkerId(String),
     #[error("worker {asked} not found{}", did_you_mean(.meant, .known))]
@@ -97,6 +105,10 @@ pub(super) enum Error {
     NoFreeSlot(String),
     #[error("worker {0} has registered and is not ready yet")]
     WorkerNotReady(String),
+    #[error("worker {0} was asked to end: it takes jobs again when it was started again")]
+    WorkerEnding(String),
+    #[error("worker {worker} is {state}: drain and stop it first")]
+    WorkerNotGone { worker: String, state: &'static str },
     #[error("worker {0} has left")]
     WorkerLeft(String),
     #[error("worker {worker} {why}")]
@@ -388,6 +400,8 @@ impl Error {
             | Self::MethodNotAllowed { .. }
             | Self::BadAddress(_)
             | Self::BadName(_)
+            | Self::BadLabel(_)
+            | Self::TooManyLabels
             | Self::BadWorkerId(_)
             | Self::WorkerNotFound { .. }
             | Self::AmbiguousWorker { .. }
@@ -403,6 +417,8 @@ impl Error {
             | Self::NotAGroup(_)
             | Self::NoWorkerMatches(_)
             | Self::WorkerNotReady(_)
+            | Self::WorkerEnding(_)
+            | Self::WorkerNotGone { .. }
             | Self::WorkerLeft(_)
             | Self::TooManyFollowers { .. }
             | Self::NotReady { .. }
@@ -460,6 +476,8 @@ impl Error {
             ),
             Self::BadAddress(_) => invalid("bad_address"),
             Self::BadName(_) => invalid("bad_name"),
+            Self::BadLabel(_) => invalid("bad_label"),
+            Self::TooManyLabels => invalid("too_many_labels"),
             Self::BadWorkerId(_) => invalid("bad_worker_id"),
             Self::WorkerNotFound { .. } => not_found(code::WORKER_NOT_FOUND),
             Self::AmbiguousWorker { .. } => conflict("ambiguous_worker"),
@@ -482,6 +500,8 @@ impl Error {
             Self::NoWorkerMatches(_) => unavailable(code::NO_FREE_SLOT),
             Self::NoFreeSlot(_) => unavailable(code::NO_FREE_SLOT),
             Self::WorkerNotReady(_) => unavailable("worker_not_ready"),
+            Self::WorkerEnding(_) => conflict("worker_ending"),
+            Self::WorkerNotGone { .. } => conflict(code::WORKER_NOT_GONE),
             Self::WorkerLeft(_) => conflict("worker_left"),
             Self::WorkerUnreachable { .. } => (
                 StatusCode::GATEWAY_TIMEOUT,

@@ -60,7 +60,7 @@ impl SchedulerService for Service {
         request: Request<proto::RegisterWorkerRequest>,
     ) -> Result<Response<proto::RegisterWorkerResponse>, Status> {
         let caller = caller(&request);
-        let asked = request.into_inner();
+        let mut asked = request.into_inner();
         let id = match asked.worker_id.as_str() {
             "" => caller.worker(),
             text => Some(itself(&caller, text)?),
@@ -79,6 +79,8 @@ impl SchedulerService for Service {
             .scheduler
             .registry
             .register(Registration {
+                told: wire::told(&mut asked),
+                scripts: asked.scripts.map(wire::scripts).unwrap_or_default(),
                 address: asked.address,
                 name: asked.name,
                 id,
@@ -380,7 +382,7 @@ impl Conversation {
         }
     }
 
-    async fn take_in(&mut self, message: proto::HeartbeatRequest) -> Result<(), Error> {
+    async fn take_in(&mut self, mut message: proto::HeartbeatRequest) -> Result<(), Error> {
         let Scheduler { registry, jobs, .. } = &self.scheduler;
         let link = match &self.link {
             Some(link) => link,
@@ -395,9 +397,9 @@ impl Conversation {
         let named: Vec<JobId> = named.collect();
         let unknown = jobs.unknown(named.clone()).await?;
         // Nothing waits from here on: what is taken in came over a link that counts.
-        let load = f64::from(message.load_milli) / 1000.0;
+        let beat = wire::beat(&mut message);
         let mut owed = false;
-        registry.heard(link, message.running, load, || {
+        registry.heard(link, beat, || {
             if !message.forgotten.is_empty() {
                 let forgotten = message.forgotten.iter().filter_map(|id| id.parse().ok());
                 let store = &self.scheduler.store;

@@ -2,6 +2,7 @@
 //! in the cluster, and the record of every job. This file puts the parts
 //! together, and takes them apart at the end.
 
+mod about;
 mod access;
 mod error;
 mod grpc;
@@ -29,14 +30,15 @@ pub use self::store::Error as StoreError;
 use self::{
     access::{Access, Caller, Signing},
     grpc::Service,
-    jobs::{Jobs, Needs},
-    registry::Registry,
+    jobs::{Jobs, Needs, Stop, Wait},
+    registry::{Passed, Registry},
     store::{Keep, Loaded, Store, Writing},
     worker_rpc::Calls,
 };
 use crate::{
     api,
     identity::{Role, ca, tls::Tls, token::Fingerprint},
+    ids::WorkerId,
     net::{accept, bounds::Bounds, dial},
     proto::{self, scheduler_server::SchedulerServer},
 };
@@ -315,7 +317,7 @@ impl Opened {
             grpc_address: listeners.grpc.local_addr().map_err(Error::Listener)?,
             closing: closing.clone(),
         };
-        tracker.spawn(watch_deadlines(scheduler.clone()));
+        tracker.spawn(watch_deadlines(scheduler.clone(), tracker.clone()));
         tracker.spawn(place_jobs(scheduler.clone()));
         tracker.spawn(note_signs_of_life(scheduler.clone()));
         tracker.spawn(keep_certificates(scheduler.clone()));
@@ -490,15 +492,36 @@ async fn place_jobs(scheduler: Scheduler) {
     }
 }
 
-async fn watch_deadlines(scheduler: Scheduler) {
+async fn watch_deadlines(scheduler: Scheduler, tracker: TaskTracker) {
     let Scheduler {
         registry,
         jobs,
         closing,
         ..
     } = scheduler;
+    let act = |passed| match passed {
+        Passed::Silence(worker, why) => jobs.unreachable(worker, &why),
+        Passed::Drain(worker) => {
+            tracker.spawn(stop_all(jobs.clone(), worker));
+        }
+    };
     tokio::select! {
-        () = registry.watch_deadlines(|worker, why| jobs.unreachable(worker, why)) => {}
+        () = registry.watch_deadlines(act) => {}
         () = closing.cancelled() => {}
+    }
+}
+
+/// Stops every job that a worker still has, or will be back with: its time to
+/// drain is over.
+async fn stop_all(jobs: Jobs, worker: WorkerId) {
+    let left = jobs.live_on(worker);
+    tracing::info!(worker_id = %worker, jobs = left.len(), "the time to drain is over");
+    let stop = Stop {
+        wait: Wait::Sent,
+        ..Stop::default()
+    };
+    // One whose worker is away is recorded, and delivered when it is back.
+    if let Some(error) = jobs.stop_all(left, stop).await {
+        tracing::info!(worker_id = %worker, %error, "not all were stopped now");
     }
 }

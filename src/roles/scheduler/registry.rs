@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
+    about::{Drain, LabelChanges, Orders, ScriptFolder, Told},
     error::Error,
     offers::{Offer, Offers, Openness, Slots},
     store::{Store, StoredWorker},
@@ -27,6 +28,7 @@ use super::{
 use crate::{
     api,
     ids::{self, WorkerId},
+    labels::{Labels, Requirement},
 };
 
 /// So many heartbeats in a row may be missed.
@@ -91,6 +93,15 @@ struct Member {
     /// Empty where it did not say.
     boot_id: String,
     version: String,
+    told: Told,
+    scripts: ScriptFolder,
+    orders: Orders,
+    /// Those that count: what it told, with what was ordered over it.
+    labels: Arc<Labels>,
+    /// It was asked to end, over there.
+    is_ending: bool,
+    /// The time it was given to drain is over, and that was acted upon.
+    is_drained: bool,
     state: api::WorkerState,
     since: Timestamp,
     session: Session,
@@ -101,6 +112,8 @@ struct Member {
     rpc: WorkerRpc,
     running: u32,
     load: f64,
+    /// 0: it did not say.
+    memory_available_bytes: u64,
     registered_at: Timestamp,
     heard: Instant,
     last_heartbeat_at: Option<Timestamp>,
@@ -117,6 +130,30 @@ pub(super) struct Registration {
     pub(super) version: String,
     /// Changes with each boot of its machine.
     pub(super) boot_id: String,
+    pub(super) told: Told,
+    pub(super) scripts: ScriptFolder,
+}
+
+/// What a worker says of itself with each sign of life.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Beat {
+    pub(super) running: u32,
+    pub(super) load: f64,
+    /// 0: it does not say.
+    pub(super) memory_available_bytes: u64,
+    /// It was asked to end, and takes no more jobs.
+    pub(super) is_ending: bool,
+    /// None: as before.
+    pub(super) scripts: Option<ScriptFolder>,
+}
+
+/// A time that has passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Passed {
+    /// The worker should have been heard of; with the reason to give.
+    Silence(WorkerId, String),
+    /// The worker's jobs should have ended.
+    Drain(WorkerId),
 }
 
 /// A worker as it was when it was asked for, and the means to call it.
@@ -141,12 +178,12 @@ pub(super) struct Link {
 }
 
 impl WorkerHandle {
-    /// Whether it takes jobs and calls. One that is joining does not yet: until
-    /// it has told of its jobs, nothing said about them can be relied on.
+    /// Whether it takes calls. One that is joining does not yet: until it has told
+    /// of its jobs, nothing said about them can be relied on.
     pub(super) fn is_ready(&self) -> Result<(), Error> {
         match self.state {
             api::WorkerState::Joining => Err(Error::WorkerNotReady(self.name.to_string())),
-            api::WorkerState::Ready => Ok(()),
+            api::WorkerState::Ready | api::WorkerState::Draining => Ok(()),
             api::WorkerState::Unreachable => Err(Error::WorkerUnreachable {
                 worker: self.name.to_string(),
                 why: self.silence(),
@@ -156,15 +193,15 @@ impl WorkerHandle {
         }
     }
 
+    /// It said goodbye.
+    pub(super) fn has_left(&self) -> bool {
+        self.state == api::WorkerState::Left
+    }
+
     /// Has the worker register anew and tell of all its jobs: the only way to
     /// know what became of a call that it did not answer.
     pub(super) fn ask_anew(&self) {
         self.link.cancel();
-    }
-
-    /// It said goodbye.
-    pub(super) fn has_left(&self) -> bool {
-        self.state == api::WorkerState::Left
     }
 
     fn silence(&self) -> String {
@@ -191,7 +228,15 @@ impl Member {
     fn remembered(worker: StoredWorker, rpc: WorkerRpc) -> Self {
         let link = CancellationToken::new();
         link.cancel();
+        let labels = worker.orders.labels_over(&worker.told.labels);
         Self {
+            told: worker.told,
+            scripts: ScriptFolder::default(),
+            orders: worker.orders,
+            labels: Arc::new(labels),
+            is_ending: false,
+            is_drained: false,
+            memory_available_bytes: 0,
             id: worker.id,
             name: worker.name.into(),
             address: worker.address,
@@ -214,23 +259,6 @@ impl Member {
         }
     }
 
-    fn offer(&self) -> Offer {
-        Offer {
-            worker: self.handle(),
-            slots: Slots::Unlimited,
-            cpus: 1,
-            labels: Arc::default(),
-            openness: match self.state {
-                api::WorkerState::Joining => Openness::Joining,
-                api::WorkerState::Ready => Openness::Ready,
-                api::WorkerState::Unreachable => Openness::Unreachable {
-                    since: self.last_heartbeat_at.unwrap_or(self.registered_at),
-                },
-                api::WorkerState::Left => Openness::Left,
-            },
-        }
-    }
-
     fn stored(&self) -> StoredWorker {
         StoredWorker {
             id: self.id,
@@ -240,7 +268,91 @@ impl Member {
             left: self.state == api::WorkerState::Left,
             registered_at: self.registered_at,
             heard_at: self.last_heartbeat_at,
+            told: self.told.clone(),
+            orders: self.orders.clone(),
         }
+    }
+
+    fn offer(&self) -> Offer {
+        Offer {
+            worker: self.handle(),
+            slots: self.told.slots.map_or(Slots::Unlimited, Slots::Limited),
+            cpus: self.told.cpus.max(1),
+            labels: self.labels.clone(),
+            openness: match self.state {
+                api::WorkerState::Joining => Openness::Joining,
+                api::WorkerState::Ready => Openness::Ready,
+                api::WorkerState::Draining => Openness::Draining,
+                api::WorkerState::Unreachable => Openness::Unreachable { since: self.since },
+                api::WorkerState::Left => Openness::Left,
+            },
+        }
+    }
+
+    fn shown(&self) -> api::Worker {
+        let said = |number: u64| (number > 0).then_some(number);
+        let word = |word: &String| (!word.is_empty()).then(|| word.clone());
+        api::Worker {
+            id: self.id,
+            name: self.name.to_string(),
+            state: self.state,
+            since: self.since,
+            address: self.address.clone(),
+            version: self.version.clone(),
+            running: self.running,
+            slots: self.told.slots,
+            labels: self.labels.clone(),
+            load: self.load,
+            cpus: (self.told.cpus > 0).then_some(self.told.cpus),
+            memory_bytes: said(self.told.memory_bytes),
+            memory_available_bytes: said(self.memory_available_bytes),
+            os: word(&self.told.os),
+            arch: word(&self.told.arch),
+            draining: self.is_draining(),
+            draining_until: self.orders.drain.and_then(|drain| drain.until),
+            scripts: self.scripts.paths.clone(),
+            more_scripts: self.scripts.more,
+            registered_at: self.registered_at,
+            last_heartbeat_at: self.last_heartbeat_at,
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        self.is_ending || self.orders.drain.is_some()
+    }
+
+    /// One that takes calls takes jobs as well, unless it is draining.
+    fn open_or_not(&mut self) {
+        self.become_state(match self.is_draining() {
+            true => api::WorkerState::Draining,
+            false => api::WorkerState::Ready,
+        });
+    }
+
+    /// As [`Member::open_or_not`], where it has told of its jobs.
+    fn reopen(&mut self) {
+        match self.state {
+            api::WorkerState::Ready | api::WorkerState::Draining => self.open_or_not(),
+            api::WorkerState::Joining | api::WorkerState::Unreachable | api::WorkerState::Left => {}
+        }
+    }
+
+    fn is_gone(&self) -> Result<(), Error> {
+        match self.state {
+            api::WorkerState::Unreachable | api::WorkerState::Left => Ok(()),
+            api::WorkerState::Joining | api::WorkerState::Ready | api::WorkerState::Draining => {
+                Err(Error::WorkerNotGone {
+                    worker: self.name.to_string(),
+                    state: self.state.as_str(),
+                })
+            }
+        }
+    }
+
+    /// When what is left of its jobs is to be stopped, unless that was done.
+    fn drains_until(&self) -> Option<Timestamp> {
+        let drain = self.orders.drain.filter(|_| !self.is_drained);
+        drain.and_then(|drain| drain.until)
     }
 
     fn become_state(&mut self, state: api::WorkerState) {
@@ -261,7 +373,9 @@ impl Member {
     /// None: it is not expected to say anything.
     fn deadline(&self, patience: Duration) -> Option<Instant> {
         match self.state {
-            api::WorkerState::Joining | api::WorkerState::Ready => Some(self.heard + patience),
+            api::WorkerState::Joining | api::WorkerState::Ready | api::WorkerState::Draining => {
+                Some(self.heard + patience)
+            }
             api::WorkerState::Unreachable | api::WorkerState::Left => None,
         }
     }
@@ -277,7 +391,7 @@ impl Registry {
         store: Store,
         known: Vec<StoredWorker>,
     ) -> Self {
-        let members = known
+        let members: HashMap<_, _> = known
             .into_iter()
             .filter_map(|worker| {
                 let name = &worker.name;
@@ -289,7 +403,7 @@ impl Registry {
                     }
                 }
             })
-            .collect::<HashMap<_, _>>();
+            .collect();
         let offers = Offers::default();
         for member in members.values() {
             offers.put(member.id, Some(member.offer()));
@@ -305,9 +419,20 @@ impl Registry {
         }))
     }
 
-    /// What placement is to know.
+    /// What the workers have to offer.
     pub(super) fn offers(&self) -> Offers {
         self.0.offers.clone()
+    }
+
+    fn offer(&self, member: &Member) {
+        self.0.offers.put(member.id, Some(member.offer()));
+    }
+
+    /// Nobody will hear of this worker again, but that it registers.
+    fn forget(&self, members: &mut HashMap<WorkerId, Member>, id: WorkerId) {
+        members.remove(&id);
+        self.0.offers.put(id, None);
+        self.0.store.worker_gone(id);
     }
 
     /// Which start of the scheduler this is.
@@ -341,6 +466,7 @@ impl Registry {
         if !ids::is_name(&name) {
             return Err(Error::BadName(name));
         }
+        let told = asked.told.checked()?;
         let session = Session::random();
         let mut members = self.members();
         // One that says neither who it was nor what it is called, as the published
@@ -368,20 +494,19 @@ impl Registry {
         if let Some(other) = namesake {
             let other_id = other.id;
             match other.state {
-                api::WorkerState::Left => {
-                    self.0.store.worker_gone(other_id);
-                    self.0.offers.put(other_id, None);
-                    members.remove(&other_id)
-                }
+                api::WorkerState::Left => self.forget(&mut members, other_id),
                 api::WorkerState::Joining
                 | api::WorkerState::Ready
+                | api::WorkerState::Draining
                 | api::WorkerState::Unreachable => {
                     return Err(Error::WorkerNameTaken { name, id: other_id });
                 }
             };
         }
+        let mut orders = Orders::default();
         if let Some(earlier) = members.get(&id) {
             earlier.link.cancel();
+            orders = earlier.orders.clone();
         }
         let now = Timestamp::now();
         tracing::info!(worker_id = %id, worker = %name, address = asked.address, %session, "worker registered");
@@ -391,6 +516,13 @@ impl Registry {
             address: asked.address,
             boot_id: asked.boot_id,
             version: asked.version,
+            labels: Arc::new(orders.labels_over(&told.labels)),
+            told,
+            scripts: asked.scripts,
+            orders,
+            is_ending: false,
+            is_drained: false,
+            memory_available_bytes: 0,
             state: api::WorkerState::Joining,
             since: now,
             session,
@@ -404,7 +536,7 @@ impl Registry {
             last_heartbeat_at: None,
         };
         self.0.store.worker(member.stored());
-        self.0.offers.put(id, Some(member.offer()));
+        self.offer(&member);
         members.insert(id, member);
         self.count(&members);
         drop(members);
@@ -422,10 +554,9 @@ impl Registry {
         member.running = 0;
         member.become_state(api::WorkerState::Left);
         self.0.store.worker(member.stored());
-        self.0.offers.put(id, Some(member.offer()));
-        for gone in forget_left(&mut members) {
-            self.0.offers.put(gone, None);
-            self.0.store.worker_gone(gone);
+        self.offer(member);
+        for surplus in surplus_left(&members) {
+            self.forget(&mut members, surplus);
         }
         self.count(&members);
         Ok(())
@@ -441,6 +572,8 @@ impl Registry {
         member.link.cancel();
         member.link = CancellationToken::new();
         member.is_connected = true;
+        // What they are called by is another link from now on.
+        self.offer(member);
         Ok(Link {
             worker: member.handle(),
             over: member.link.clone(),
@@ -451,15 +584,22 @@ impl Registry {
     pub(super) fn heard(
         &self,
         link: &Link,
-        running: u32,
-        load: f64,
+        beat: Beat,
         take_in: impl FnOnce(),
     ) -> Result<(), Error> {
         self.with(link, |member| {
             member.heard = Instant::now();
             member.last_heartbeat_at = Some(Timestamp::now());
-            member.running = running;
-            member.load = load;
+            member.running = beat.running;
+            member.load = beat.load;
+            member.memory_available_bytes = beat.memory_available_bytes;
+            if let Some(scripts) = beat.scripts {
+                member.scripts = scripts;
+            }
+            if std::mem::replace(&mut member.is_ending, beat.is_ending) != beat.is_ending {
+                member.reopen();
+                self.offer(member);
+            }
             // Under the lock: after the next registration of this worker nothing
             // that was said before it may change anything.
             take_in();
@@ -471,8 +611,10 @@ impl Registry {
     pub(super) fn ready(&self, link: &Link, settle: impl FnOnce()) -> Result<(), Error> {
         self.with(link, |member| {
             settle();
-            member.become_state(api::WorkerState::Ready);
-            self.0.offers.put(member.id, Some(member.offer()));
+            member.open_or_not();
+            // It may have told of jobs that were not known when the time was over.
+            member.is_drained = false;
+            self.offer(member);
         })?;
         self.0.deadlines.notify_one();
         Ok(())
@@ -484,14 +626,14 @@ impl Registry {
         let _ = self.with(link, |member| {
             member.is_connected = false;
             match member.state {
-                api::WorkerState::Ready => {
+                api::WorkerState::Ready | api::WorkerState::Draining => {
                     member.become_state(api::WorkerState::Joining);
-                    self.0.offers.put(member.id, Some(member.offer()));
                 }
                 api::WorkerState::Joining
                 | api::WorkerState::Unreachable
                 | api::WorkerState::Left => {}
             }
+            self.offer(member);
         });
     }
 
@@ -508,11 +650,11 @@ impl Registry {
         Ok(())
     }
 
-    /// Gives up workers as their deadlines pass, and tells `unreachable` of
-    /// each, with the reason. Never returns.
-    pub(super) async fn watch_deadlines(&self, mut unreachable: impl FnMut(WorkerId, &str)) {
+    /// Gives up workers as their deadlines pass, and tells `act` of each, and of
+    /// those whose time to drain is over. Never returns.
+    pub(super) async fn watch_deadlines(&self, mut act: impl FnMut(Passed)) {
         loop {
-            let next = self.expire(Instant::now(), &mut unreachable);
+            let next = self.expire(Instant::now(), Timestamp::now(), &mut act);
             let sleep = async {
                 match next {
                     Some(deadline) => sleep_until(deadline).await,
@@ -530,16 +672,29 @@ impl Registry {
     fn expire(
         &self,
         now: Instant,
-        unreachable: &mut impl FnMut(WorkerId, &str),
+        time: Timestamp,
+        act: &mut impl FnMut(Passed),
     ) -> Option<Instant> {
         let mut members = self.members();
         let mut next: Option<Instant> = None;
+        let mut wait_until = |deadline: Instant| {
+            next = Some(next.map_or(deadline, |next| next.min(deadline)));
+        };
         for member in members.values_mut() {
+            match member.drains_until() {
+                None => {}
+                Some(until) if until > time => {
+                    let left = Duration::try_from(until.duration_since(time));
+                    wait_until(now + left.unwrap_or_default());
+                }
+                Some(_) => {
+                    member.is_drained = true;
+                    act(Passed::Drain(member.id));
+                }
+            }
             match member.deadline(self.0.patience) {
                 None => {}
-                Some(deadline) if deadline > now => {
-                    next = Some(next.map_or(deadline, |next| next.min(deadline)));
-                }
+                Some(deadline) if deadline > now => wait_until(deadline),
                 Some(_) => {
                     // A stream that comes back to life begins anew with a
                     // snapshot, so that nothing told meanwhile is missed.
@@ -547,11 +702,11 @@ impl Registry {
                     member.is_connected = false;
                     member.become_state(api::WorkerState::Unreachable);
                     self.0.store.worker(member.stored());
-                    self.0.offers.put(member.id, Some(member.offer()));
+                    self.offer(member);
                     let why = format!("worker {} {}", member.name, member.handle().silence());
                     // Under the lock: a worker that comes back this moment must
                     // not be ready before its jobs are in doubt.
-                    unreachable(member.id, &why);
+                    act(Passed::Silence(member.id, why));
                 }
             }
         }
@@ -606,27 +761,87 @@ impl Registry {
         self.0.ready.subscribe()
     }
 
-    /// All of them, by name.
-    pub(super) fn list(&self) -> Vec<api::Worker> {
+    /// Those whose labels are wanted, by name; or of them only this one.
+    pub(super) fn list(&self, only: Option<WorkerId>, wanted: &[Requirement]) -> Vec<api::Worker> {
         let members = self.members();
         let mut workers: Vec<_> = members
             .values()
-            .map(|member| api::Worker {
-                id: member.id,
-                name: member.name.to_string(),
-                state: member.state,
-                since: member.since,
-                address: member.address.clone(),
-                version: member.version.clone(),
-                running: member.running,
-                load: member.load,
-                registered_at: member.registered_at,
-                last_heartbeat_at: member.last_heartbeat_at,
-            })
+            .filter(|member| only.is_none_or(|id| id == member.id))
+            .filter(|member| wanted.iter().all(|asked| asked.is_met_by(&member.labels)))
+            .map(Member::shown)
             .collect();
         drop(members);
         workers.sort_by(|a, b| a.name.cmp(&b.name));
         workers
+    }
+
+    /// Sets labels of a worker, and takes off those without a value; whatever it
+    /// says of itself.
+    pub(super) fn relabel(&self, id: WorkerId, changes: &LabelChanges) -> Result<(), Error> {
+        self.order(id, |member| {
+            member.orders.relabel(&member.told.labels, changes)?;
+            member.labels = Arc::new(member.orders.labels_over(&member.told.labels));
+            Ok(())
+        })
+    }
+
+    /// From now on the worker takes no more jobs. What is left of those it has is
+    /// over at `until`, which [`Registry::watch_deadlines`] tells of.
+    pub(super) fn drain(&self, id: WorkerId, until: Option<Timestamp>) -> Result<(), Error> {
+        self.order(id, |member| {
+            member.orders.drain = Some(Drain { until });
+            member.is_drained = false;
+            member.reopen();
+            Ok(())
+        })
+    }
+
+    /// The worker takes jobs again.
+    pub(super) fn resume(&self, id: WorkerId) -> Result<(), Error> {
+        self.order(id, |member| {
+            if member.is_ending {
+                return Err(Error::WorkerEnding(member.name.to_string()));
+            }
+            member.orders.drain = None;
+            member.reopen();
+            Ok(())
+        })
+    }
+
+    /// Whether a worker is gone, and so may be removed.
+    pub(super) fn is_gone(&self, id: WorkerId) -> Result<(), Error> {
+        let members = self.members();
+        members.get(&id).ok_or_else(|| unknown(id))?.is_gone()
+    }
+
+    /// Forgets a worker that is gone, of whose jobs `settle` draws conclusions.
+    pub(super) fn remove(&self, id: WorkerId, settle: impl FnOnce(&Arc<str>)) -> Result<(), Error> {
+        let mut members = self.members();
+        let member = members.get(&id).ok_or_else(|| unknown(id))?;
+        member.is_gone()?;
+        tracing::info!(worker_id = %id, worker = %member.name, "worker removed");
+        // Under the lock: it may come back this very moment, and keeps what it
+        // tells of then.
+        settle(&member.name);
+        self.forget(&mut members, id);
+        Ok(())
+    }
+
+    /// Changes what is ordered of a worker, unless that is an error.
+    fn order(
+        &self,
+        id: WorkerId,
+        change: impl FnOnce(&mut Member) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut members = self.members();
+        let member = members.get_mut(&id).ok_or_else(|| unknown(id))?;
+        change(member)?;
+        self.0.store.worker(member.stored());
+        self.offer(member);
+        self.count(&members);
+        drop(members);
+        self.0.deadlines.notify_one();
+        Ok(())
     }
 
     fn count(&self, members: &HashMap<WorkerId, Member>) {
@@ -655,8 +870,8 @@ fn unknown(id: WorkerId) -> Error {
     }
 }
 
-/// Returns those that are forgotten.
-fn forget_left(members: &mut HashMap<WorkerId, Member>) -> Vec<WorkerId> {
+/// Those that left first, where too many have.
+fn surplus_left(members: &HashMap<WorkerId, Member>) -> Vec<WorkerId> {
     let mut left: Vec<(Timestamp, WorkerId)> = members
         .values()
         .filter(|member| member.state == api::WorkerState::Left)
@@ -665,9 +880,6 @@ fn forget_left(members: &mut HashMap<WorkerId, Member>) -> Vec<WorkerId> {
     left.sort();
     let surplus = left.len().saturating_sub(KEEP_LEFT);
     left.truncate(surplus);
-    for (_, id) in &left {
-        members.remove(id);
-    }
     left.into_iter().map(|(_, id)| id).collect()
 }
 
@@ -717,9 +929,9 @@ mod tests {
         let calls = Calls {
             deadline: Duration::from_secs(5),
             epoch: 1,
-            followers: 1024,
-            job_followers: 128,
             security: crate::net::dial::Security::Insecure,
+            followers: 8,
+            job_followers: 8,
         };
         Registry::new(INTERVAL, calls, store, Vec::new())
     }
@@ -735,9 +947,15 @@ mod tests {
     fn join(registry: &Registry, name: &str) -> Link {
         let (id, session) = registry.register(asked(name)).unwrap();
         let link = registry.open(id, &session.to_string()).unwrap();
-        registry.heard(&link, 0, 0.0, || ()).unwrap();
+        registry.heard(&link, Beat::default(), || ()).unwrap();
         registry.ready(&link, || ()).unwrap();
         link
+    }
+
+    fn expire(registry: &Registry, now: Instant) -> (Option<Instant>, Vec<Passed>) {
+        let mut passed = Vec::new();
+        let next = registry.expire(now, Timestamp::now(), &mut |what| passed.push(what));
+        (next, passed)
     }
 
     fn state(registry: &Registry, id: WorkerId) -> api::WorkerState {
@@ -764,7 +982,7 @@ mod tests {
         ));
         let untimely = || panic!("what an old link says is not taken in");
         for refused in [
-            registry.heard(&link, 0, 0.0, untimely),
+            registry.heard(&link, Beat::default(), untimely),
             registry.ready(&link, untimely),
         ] {
             assert!(matches!(refused, Err(Error::SessionOver(_))));
@@ -790,7 +1008,7 @@ mod tests {
             panic!("w1 is taken");
         };
         assert_eq!(id, first);
-        registry.expire(Instant::now() + INTERVAL * 3, &mut |_, _| {});
+        expire(&registry, Instant::now() + INTERVAL * 3);
         assert!(registry.register(asked("w1")).is_err(), "unreachable");
         registry.deregister(first).unwrap();
         registry.register(asked("w1")).unwrap();
@@ -827,18 +1045,22 @@ mod tests {
         let link = join(&registry, "w1");
         let id = link.worker.id;
         let start = Instant::now();
-        let mut gone = Vec::new();
-        let mut note = |id, why: &str| gone.push((id, why.to_owned()));
-        let next = registry.expire(start + INTERVAL * 2, &mut note).unwrap();
+        let (next, passed) = expire(&registry, start + INTERVAL * 2);
+        let next = next.unwrap();
         assert!(next > start + INTERVAL * 2 && next <= start + INTERVAL * 3);
-        assert_eq!(registry.expire(next, &mut note), None);
-        assert_eq!(gone.len(), 1);
-        assert!(gone[0].1.starts_with("worker w1 has not answered since 2"));
+        assert_eq!(passed, []);
+        let (last, passed) = expire(&registry, next);
+        assert_eq!(last, None);
+        let [Passed::Silence(silent, why)] = passed.as_slice() else {
+            panic!("{passed:?}");
+        };
+        assert_eq!(*silent, id);
+        assert!(why.starts_with("worker w1 has not answered since 2"));
         assert_eq!(state(&registry, id), api::WorkerState::Unreachable);
         assert_eq!(*registry.ready_count().borrow(), 0);
         assert!(link.over.is_cancelled());
         let link = registry.open(id, &link.worker.session.to_string()).unwrap();
-        registry.heard(&link, 1, 0.5, || ()).unwrap();
+        registry.heard(&link, Beat::default(), || ()).unwrap();
         assert_eq!(state(&registry, id), api::WorkerState::Unreachable);
         registry.ready(&link, || ()).unwrap();
         assert_eq!(state(&registry, id), api::WorkerState::Ready);
@@ -883,5 +1105,166 @@ mod tests {
             registry.deregister(WorkerId::random()),
             Err(Error::WorkerNotFound { .. })
         ));
+    }
+    /// What placement has heard of the one worker since it was asked last.
+    fn news(registry: &Registry) -> Option<Openness> {
+        let taken = registry.offers().take();
+        assert!(taken.len() < 2);
+        let offer = taken.into_values().next()?;
+        Some(offer.expect("it is known").openness)
+    }
+
+    #[tokio::test]
+    async fn placement_hears_of_every_change_and_of_no_heartbeat() {
+        let registry = registry();
+        let told = Told {
+            labels: [("zone".to_owned(), "eu".to_owned())].into(),
+            slots: Some(3),
+            ..Told::default()
+        };
+        let asked = Registration {
+            told,
+            ..asked("w1")
+        };
+        let (id, session) = registry.register(asked.clone()).unwrap();
+        assert_eq!(news(&registry), Some(Openness::Joining));
+        let link = registry.open(id, &session.to_string()).unwrap();
+        registry.offers().take();
+        registry.heard(&link, Beat::default(), || ()).unwrap();
+        assert_eq!(news(&registry), None, "a sign of life alone");
+        registry.ready(&link, || ()).unwrap();
+        let offer = registry.offers().take().remove(&id).unwrap().unwrap();
+        assert_eq!(offer.openness, Openness::Ready);
+        assert_eq!((offer.slots, offer.cpus), (Slots::Limited(3), 1));
+        assert_eq!(offer.labels["zone"], "eu");
+        assert_eq!((offer.worker.id, offer.worker.session), (id, session));
+
+        let ending = Beat {
+            is_ending: true,
+            ..Beat::default()
+        };
+        registry.heard(&link, ending.clone(), || ()).unwrap();
+        assert_eq!(news(&registry), Some(Openness::Draining));
+        assert_eq!(*registry.ready_count().borrow(), 0);
+        registry.heard(&link, ending, || ()).unwrap();
+        assert_eq!(news(&registry), None);
+        let error = registry.resume(id).unwrap_err();
+        assert_eq!(error.code(), "worker_ending");
+        registry.heard(&link, Beat::default(), || ()).unwrap();
+        assert_eq!(news(&registry), Some(Openness::Ready));
+
+        registry.drain(id, None).unwrap();
+        assert_eq!(news(&registry), Some(Openness::Draining));
+        registry.resume(id).unwrap();
+        assert_eq!(news(&registry), Some(Openness::Ready));
+        let changes = [
+            ("zone".to_owned(), None),
+            ("gpu".to_owned(), Some("1".to_owned())),
+        ];
+        registry.relabel(id, &changes.into()).unwrap();
+        let offer = registry.offers().take().remove(&id).unwrap().unwrap();
+        assert_eq!(*offer.labels, [("gpu".to_owned(), "1".to_owned())].into());
+
+        registry.broke(&link);
+        assert_eq!(news(&registry), Some(Openness::Joining));
+        expire(&registry, Instant::now() + INTERVAL * 3);
+        let since = registry.list(None, &[])[0].since;
+        assert_eq!(news(&registry), Some(Openness::Unreachable { since }));
+        registry.deregister(id).unwrap();
+        assert_eq!(news(&registry), Some(Openness::Left));
+        registry.remove(id, |_| ()).unwrap();
+        let taken = registry.offers().take();
+        assert!(taken[&id].is_none(), "known no more");
+        assert!(registry.offers().take().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_ordered_survives_both_restarts() {
+        let registry = registry();
+        let link = join(&registry, "w1");
+        let id = link.worker.id;
+        registry.drain(id, None).unwrap();
+        let zone = |value: &str| [("zone".to_owned(), Some(value.to_owned()))].into();
+        registry.relabel(id, &zone("eu")).unwrap();
+        assert_eq!(state(&registry, id), api::WorkerState::Draining);
+        let draining = registry.get(id).unwrap();
+        assert!(draining.is_ready().is_ok(), "it answers for its jobs");
+
+        // Of the scheduler.
+        let stored = registry.members().values().map(Member::stored).collect();
+        let calls = registry.0.calls.clone();
+        let registry = Registry::new(INTERVAL, calls, registry.0.store.clone(), stored);
+        let since = registry.list(None, &[])[0].since;
+        assert_eq!(news(&registry), Some(Openness::Unreachable { since }));
+        // Of the worker, which now has something to say about it itself.
+        let again = Registration {
+            id: Some(id),
+            told: Told {
+                labels: [("zone".to_owned(), "us".to_owned())].into(),
+                ..Told::default()
+            },
+            ..asked("w1")
+        };
+        let (_, session) = registry.register(again).unwrap();
+        let link = registry.open(id, &session.to_string()).unwrap();
+        registry.heard(&link, Beat::default(), || ()).unwrap();
+        registry.ready(&link, || ()).unwrap();
+        let shown = &registry.list(Some(id), &[])[0];
+        assert_eq!(shown.state, api::WorkerState::Draining);
+        assert_eq!(shown.labels["zone"], "eu");
+        let in_us = ["zone=us".parse().unwrap()];
+        assert!(registry.list(None, &in_us).is_empty());
+        registry.resume(id).unwrap();
+        assert_eq!(state(&registry, id), api::WorkerState::Ready);
+    }
+
+    #[tokio::test]
+    async fn the_time_to_drain_is_told_of_once_and_again_to_who_comes_back() {
+        let registry = registry();
+        let link = join(&registry, "w1");
+        let id = link.worker.id;
+        let now = Instant::now();
+        let (until, second) = (Timestamp::now(), Duration::from_secs(1));
+        registry.drain(id, Some(until)).unwrap();
+        let mut passed = Vec::new();
+        let next = registry.expire(now, until - second, &mut |what| passed.push(what));
+        assert_eq!(next, Some(now + second), "before a heartbeat is due");
+        assert_eq!(passed, []);
+        registry.expire(now, until, &mut |what| passed.push(what));
+        registry.expire(now, until, &mut |what| passed.push(what));
+        assert_eq!(passed, [Passed::Drain(id)]);
+        registry.ready(&link, || ()).unwrap();
+        registry.expire(now, until, &mut |what| passed.push(what));
+        assert_eq!(passed.len(), 2);
+        registry.resume(id).unwrap();
+        registry.ready(&link, || ()).unwrap();
+        registry.expire(now, until, &mut |what| passed.push(what));
+        assert_eq!(passed.len(), 2, "nothing to drain any more");
+    }
+
+    #[tokio::test]
+    async fn only_a_worker_that_is_gone_is_removed() {
+        let registry = registry();
+        let link = join(&registry, "w1");
+        let id = link.worker.id;
+        let untimely = |_: &Arc<str>| panic!("it is there");
+        for _ in 0..2 {
+            let error = registry.remove(id, untimely).unwrap_err();
+            assert_eq!(error.code(), "worker_not_gone");
+            registry.drain(id, None).unwrap();
+        }
+        expire(&registry, Instant::now() + INTERVAL * 3);
+        let mut removed = None;
+        registry
+            .remove(id, |name| removed = Some(name.clone()))
+            .unwrap();
+        assert_eq!(removed.as_deref(), Some("w1"));
+        assert!(matches!(
+            registry.get(id),
+            Err(Error::WorkerNotFound { .. })
+        ));
+        // Whoever comes back is somebody new, of whom nothing is ordered.
+        let link = join(&registry, "w1");
+        assert_eq!(state(&registry, link.worker.id), api::WorkerState::Ready);
     }
 }

@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, time::Duration};
 use jiff::Timestamp;
 
 use super::{
+    about::{ScriptFolder, Told},
     jobs::{End, Exit, Process, Record, Report, Spec, State, Status},
+    registry::Beat,
     store::Env,
 };
 use crate::{api::whole_milliseconds, proto};
@@ -72,6 +74,33 @@ pub(super) fn status_of(record: &Record) -> proto::JobStatus {
         reason: job.reason.unwrap_or_default(),
         start_error: job.start_error.unwrap_or_default(),
         output_bytes: job.output_bytes,
+    }
+}
+
+/// What a worker says of itself when it registers.
+pub(super) fn told(wire: &mut proto::RegisterWorkerRequest) -> Told {
+    Told {
+        labels: std::mem::take(&mut wire.labels).into_iter().collect(),
+        slots: wire.slots,
+        cpus: wire.cpus,
+        memory_bytes: wire.memory_bytes,
+        os: std::mem::take(&mut wire.os),
+        arch: std::mem::take(&mut wire.arch),
+    }
+}
+
+pub(super) fn scripts(wire: proto::ScriptList) -> ScriptFolder {
+    ScriptFolder::new(wire.paths, wire.more)
+}
+
+/// What a worker says of itself with a message of its stream.
+pub(super) fn beat(wire: &mut proto::HeartbeatRequest) -> Beat {
+    Beat {
+        running: wire.running,
+        load: f64::from(wire.load_milli) / 1000.0,
+        memory_available_bytes: wire.memory_available_bytes,
+        is_ending: wire.draining,
+        scripts: wire.scripts.take().map(scripts),
     }
 }
 

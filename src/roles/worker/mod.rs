@@ -9,6 +9,7 @@ mod job;
 mod jobs;
 mod journal;
 mod limits;
+mod listing;
 mod member;
 mod output;
 mod rules;
@@ -18,12 +19,14 @@ mod shim;
 mod users;
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder, File, Permissions},
     io,
     net::{SocketAddr, UdpSocket},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{self, Path, PathBuf},
     sync::Arc,
+    thread::available_parallelism,
     time::{Duration, Instant},
 };
 
@@ -73,6 +76,10 @@ const LET_GO: Duration = Duration::from_secs(1);
 pub struct Config {
     /// What people call it; see [`crate::ids::is_name`].
     pub name: String,
+    /// What jobs may choose it by; see [`crate::labels::is_key`].
+    pub labels: BTreeMap<String, String>,
+    /// How many jobs it is given at once; 0: none, `None`: as many as come.
+    pub slots: Option<u32>,
     /// The scheduler's gRPC server, as host:port; `None`: where the worker joined.
     pub scheduler: Option<String>,
     /// Where the scheduler dials the worker, as host:port; `None`: where the
@@ -142,6 +149,11 @@ pub fn bounds(followers: u32) -> Bounds {
     }
 }
 
+/// How many processors this process may use, at least 1.
+pub fn processors() -> u32 {
+    available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
 /// Runs a worker until `shutdown`. Then it takes no more jobs, does with those it
 /// has what `on_stop` says, tells the scheduler, and returns when everything it
 /// spawned has ended. Dropping the future instead leaves the jobs as they are.
@@ -197,10 +209,11 @@ pub async fn run(
     } = confines;
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();
+    let scripts = Scripts::new(config.name.clone(), folders.scripts.clone(), allowed, users);
     let launch = Launch {
         worker: config.name.clone(),
         shim: config.shim,
-        scripts: Scripts::new(config.name.clone(), folders.scripts.clone(), allowed, users),
+        scripts: scripts.clone(),
         grace: config.grace,
         output_limit: config.output_limit,
         open_files: raise_open_files(),
@@ -216,6 +229,7 @@ pub async fn run(
     jobs.take_over(contents).await;
 
     // Each of these ends the next, in this order.
+    let ending = CancellationToken::new();
     let (leave, close) = (CancellationToken::new(), CancellationToken::new());
     let identity = Identity {
         name: config.name.clone(),
@@ -225,6 +239,10 @@ pub async fn run(
             None => Id::Told(folders.data.join("worker-id")),
         },
         boot_id,
+        labels: config.labels,
+        slots: config.slots,
+        scripts,
+        ending: ending.clone(),
         renew: Arc::default(),
     };
     let security = match &tls {
@@ -256,6 +274,7 @@ pub async fn run(
         Ok(error) = &mut broken => Err(Error::JournalBroken(error)),
     };
 
+    ending.cancel();
     // Ends that the journal cannot have are the next worker's to see.
     let on_stop = match &result {
         Err(Error::JournalBroken(_)) => OnStop::LeaveJobs,

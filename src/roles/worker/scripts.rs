@@ -65,6 +65,15 @@ impl Scripts {
         }
     }
 
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether a job could be started with this script.
+    pub(super) fn holds(&self, path: &str) -> bool {
+        self.open(path).is_ok()
+    }
+
     /// Finds everything the job needs, or says what is missing.
     pub(super) fn prepare(&self, spec: &Spec) -> Result<Runnable, Refusal> {
         // First, so that what is refused anyway tells nothing of the machine.

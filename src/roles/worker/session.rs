@@ -2,15 +2,16 @@
 //! change of its jobs, and begins anew, with growing pauses, whenever the
 //! connection or the scheduler is gone.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, env::consts, fs, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::{
     sync::{Notify, mpsc},
+    task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{
     Code, Status, Streaming,
     transport::{Channel, Endpoint},
@@ -21,7 +22,9 @@ use super::{
     grpc::{full_report, report},
     job::Job,
     jobs::Jobs,
+    listing::Listing,
     member::Id,
+    scripts::Scripts,
 };
 use crate::{
     identity::tls::Peer,
@@ -54,6 +57,12 @@ pub(super) struct Identity {
     pub(super) address: String,
     pub(super) id: Id,
     pub(super) boot_id: String,
+    pub(super) labels: BTreeMap<String, String>,
+    /// How many jobs it takes at once; None: as many as come.
+    pub(super) slots: Option<u32>,
+    pub(super) scripts: Scripts,
+    /// Cancelled when the worker was asked to end and takes no more jobs.
+    pub(super) ending: CancellationToken,
     /// Told when the scheduler wants the certificate replaced.
     pub(super) renew: Arc<Notify>,
 }
@@ -89,16 +98,34 @@ pub(super) async fn run(
 ) -> Result<(), RunError> {
     let mut registered_before = false;
     let mut pauses = pauses();
+    let scripts = identity.scripts.clone();
+    let first = spawn_blocking(move || Listing::read(&scripts)).await;
+    let mut listing = first.unwrap_or_default();
     loop {
+        let registering = register(
+            &mut client,
+            &scheduler,
+            &identity,
+            &listing,
+            !registered_before,
+        );
         let registered = tokio::select! {
             biased;
             () = leave.cancelled() => return Ok(()),
-            registered = register(&mut client, &scheduler, &identity, !registered_before) => registered?,
+            registered = registering => registered?,
         };
         registered_before = true;
         let (worker_id, began) = (registered.worker_id.clone(), Instant::now());
         tracing::info!(%worker_id, scheduler, "registered");
-        match heartbeats(&mut client, &jobs, registered, &identity.renew, &leave).await {
+        let stayed = heartbeats(
+            &mut client,
+            &jobs,
+            registered,
+            &identity,
+            &mut listing,
+            &leave,
+        );
+        match stayed.await {
             Ok(()) if jobs.unfinished() > 0 => return Ok(()),
             Ok(()) => {
                 let request = proto::DeregisterWorkerRequest {
@@ -143,6 +170,7 @@ async fn register(
     client: &mut SchedulerClient<Channel>,
     scheduler: &str,
     identity: &Identity,
+    listing: &Listing,
     first: bool,
 ) -> Result<proto::RegisterWorkerResponse, RunError> {
     let mut pauses = pauses();
@@ -154,6 +182,13 @@ async fn register(
             worker_id: identity.id.known()?,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: identity.boot_id.clone(),
+            labels: identity.labels.clone().into_iter().collect(),
+            slots: identity.slots,
+            cpus: super::processors(),
+            memory_bytes: memory_bytes(),
+            os: consts::OS.to_owned(),
+            arch: consts::ARCH.to_owned(),
+            scripts: Some((**listing.list()).clone()),
         };
         let error = match timeout(CALL_DEADLINE, client.register_worker(request)).await {
             Ok(Ok(response)) => {
@@ -193,7 +228,8 @@ async fn heartbeats(
     client: &mut SchedulerClient<Channel>,
     jobs: &Jobs,
     registered: proto::RegisterWorkerResponse,
-    renew: &Notify,
+    identity: &Identity,
+    listing: &mut Listing,
     leave: &CancellationToken,
 ) -> Result<(), Status> {
     let (sequence, known) = jobs
@@ -203,12 +239,15 @@ async fn heartbeats(
     let call = client.heartbeat(ReceiverStream::new(receiver));
     let mut upward = Upward {
         jobs,
-        renew,
+        identity,
+        listing,
         sender,
         worker_id: registered.worker_id,
         session: registered.session,
         sequence,
         forgotten: Vec::new(),
+        scripts: None,
+        memory_available_bytes: memory_available_bytes(),
     };
     // The scheduler answers the call with the first message, not before it.
     let send_snapshot = async {
@@ -228,7 +267,9 @@ async fn heartbeats(
 /// The worker's half of one heartbeat stream.
 struct Upward<'a> {
     jobs: &'a Jobs,
-    renew: &'a Notify,
+    identity: &'a Identity,
+    /// As the scheduler knows it.
+    listing: &'a mut Listing,
     sender: mpsc::Sender<proto::HeartbeatRequest>,
     worker_id: String,
     session: String,
@@ -236,6 +277,10 @@ struct Upward<'a> {
     sequence: u64,
     /// Jobs given up since the last message.
     forgotten: Vec<JobId>,
+    /// What the script folder holds, where that is news.
+    scripts: Option<proto::ScriptList>,
+    /// As of the last beat.
+    memory_available_bytes: u64,
 }
 
 impl Upward<'_> {
@@ -267,6 +312,10 @@ impl Upward<'_> {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         beat.reset();
         let mut answered = Instant::now();
+        let ending = &self.identity.ending;
+        let mut told_of_the_end = ending.is_cancelled();
+        // A folder may be on the disk of another machine: nobody waits for it.
+        let mut look: Option<AbortOnDropHandle<Option<Listing>>> = None;
         loop {
             let left = leave.is_cancelled() && self.jobs.changes().is_empty();
             if left {
@@ -278,7 +327,7 @@ impl Upward<'_> {
                         .ok_or_else(|| Status::unavailable("the scheduler closed the connection"))?;
                     answered = Instant::now();
                     if response.renew {
-                        self.renew.notify_one();
+                        self.identity.renew.notify_one();
                     }
                     self.jobs.acknowledge(response.acknowledged).await;
                     let forget = response.forget.iter().filter_map(|id| id.parse().ok());
@@ -292,11 +341,39 @@ impl Upward<'_> {
                     if answered.elapsed() > every * MISSED {
                         return Err(Status::deadline_exceeded("the scheduler does not answer"));
                     }
+                    self.memory_available_bytes = memory_available_bytes();
+                    self.send(Vec::new(), false).await?;
+                    look.get_or_insert_with(|| self.look());
+                }
+                found = async { look.as_mut()?.await.ok()? }, if look.is_some() => {
+                    look = None;
+                    if let Some(found) = found {
+                        self.note(found).await?;
+                    }
+                }
+                () = ending.cancelled(), if !told_of_the_end => {
+                    told_of_the_end = true;
                     self.send(Vec::new(), false).await?;
                 }
                 () = leave.cancelled(), if !leave.is_cancelled() => {}
             }
         }
+    }
+
+    /// Whether the script folder holds something else by now.
+    fn look(&self) -> AbortOnDropHandle<Option<Listing>> {
+        let (listing, scripts) = (self.listing.clone(), self.identity.scripts.clone());
+        AbortOnDropHandle::new(spawn_blocking(move || listing.renewed(&scripts)))
+    }
+
+    async fn note(&mut self, found: Listing) -> Result<(), Status> {
+        let is_news = found.list() != self.listing.list();
+        *self.listing = found;
+        if is_news {
+            self.scripts = Some((**self.listing.list()).clone());
+            self.send(Vec::new(), false).await?;
+        }
+        Ok(())
     }
 
     async fn send_changes(&mut self) -> Result<(), Status> {
@@ -338,6 +415,9 @@ impl Upward<'_> {
                 .iter()
                 .map(JobId::to_string)
                 .collect(),
+            memory_available_bytes: self.memory_available_bytes,
+            draining: self.identity.ending.is_cancelled(),
+            scripts: self.scripts.take(),
         };
         self.sender
             .send(request)
@@ -351,4 +431,32 @@ impl Upward<'_> {
 fn load_milli() -> u32 {
     let load = rustix::system::sysinfo().loads[0].saturating_mul(1000) / 65_536;
     u32::try_from(load).unwrap_or(u32::MAX)
+}
+
+/// All memory of this machine (sysinfo(2)).
+fn memory_bytes() -> u64 {
+    let found = rustix::system::sysinfo();
+    found.totalram.saturating_mul(found.mem_unit.into())
+}
+
+/// What the kernel thinks a process could still have without swapping
+/// (proc_meminfo(5)); 0 where it does not say.
+fn memory_available_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map_or(0, |kib| kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_knows_its_memory() {
+        let available = memory_available_bytes();
+        assert!(available > 0 && available <= memory_bytes());
+    }
 }

@@ -4,6 +4,7 @@
 
 mod access;
 mod admit;
+mod workers;
 
 pub(super) use self::access::certificate;
 
@@ -50,7 +51,7 @@ const BODY_SILENCE: Duration = Duration::from_secs(10);
 
 /// Every route, at `/` and under `/v1/`.
 pub(super) fn router(scheduler: Scheduler) -> Router {
-    let routes: [(&str, MethodRouter<Scheduler>); 17] = [
+    let routes: [(&str, MethodRouter<Scheduler>); 21] = [
         ("/join", post(access::join)),
         ("/renew", post(access::renew)),
         ("/tokens", get(access::tokens).post(access::create_token)),
@@ -63,7 +64,11 @@ pub(super) fn router(scheduler: Scheduler) -> Router {
         ("/stop", post(stop)),
         ("/query", post(query)),
         ("/logs", get(logs)),
-        ("/workers", get(workers)),
+        ("/workers", get(workers::list)),
+        ("/workers/label", post(workers::label)),
+        ("/workers/drain", post(workers::drain)),
+        ("/workers/resume", post(workers::resume)),
+        ("/workers/remove", post(workers::remove)),
         ("/jobs", get(jobs)),
         ("/version", get(version)),
         ("/livez", get(livez)),
@@ -349,11 +354,6 @@ async fn logs(
     };
     let follower = logs::open(&scheduler, record.id, &asked, &headers).await?;
     Ok(follower.into_response(format))
-}
-
-async fn workers(State(scheduler): State<Scheduler>) -> Json<api::WorkersResponse> {
-    let workers = scheduler.registry.list();
-    Json(api::WorkersResponse { workers })
 }
 
 async fn jobs(

@@ -286,7 +286,11 @@ impl Jobs {
     }
 
     /// Returns one of the errors.
-    pub(super) async fn stop_all(&self, jobs: Vec<JobId>, stop: Stop) -> Option<Error> {
+    pub(in crate::roles::scheduler) async fn stop_all(
+        &self,
+        jobs: Vec<JobId>,
+        stop: Stop,
+    ) -> Option<Error> {
         let stops = stream::iter(jobs).map(|id| async move {
             match self.stop(id, stop).await {
                 Ok(()) | Err(Error::JobFinished { .. }) => None,

@@ -400,7 +400,7 @@ impl Jobs {
                 }
                 Ok(id)
             }
-            Err(Error::Refused { code, .. }) if code == "worker_draining" => {
+            Err(Error::Refused { code, .. }) if code == api::code::WORKER_DRAINING => {
                 self.change(|table| table.turned_away(id));
                 self.recorded().await?;
                 Ok(id)
@@ -739,6 +739,19 @@ impl Jobs {
         Ok((page, more))
     }
 
+    /// The jobs of a worker that have not ended.
+    pub(super) fn live_on(&self, worker: WorkerId) -> Vec<JobId> {
+        let live = api::JobState::ALL.into_iter();
+        let filter = Filter {
+            states: Some(live.filter(|state| !state.is_final()).collect()),
+            worker: Some(worker),
+            name: None,
+        };
+        // Those are all in memory.
+        let live = self.table().page(&filter, usize::MAX, None);
+        live.iter().map(|record| record.id).collect()
+    }
+
     /// The record as the HTTP API shows it.
     pub(super) fn shown(&self, record: &Record) -> api::Job {
         let kept_until = record
@@ -835,6 +848,13 @@ impl Jobs {
     pub(super) fn left(&self, worker: WorkerId) {
         let nothing = HashSet::new();
         self.change(|table| table.settle(worker, Session::random(), &nothing, Gone::Left));
+    }
+
+    /// The worker of this name is known no more: what it has not reported the end
+    /// of is lost.
+    pub(super) fn removed(&self, worker: WorkerId, name: &Arc<str>) {
+        let (nothing, gone) = (HashSet::new(), Gone::Removed(name.clone()));
+        self.change(|table| table.settle(worker, Session::random(), &nothing, gone));
     }
 
     /// The worker does not answer: its jobs may live or not.

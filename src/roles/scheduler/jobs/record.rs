@@ -210,12 +210,14 @@ pub(crate) struct Status {
 }
 
 /// Why a worker can have neither a process nor a result of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Gone {
     /// It registered anew and did not name the job.
     Restarted,
     /// It said goodbye.
     Left,
+    /// An admin removed the worker of this name.
+    Removed(Arc<str>),
 }
 
 /// What may change a job's state.
@@ -370,19 +372,20 @@ impl State {
                 }
                 Self::Ended { .. } => None,
             },
-            Event::Gone(gone) => match (self, gone) {
+            Event::Gone(gone) => match (self, &gone) {
                 (Self::Pending { call_open: true }, _) => None,
                 (_, Gone::Restarted) if self.is_unconfirmed() => None,
                 _ => {
                     let reason = match gone {
-                        Gone::Restarted => "lost: worker restarted",
-                        Gone::Left => "lost: worker left",
+                        Gone::Restarted => "lost: worker restarted".to_owned(),
+                        Gone::Left => "lost: worker left".to_owned(),
+                        Gone::Removed(worker) => format!("lost: worker {worker} was removed"),
                     };
                     Some(Self::Ended {
                         process: known,
                         at: now(),
                         end: End::Lost,
-                        reason: reason.to_owned(),
+                        reason,
                     })
                 }
             },
@@ -768,7 +771,10 @@ pub(crate) mod tests {
             ("name 'a b'", spec(|r| r.name = Some("a b".into()))),
             ("timeout_ms", spec(|r| r.timeout_ms = Some(0))),
             ("timeout_ms", spec(|r| r.timeout_ms = Some(u64::MAX))),
-            ("label key", spec(|r| r.labels = vec!["a b".into()])),
+            (
+                "`a b` is not `key=value`",
+                spec(|r| r.labels = vec!["a b".into()]),
+            ),
             (
                 "more than 64 labels",
                 spec(|r| r.labels = (0..65).map(|n| format!("k{n}")).collect()),

@@ -100,7 +100,7 @@ struct OnWorker {
 
 /// The last time a worker told of all its jobs, and what became of a job that
 /// it does not know and that was sent under another session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Settled {
     session: Session,
     gone: super::Gone,
@@ -518,7 +518,10 @@ impl Table {
         gone: super::Gone,
     ) {
         let on_worker = self.on_worker.entry(worker).or_default();
-        on_worker.settled = Some(Settled { session, gone });
+        on_worker.settled = Some(Settled {
+            session,
+            gone: gone.clone(),
+        });
         let (named, absent): (Vec<JobId>, Vec<JobId>) =
             on_worker.live.iter().partition(|id| present.contains(id));
         for id in named {
@@ -529,7 +532,7 @@ impl Table {
         for id in absent {
             let entry = self.jobs.get(&id);
             if entry.is_some_and(|entry| entry.session() != Some(session)) {
-                self.apply(id, Event::Gone(gone));
+                self.apply(id, Event::Gone(gone.clone()));
             }
         }
     }
@@ -541,7 +544,7 @@ impl Table {
         let Some(on_worker) = self.on_worker.get(&worker) else {
             return Vec::new();
         };
-        let settled = on_worker.settled.is_some_and(|settled| {
+        let settled = on_worker.settled.as_ref().is_some_and(|settled| {
             settled.session == session && settled.gone == super::Gone::Restarted
         });
         if !settled {
@@ -595,7 +598,7 @@ impl Table {
             return;
         };
         let on_worker = self.on_worker.get(&place.worker);
-        if let Some(settled) = on_worker.and_then(|on_worker| on_worker.settled)
+        if let Some(settled) = on_worker.and_then(|on_worker| on_worker.settled.clone())
             && settled.session != place.session
         {
             self.apply(id, Event::Gone(settled.gone));

@@ -37,7 +37,10 @@ use self::{
     read::Readers,
     writer::{Change, Message, Writer},
 };
-use super::jobs::{Filter, Group, Record, Spec};
+use super::{
+    about::{Orders, Told},
+    jobs::{Filter, Group, Record, Spec},
+};
 use crate::{
     api::Counts,
     ids::{GroupId, JobId, WorkerId},
@@ -107,6 +110,8 @@ pub(super) struct StoredWorker {
     pub(super) left: bool,
     pub(super) registered_at: Timestamp,
     pub(super) heard_at: Option<Timestamp>,
+    pub(super) told: Told,
+    pub(super) orders: Orders,
 }
 
 /// How far the writer is.
@@ -297,22 +302,7 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         (),
         |row| row.get(0),
     )?;
-    let mut workers = connection
-        .prepare("SELECT id, name, address, version, left, registered_us, heard_us FROM workers")?;
-    let time = |us| Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH);
-    let workers = workers
-        .query_map((), |row| {
-            Ok(StoredWorker {
-                id: read::worker_id(row, 0)?,
-                name: row.get(1)?,
-                address: row.get(2)?,
-                version: row.get(3)?,
-                left: row.get(4)?,
-                registered_at: time(row.get(5)?),
-                heard_at: row.get::<_, Option<i64>>(6)?.map(time),
-            })
-        })?
-        .collect::<Result<_, _>>()?;
+    let workers = load_workers(connection)?;
     let (groups, shared) = load_groups(connection)?;
     let mut jobs = connection
         .prepare("SELECT record, spec, env, job_group FROM jobs WHERE ended_us IS NULL")?;
@@ -369,6 +359,30 @@ fn load_groups(connection: &Connection) -> Result<(Vec<Group>, Shared), Error> {
         groups.push(group);
     }
     Ok((groups, shared))
+}
+
+fn load_workers(connection: &Connection) -> Result<Vec<StoredWorker>, Error> {
+    let mut query = connection.prepare(
+        "SELECT id, name, address, version, left, registered_us, heard_us, told, orders
+         FROM workers",
+    )?;
+    let time = |us| Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH);
+    let mut rows = query.query(())?;
+    let mut workers = Vec::new();
+    while let Some(row) = rows.next()? {
+        workers.push(StoredWorker {
+            id: read::worker_id(row, 0)?,
+            name: row.get(1)?,
+            address: row.get(2)?,
+            version: row.get(3)?,
+            left: row.get(4)?,
+            registered_at: time(row.get(5)?),
+            heard_at: row.get::<_, Option<i64>>(6)?.map(time),
+            told: read::json(&row.get::<_, String>(7)?)?,
+            orders: read::json(&row.get::<_, String>(8)?)?,
+        });
+    }
+    Ok(workers)
 }
 
 impl Store {

@@ -12,7 +12,7 @@ pub(super) const FILE: &str = "store.sqlite";
 
 /// One entry for each version, the first makes version 1 of an empty file.
 /// Entries are only ever added: each has run on somebody's disk.
-pub(super) const MIGRATIONS: [&str; 3] = [FIRST, access::TABLES, QUEUE];
+pub(super) const MIGRATIONS: [&str; 4] = [FIRST, access::TABLES, WORKERS, QUEUE];
 
 const FIRST: &str = "
 -- Epochs begin with the time, so that those of a store that was made anew are
@@ -124,6 +124,12 @@ CREATE INDEX jobs_by_group ON jobs (job_group, group_index)
     WHERE job_group IS NOT NULL;
 ";
 
+const WORKERS: &str = "
+-- What the worker told of itself, and what admins have ordered of it, as JSON.
+ALTER TABLE workers ADD COLUMN told TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE workers ADD COLUMN orders TEXT NOT NULL DEFAULT '{}';
+";
+
 /// The version of a store that this binary writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
@@ -181,4 +187,34 @@ fn migrate(connection: &mut Connection, file: &Path) -> Result<(), Error> {
         tracing::info!(from = found, to = VERSION, "store brought up to date");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_of_an_older_store_are_known_with_nothing_told() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        for step in &MIGRATIONS[..2] {
+            connection.execute_batch(step).unwrap();
+        }
+        connection
+            .execute_batch(
+                "PRAGMA user_version = 2;
+                 INSERT INTO workers VALUES (x'00', 'w1', '127.0.0.1:1', '0.1.0', 0, 7, NULL)",
+            )
+            .unwrap();
+        migrate(&mut connection, Path::new(FILE)).unwrap();
+        let version: i64 = connection
+            .query_row("PRAGMA user_version", (), |row| row.get(0))
+            .unwrap();
+        assert_eq!(version, VERSION);
+        let found: (String, String, String) = connection
+            .query_row("SELECT name, told, orders FROM workers", (), |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
+            .unwrap();
+        assert_eq!(found, ("w1".into(), "{}".into(), "{}".into()));
+    }
 }

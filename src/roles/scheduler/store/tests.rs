@@ -5,7 +5,10 @@ use std::time::Instant;
 use super::*;
 use crate::{
     api,
-    roles::scheduler::jobs::{End, Exit, Process, Spec, State, tests::record},
+    roles::scheduler::{
+        about::Drain,
+        jobs::{End, Exit, Process, Spec, State, tests::record},
+    },
 };
 
 const KEEP: Keep = Keep {
@@ -61,6 +64,35 @@ async fn a_store_of_a_newer_version_is_refused() {
         text.contains("newer jobctl") && text.contains("--data-dir"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn what_is_told_and_ordered_of_a_worker_is_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    let at = Timestamp::from_second(1_700_000_000).unwrap();
+    let worker = StoredWorker {
+        id: WorkerId::random(),
+        name: "w1".into(),
+        address: "127.0.0.1:1".into(),
+        version: "0.1.0".into(),
+        left: false,
+        registered_at: at,
+        heard_at: None,
+        told: Told {
+            labels: [("zone".to_owned(), "eu".to_owned())].into(),
+            slots: Some(4),
+            ..Told::default()
+        },
+        orders: Orders {
+            labels: [("zone".to_owned(), None)].into(),
+            drain: Some(Drain { until: Some(at) }),
+        },
+    };
+    store.worker(worker.clone());
+    writing.end().await.unwrap();
+    let (_, _writing, loaded) = open(folder.path(), KEEP, "a test").unwrap();
+    assert_eq!(loaded.workers, [worker]);
 }
 
 /// What is on people's disks must be read by every later version.

@@ -358,8 +358,8 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
         Change::Worker(worker) => {
             to.prepare_cached(
                 "INSERT OR REPLACE INTO workers
-                 (id, name, address, version, left, registered_us, heard_us)
-                 VALUES (?, ?, ?, ?, ?, ?, ?)",
+                 (id, name, address, version, left, registered_us, heard_us, told, orders)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?
             .execute(params![
                 worker.id.as_bytes(),
@@ -369,6 +369,8 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
                 worker.left,
                 worker.registered_at.as_microsecond(),
                 worker.heard_at.map(Timestamp::as_microsecond),
+                json(&worker.told),
+                json(&worker.orders),
             ])?;
             Ok(0)
         }

@@ -456,6 +456,8 @@ fn some_worker() -> StoredWorker {
         left: false,
         registered_at: jiff::Timestamp::now(),
         heard_at: None,
+        told: Default::default(),
+        orders: Default::default(),
     }
 }
 

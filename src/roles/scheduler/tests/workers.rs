@@ -251,3 +251,136 @@ async fn a_worker_that_leaves_takes_its_jobs_along() {
     assert_eq!(status.code(), Code::NotFound);
     scheduler.end().await;
 }
+
+#[tokio::test]
+async fn what_a_worker_tells_is_kept_within_bounds() {
+    let scheduler = TestScheduler::new().await;
+    // As a program does that knows only the published contract.
+    let plain = RegisterWorkerRequest {
+        address: "127.0.0.1:1".to_owned(),
+        ..Default::default()
+    };
+    scheduler.register(plain.clone()).await.unwrap();
+    let (_, body) = scheduler.get("/workers").await;
+    let shown = &body["workers"][0];
+    assert_eq!(
+        (&shown["labels"], &shown["scripts"]),
+        (&json!({}), &json!([]))
+    );
+    for field in [
+        "slots",
+        "cpus",
+        "memory_bytes",
+        "memory_available_bytes",
+        "os",
+        "arch",
+    ] {
+        assert_eq!(shown[field], Value::Null, "{field}");
+    }
+
+    let talkative = RegisterWorkerRequest {
+        name: "w2".to_owned(),
+        labels: [("zone".to_owned(), "eu".to_owned())].into(),
+        slots: Some(0),
+        os: "x".repeat(1000),
+        scripts: Some(proto::ScriptList {
+            paths: (0..1001).map(|n| n.to_string()).collect(),
+            more: false,
+        }),
+        ..plain.clone()
+    };
+    scheduler.register(talkative.clone()).await.unwrap();
+    let (_, body) = scheduler.get("/workers?label=zone").await;
+    let shown = &body["workers"][0];
+    assert_eq!((&shown["name"], &shown["slots"]), (&json!("w2"), &json!(0)));
+    assert_eq!(shown["os"].as_str().map(str::len), Some(64));
+    assert_eq!(shown["scripts"].as_array().map(Vec::len), Some(1000));
+    assert_eq!(shown["more_scripts"], true);
+
+    for (labels, word) in [
+        (vec![("a b".to_owned(), String::new())], "bad_label"),
+        (vec![("a".to_owned(), "\n".to_owned())], "bad_label"),
+        (
+            (0..65).map(|n| (format!("l{n}"), String::new())).collect(),
+            "too_many_labels",
+        ),
+    ] {
+        let labels = labels.into_iter().collect();
+        let bad = RegisterWorkerRequest {
+            name: "w3".to_owned(),
+            labels,
+            ..plain.clone()
+        };
+        let status = scheduler.register(bad).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.metadata().get(proto::CODE).unwrap(), word);
+    }
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn orders_that_make_no_sense_are_refused() {
+    let scheduler = TestScheduler::new().await;
+    let worker = Joined::new(&scheduler, "w1").await;
+    for (path, body, status, code) in [
+        ("label", json!({ "worker_id": "w1" }), 400, "bad_request"),
+        (
+            "label",
+            json!({ "worker_id": "w1", "labels": { "a b": "c" } }),
+            400,
+            "bad_label",
+        ),
+        (
+            "drain",
+            json!({ "worker_id": "w1", "deadline": 7 }),
+            400,
+            "bad_request",
+        ),
+        (
+            "drain",
+            json!({ "worker_id": "w1", "deadline_ms": u64::MAX }),
+            400,
+            "bad_request",
+        ),
+        (
+            "drain",
+            json!({ "worker_id": "w9" }),
+            404,
+            "worker_not_found",
+        ),
+        (
+            "resume",
+            json!({ "worker_id": "w9" }),
+            404,
+            "worker_not_found",
+        ),
+        (
+            "remove",
+            json!({ "worker_id": "w1" }),
+            409,
+            "worker_not_gone",
+        ),
+    ] {
+        let (got, answer) = scheduler.post(&format!("/workers/{path}"), body).await;
+        assert_eq!(
+            (got.as_u16(), &answer["code"]),
+            (status, &json!(code)),
+            "{path}"
+        );
+    }
+    // It was asked to end, over there: that is nothing to take back from here.
+    let ending = HeartbeatRequest {
+        draining: true,
+        ..Default::default()
+    };
+    worker.beats.requests.send(ending).await.unwrap();
+    scheduler.only_worker_is("draining").await;
+    let (status, answer) = scheduler
+        .post("/workers/resume", json!({ "worker_id": "w1" }))
+        .await;
+    assert_eq!(
+        (status.as_u16(), &answer["code"]),
+        (409, &json!("worker_ending"))
+    );
+    scheduler.end().await;
+}
