@@ -15,3 +15,6 @@ pub const DESCRIPTORS: &[u8] =
 
 /// The metadata entry of a gRPC error that carries its code word.
 pub const CODE: &str = "jobctl-code";
+
+/// The code word of a refusal of who was revoked.
+pub const REVOKED: &str = "revoked";

@@ -618,6 +618,9 @@ impl Caller {
                 (code::TOKEN_NOT_FOUND, None) => {
                     Some(format!("list the tokens with `{jobctl} token list`"))
                 }
+                (code::CERTIFICATE_NOT_FOUND, None) => {
+                    Some(format!("list them with `{jobctl} cert list`"))
+                }
                 (code::NO_AUTHORITY, None) => Some(format!(
                     "make certificates where the cluster's come from; for programs there are \
                      tokens: `{jobctl} token create --bearer --role ROLE`"
@@ -741,15 +744,22 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             Unmatched::Ambiguous { .. } => FAILED,
         };
     }
+    if let Some(worker_role::Error::Revoked { .. }) = error.downcast_ref() {
+        return NOT_ALLOWED;
+    }
     match (error.downcast_ref::<client::Error>(), codes) {
         (Some(error), Codes::Job) => start_error_code(error.code().unwrap_or_default()),
         (None, Codes::Job) => CANNOT_TELL,
         (Some(client::Error::Refused { status, error }), Codes::Jobctl) => {
             match (status, error.code.as_str()) {
                 (401 | 403, _) => NOT_ALLOWED,
-                (_, code::JOB_NOT_FOUND | code::WORKER_NOT_FOUND | code::TOKEN_NOT_FOUND) => {
-                    NOT_FOUND
-                }
+                (
+                    _,
+                    code::JOB_NOT_FOUND
+                    | code::WORKER_NOT_FOUND
+                    | code::TOKEN_NOT_FOUND
+                    | code::CERTIFICATE_NOT_FOUND,
+                ) => NOT_FOUND,
                 _ => FAILED,
             }
         }
@@ -882,14 +892,26 @@ fn hint(error: &anyhow::Error) -> Option<String> {
              `jobctl token create --role worker`: `jobctl worker --join TOKEN@HOST:PORT`"
                 .to_owned(),
         ),
-        worker_role::Error::OtherCluster(_) => {
+        worker_role::Error::OtherCluster { .. } => {
             Some("give the worker of this cluster a folder of its own: `--data-dir DIR`".to_owned())
         }
-        worker_role::Error::NotTaken { .. } => Some(
-            "a token buys one certificate and is good for an hour; for another: \
-             `jobctl token create --role worker`"
+        worker_role::Error::Revoked { name, .. } => Some(format!(
+            "have an admin type `jobctl token create --role worker --name {name}`, and join with \
+             it here: `jobctl worker --join TOKEN@HOST:PORT`"
+        )),
+        worker_role::Error::NotTaken { word, .. } => Some(match word.as_deref() {
+            Some(code::WRONG_TOKEN) => "have an admin type `jobctl token create --role worker`; \
+                                        of a person `jobctl login` takes the token"
                 .to_owned(),
-        ),
+            Some(code::WORKER_NAME_TAKEN) => {
+                "pass another `--name`; if it is that worker, have an admin say so: \
+                 `jobctl token create --role worker --name NAME`"
+                    .to_owned()
+            }
+            _ => "a token buys one certificate and is good for an hour; for another: \
+                  `jobctl token create --role worker`"
+                .to_owned(),
+        }),
         worker_role::Error::Program { .. } => {
             Some("give its whole path, or take it from `jobs.allow_commands`".to_owned())
         }

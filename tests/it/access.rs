@@ -239,10 +239,29 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
         revoked.stderr.contains("certificate nobody not found"),
         "{revoked:?}"
     );
-    refused(&otto, &["jobs"], "was revoked").await;
+    // To the second, and it stays so.
+    let jobs = otto.ask(&["jobs"]).await;
+    let (_, at) = jobs
+        .stderr
+        .split_once("the certificate was revoked at ")
+        .unwrap();
+    let (at, _) = at.split_once('\n').unwrap();
+    assert_eq!(at.len(), "2026-01-02T03:04:05Z".len(), "{jobs:?}");
+    admin.ask(&["cert", "revoke", "--yes", id]).await.is(0, "");
+    refused(&otto, &["jobs"], at).await;
+    // An id that nobody has is misspelt.
+    let nobody = uuid::Uuid::new_v4().to_string();
+    let missed = admin.ask(&["cert", "revoke", "--yes", &nobody]).await;
+    missed.is(3, "");
+    assert!(
+        missed
+            .stderr
+            .contains(&format!("certificate {nobody} not found")),
+        "{missed:?}"
+    );
     let list = admin.ask(&["cert", "list", "--no-headers"]).await;
     assert!(
-        list.stdout.contains("  operator  otto  revoked  in "),
+        list.stdout.contains("  operator  otto  revoked ") && list.stdout.contains("s ago  -  "),
         "{list:?}"
     );
 

@@ -68,21 +68,29 @@ pub(super) fn token_row(token: &Token, wide: bool, now: Timestamp) -> Vec<Cell> 
 }
 
 pub(super) fn certificate_row(certificate: &Certificate, wide: bool, now: Timestamp) -> Vec<Cell> {
-    let (state, colour) = match certificate.revoked_at {
-        Some(_) => ("revoked", Some(AnsiColor::Red)),
-        None if certificate.expires_at <= now => ("expired", Some(AnsiColor::Yellow)),
-        None => ("good", Some(AnsiColor::Green)),
+    let ends = certificate.expires_at;
+    let (state, colour, ends) = match certificate.revoked_at {
+        // When it would have ended says nothing any more.
+        Some(at) => (
+            format!("revoked {} ago", age(now, at)),
+            AnsiColor::Red,
+            None,
+        ),
+        None if ends.is_some_and(|end| end <= now) => {
+            ("expired".to_owned(), AnsiColor::Yellow, ends)
+        }
+        None => ("good".to_owned(), AnsiColor::Green, ends),
     };
     let mut row = vec![
         cell(short(certificate.id)),
-        cell(certificate.role),
+        cell_or(certificate.role),
         cell(&certificate.name),
-        styled(state, colour),
+        styled(state, Some(colour)),
     ];
     if wide {
-        row.push(cell(age(now, certificate.issued_at)));
+        row.push(cell_or(certificate.issued_at.map(|at| age(now, at))));
     }
-    row.push(cell(when(now, certificate.expires_at)));
+    row.push(cell_or(ends.map(|end| when(now, end))));
     row.push(cell(&certificate.serial));
     row
 }
@@ -487,11 +495,11 @@ pub(super) mod tests {
 
         let mut certificate = Certificate {
             id: Uuid::from_u128(0x3f2a_8b1c_9d4e << 80),
-            role: crate::identity::Role::Admin,
+            role: Some(crate::identity::Role::Admin),
             name: "root".into(),
             serial: "5a".repeat(16),
-            issued_at: now() - hour,
-            expires_at: now() + hour,
+            issued_at: Some(now() - hour),
+            expires_at: Some(now() + hour),
             revoked_at: None,
         };
         let row = |certificate: &Certificate| {
@@ -505,10 +513,28 @@ pub(super) mod tests {
             shown.contains("3f2a8b1c9d4e  admin  root  good   in 1h    5a5a"),
             "{shown}"
         );
-        certificate.expires_at = now();
+        certificate.expires_at = Some(now());
         assert!(row(&certificate).contains("  expired  "));
-        certificate.revoked_at = Some(now());
-        assert!(row(&certificate).contains("  revoked  "));
+        certificate.revoked_at = Some(now() - hour);
+        let shown = row(&certificate);
+        assert!(
+            shown.contains("  root  revoked 1h ago  -        5a5a"),
+            "{shown}"
+        );
+        // Of one that was signed elsewhere.
+        let certificate = Certificate {
+            role: None,
+            name: String::new(),
+            serial: String::new(),
+            issued_at: None,
+            expires_at: None,
+            ..certificate
+        };
+        let shown = row(&certificate);
+        assert!(
+            shown.contains("3f2a8b1c9d4e  -     -     revoked 1h ago  -        -"),
+            "{shown}"
+        );
         let wide = certificate_row(&certificate, true, now());
         assert_eq!(wide.len(), CERTIFICATES_WIDE.len());
     }

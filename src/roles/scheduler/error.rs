@@ -11,6 +11,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use tonic::{Code, Status, metadata::MetadataValue};
+use uuid::Uuid;
 
 use super::store;
 use crate::{
@@ -138,7 +139,7 @@ pub(super) enum Error {
     },
     #[error("the token is not valid")]
     BadToken,
-    #[error("the token expired at {0}")]
+    #[error("the token expired at {0:.0}")]
     TokenExpired(Timestamp),
     #[error("the token was used before: it buys one certificate")]
     TokenSpent,
@@ -150,20 +151,30 @@ pub(super) enum Error {
     TokenNotFound(TokenId),
     #[error("{0} tokens are good already; revoke some")]
     TooManyTokens(usize),
-    #[error("what proves who calls was revoked")]
-    Revoked,
-    #[error("the certificate expired at {0}")]
+    #[error("the {what} was revoked at {at:.0}")]
+    Revoked {
+        /// `certificate` or `token`.
+        what: &'static str,
+        at: Timestamp,
+    },
+    #[error("the authority that signed the certificate is not believed any more")]
+    AuthorityOver,
+    #[error("the certificate expired at {0:.0}")]
     CertificateExpired(Timestamp),
+    #[error("certificate {0} not found: nobody of that id has one that was signed here")]
+    CertificateNotFound(Uuid),
     #[error("only a certificate can be renewed")]
     NoCertificate,
     #[error("the signing request is not a PKCS #10 request that its own key has signed")]
     BadSigningRequest,
     #[error("this cluster has no authority of its own: its certificates come from elsewhere")]
     NoAuthority,
-    #[error("the authority was changed before, and the one before it is trusted until {0}")]
+    #[error("the authority was changed before, and the one before it is trusted until {0:.0}")]
     Overlapping(Timestamp),
     #[error("a worker speaks for itself alone, and this is not worker {0}")]
     NotItself(String),
+    #[error("this worker is {called} by its certificate, and not {asked}")]
+    NotItsName { called: String, asked: String },
     #[error("'{0}' is not a name of this scheduler")]
     ForeignHost(String),
     #[error("a page of another site asks for this")]
@@ -383,13 +394,16 @@ impl Error {
             | Self::TokenOfRole(_)
             | Self::TokenNotFound(_)
             | Self::TooManyTokens(_)
-            | Self::Revoked
+            | Self::Revoked { .. }
+            | Self::AuthorityOver
             | Self::CertificateExpired(_)
+            | Self::CertificateNotFound(_)
             | Self::NoCertificate
             | Self::BadSigningRequest
             | Self::NoAuthority
             | Self::Overlapping(_)
             | Self::NotItself(_)
+            | Self::NotItsName { .. }
             | Self::ForeignHost(_)
             | Self::CrossSite
             | Self::ShuttingDown
@@ -454,7 +468,7 @@ impl Error {
             Self::WorkerNameTaken { .. } => (
                 StatusCode::CONFLICT,
                 Code::AlreadyExists,
-                "worker_name_taken",
+                api::code::WORKER_NAME_TAKEN,
             ),
             // Not as a name that is taken, which a worker takes for a last word.
             Self::WorkerIdInUse { .. } => (
@@ -550,12 +564,17 @@ impl Error {
             Self::TokenSpent => unidentified("token_spent"),
             Self::WrongToken(_) | Self::TokenOfRole(_) => unidentified("wrong_token"),
             Self::CertificateExpired(_) => unidentified("certificate_expired"),
-            Self::Revoked => unidentified("revoked"),
+            Self::Revoked { .. } | Self::AuthorityOver => unidentified(proto::REVOKED),
             Self::Forbidden { .. } => forbidden("forbidden"),
-            Self::NotItself(_) => forbidden("not_itself"),
+            Self::NotItself(_) | Self::NotItsName { .. } => forbidden("not_itself"),
             Self::ForeignHost(_) => forbidden("foreign_host"),
             Self::CrossSite => forbidden("cross_site"),
             Self::TokenNotFound(_) => (StatusCode::NOT_FOUND, Code::NotFound, "token_not_found"),
+            Self::CertificateNotFound(_) => (
+                StatusCode::NOT_FOUND,
+                Code::NotFound,
+                api::code::CERTIFICATE_NOT_FOUND,
+            ),
             Self::TooManyTokens(_) => (
                 StatusCode::CONFLICT,
                 Code::ResourceExhausted,

@@ -218,9 +218,10 @@ impl Authority {
         Ok(Signed {
             certificate: issued.certificate,
             authorities: ca.roots(),
+            role: identity.role,
             about: Certificate {
                 id: identity.id,
-                role: identity.role,
+                role: Some(identity.role),
                 name: identity.name.clone(),
                 serial: issued.serial,
                 issued_at,

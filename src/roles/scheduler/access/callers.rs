@@ -23,7 +23,7 @@ use crate::{
         rules::{self, Callers, Rule, Verdict},
         token::{Bearer, TokenId},
     },
-    ids::WorkerId,
+    ids::{WorkerId, is_name},
     net::accept::{Connection, Cuts},
 };
 
@@ -106,6 +106,19 @@ impl Caller {
                 Some(WorkerId::from_bytes(id.into_bytes()))
             }
             _ => None,
+        }
+    }
+
+    /// What a worker is called: as its certificate says. One that has no name in it,
+    /// or none that a worker can bear, leaves it open.
+    pub(in super::super) fn called(&self, asked: String) -> Result<String, Error> {
+        if self.worker().is_none() || !is_name(&self.name) || self.name == asked {
+            return Ok(asked);
+        }
+        let called = self.name.clone();
+        match asked.is_empty() {
+            true => Ok(called),
+            false => Err(Error::NotItsName { called, asked }),
         }
     }
 
@@ -204,10 +217,7 @@ impl Access {
         let expires_at = connection.and_then(|connection| connection.expires_at);
         let caller = {
             let mut known = self.known();
-            let revoked = known.certificates.get(&identity.id);
-            if revoked.is_some_and(|certificate| certificate.revoked_at.is_some()) {
-                return Err(Error::Revoked);
-            }
+            known.unless_revoked(identity.id)?;
             Caller {
                 role: Some(identity.role),
                 subject: Some(subject),
@@ -237,6 +247,22 @@ impl Access {
             Some(Subject::Token(_)) | None => None,
         };
         Some(renewed.map_or(shown, |renewed| renewed.max(shown)))
+    }
+
+    /// Why a caller was cut off.
+    pub(in super::super) fn why_cut(&self, caller: &Caller) -> Error {
+        let known = self.known();
+        let revoked = match caller.subject {
+            Some(Subject::Certificate(id)) => known.unless_revoked(id).err(),
+            Some(Subject::Token(id)) => {
+                let token = known.tokens.get(&id);
+                let at = token.and_then(|token| token.revoked_at);
+                let what = "token";
+                at.map(|at| Error::Revoked { what, at })
+            }
+            None => None,
+        };
+        revoked.unwrap_or(Error::AuthorityOver)
     }
 
     /// Whether what a caller has shown has ended since.

@@ -8,9 +8,9 @@ use uuid::Uuid;
 use super::{
     super::{
         error::Error,
-        store::{AccessChange, AuditEntry, Certificate},
+        store::{AccessChange, AuditEntry, Certificate, Written},
     },
-    Access, Caller, Subject,
+    Access, Caller, Known, Subject,
 };
 use crate::{
     api::TokenKind,
@@ -23,6 +23,7 @@ use crate::{
 pub(in super::super) struct Signed {
     pub(in super::super) certificate: CertificateDer<'static>,
     pub(in super::super) authorities: Vec<CertificateDer<'static>>,
+    pub(in super::super) role: Role,
     pub(in super::super) about: Certificate,
 }
 
@@ -55,11 +56,7 @@ impl Access {
             let id = match owner {
                 // An admin has said that it is that worker again.
                 Some(owner) if !token.name.is_empty() => owner,
-                Some(owner) => {
-                    let name = name.to_owned();
-                    let id = WorkerId::from_bytes(owner.into_bytes());
-                    return Err(Error::WorkerNameTaken { name, id });
-                }
+                Some(owner) => return Err(name_taken(name, owner)),
                 None => Uuid::new_v4(),
             };
             let identity = Identity {
@@ -78,12 +75,8 @@ impl Access {
             let details = json!({ "token": token.id, "serial": signed.about.serial });
             let entry = entry.did("join", &identity, details);
             let change = AccessChange::Certificate(signed.about.clone(), Some(token.id));
-            if !self.0.store.access(change, Some(entry)).await? {
-                return Err(match self.is_revoked(identity.id) {
-                    true => Error::Revoked,
-                    false => Error::TokenSpent,
-                });
-            }
+            let written = self.0.store.access(change, Some(entry)).await?;
+            written.certificate(name)?;
             if let Some(token) = self.known().tokens.get_mut(&token.id) {
                 token.used_at = Some(Timestamp::now());
             }
@@ -101,7 +94,7 @@ impl Access {
     pub(in super::super) fn worker_called(&self, name: &str) -> Option<Uuid> {
         let known = self.known();
         let bears = known.certificates.values().filter(|certificate| {
-            certificate.role == Role::Worker
+            certificate.role == Some(Role::Worker)
                 && certificate.name == name
                 && certificate.revoked_at.is_none()
         });
@@ -153,15 +146,11 @@ impl Access {
     }
 
     async fn certify(&self, signed: Signed, entry: AuditEntry) -> Result<Signed, Error> {
-        let id = signed.about.id;
-        if self.is_revoked(id) {
-            return Err(Error::Revoked);
-        }
+        self.known().unless_revoked(signed.about.id)?;
         let change = AccessChange::Certificate(signed.about.clone(), None);
-        match self.0.store.access(change, Some(entry)).await? {
-            true => self.keep(signed),
-            false => Err(Error::Revoked),
-        }
+        let written = self.0.store.access(change, Some(entry)).await?;
+        written.certificate(&signed.about.name)?;
+        self.keep(signed)
     }
 
     /// Takes a certificate that is on the disk into account.
@@ -176,27 +165,37 @@ impl Access {
             ..signed.about.clone()
         };
         known.certificates.insert(id, about);
-        match revoked_at {
-            None => Ok(signed),
-            Some(_) => Err(Error::Revoked),
-        }
+        known.unless_revoked(id)?;
+        Ok(signed)
     }
 
     /// Whether nothing this id has is believed any more.
     pub(in super::super) fn is_revoked(&self, id: Uuid) -> bool {
-        let known = self.known();
-        let certificate = known.certificates.get(&id);
-        certificate.is_some_and(|certificate| certificate.revoked_at.is_some())
+        self.known().unless_revoked(id).is_err()
     }
 
     /// From now on nothing this id has is believed, and its connections are cut.
+    ///
+    /// # Errors
+    ///
+    /// Where the cluster has an authority of its own, if that never signed for the
+    /// id and nobody has called with it: then it is misspelt.
     pub(in super::super) async fn revoke(&self, caller: &Caller, id: Uuid) -> Result<(), Error> {
         let now = Timestamp::now();
-        let known = self.known().certificates.get(&id).cloned();
-        let what = known.as_ref().map_or_else(
-            || id.to_string(),
-            |known| format!("{} {}", known.role, known.name),
-        );
+        let what = {
+            let known = self.known();
+            let has_called = known.cuts.contains_key(&Subject::Certificate(id));
+            match known.certificates.get(&id) {
+                Some(Certificate {
+                    role: Some(role),
+                    name,
+                    ..
+                }) => format!("{role} {name}"),
+                Some(_) => id.to_string(),
+                None if has_called || self.0.authority.is_none() => id.to_string(),
+                None => return Err(Error::CertificateNotFound(id)),
+            }
+        };
         let entry = caller.did("revoke certificate", what.trim_end(), json!({ "id": id }));
         self.0
             .store
@@ -205,7 +204,7 @@ impl Access {
         let mut known = self.known();
         let certificate = known.certificates.entry(id).or_insert(Certificate {
             id,
-            role: Role::Viewer,
+            role: None,
             name: String::new(),
             serial: String::new(),
             issued_at: Timestamp::UNIX_EPOCH,
@@ -222,5 +221,40 @@ impl Access {
         let mut all: Vec<Certificate> = self.known().certificates.values().cloned().collect();
         all.sort_by_key(|certificate| (std::cmp::Reverse(certificate.issued_at), certificate.id));
         all
+    }
+}
+
+impl Known {
+    /// Whether something this id has may be believed.
+    pub(super) fn unless_revoked(&self, id: Uuid) -> Result<(), Error> {
+        let certificate = self.certificates.get(&id);
+        match certificate.and_then(|certificate| certificate.revoked_at) {
+            Some(at) => Err(revoked(at)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Written {
+    /// What became of a certificate for somebody of this name.
+    fn certificate(self, name: &str) -> Result<(), Error> {
+        match self {
+            Self::Done => Ok(()),
+            Self::Revoked(at) => Err(revoked(at)),
+            Self::TokenSpent => Err(Error::TokenSpent),
+            Self::NameTaken(owner) => Err(name_taken(name, owner)),
+        }
+    }
+}
+
+fn revoked(at: Timestamp) -> Error {
+    let what = "certificate";
+    Error::Revoked { what, at }
+}
+
+fn name_taken(name: &str, owner: Uuid) -> Error {
+    Error::WorkerNameTaken {
+        name: name.to_owned(),
+        id: WorkerId::from_bytes(owner.into_bytes()),
     }
 }

@@ -138,8 +138,9 @@ impl Known {
         if token.kind != kind {
             return Err(Error::WrongToken(token.kind));
         }
-        if token.revoked_at.is_some() {
-            return Err(Error::Revoked);
+        if let Some(at) = token.revoked_at {
+            let what = "token";
+            return Err(Error::Revoked { what, at });
         }
         if token.used_at.is_some() {
             return Err(Error::TokenSpent);
@@ -184,6 +185,6 @@ mod tests {
             .unwrap();
         assert!(caller.cut.is_cancelled());
         let refused = access.identify(None, Some(&secret.reveal())).unwrap_err();
-        assert!(matches!(refused, Error::Revoked));
+        assert!(matches!(refused, Error::Revoked { .. }));
     }
 }

@@ -69,7 +69,7 @@ pub(in super::super) fn certificate(signed: Signed) -> api::CertificateResponse 
     api::CertificateResponse {
         certificate: pem(&[signed.certificate]),
         authorities: pem(&signed.authorities),
-        role: signed.about.role,
+        role: signed.role,
         name: signed.about.name,
         expires_at: signed.about.expires_at,
     }
@@ -127,14 +127,17 @@ pub(super) async fn certificates(
     State(scheduler): State<Scheduler>,
 ) -> Json<api::CertificatesResponse> {
     let all = scheduler.access.certificates().into_iter();
-    let certificates = all.map(|certificate| api::Certificate {
-        id: certificate.id,
-        role: certificate.role,
-        name: certificate.name,
-        serial: certificate.serial,
-        issued_at: certificate.issued_at,
-        expires_at: certificate.expires_at,
-        revoked_at: certificate.revoked_at,
+    let certificates = all.map(|certificate| {
+        let is_known = certificate.role.is_some();
+        api::Certificate {
+            id: certificate.id,
+            role: certificate.role,
+            name: certificate.name,
+            serial: certificate.serial,
+            issued_at: is_known.then_some(certificate.issued_at),
+            expires_at: is_known.then_some(certificate.expires_at),
+            revoked_at: certificate.revoked_at,
+        }
     });
     Json(api::CertificatesResponse {
         certificates: certificates.collect(),

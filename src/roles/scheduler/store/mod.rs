@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 #[cfg(test)]
 pub(super) use self::tests::scratch;
 pub(super) use self::{
-    access::{AccessChange, AuditEntry, Certificate, Token},
+    access::{AccessChange, AuditEntry, Certificate, Token, Written},
     read::{Cursor, KeptKey},
     writer::{Env, Key},
 };
@@ -360,7 +360,7 @@ impl Store {
         &self,
         change: AccessChange,
         audit: Option<AuditEntry>,
-    ) -> impl Future<Output = Result<bool, Error>> + use<> {
+    ) -> impl Future<Output = Result<Written, Error>> + use<> {
         let (done, answer) = oneshot::channel();
         self.hand_over(Change::Access {
             change,
