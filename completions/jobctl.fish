@@ -441,6 +441,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l client-dir -d 'W
 complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l replace -d 'Where there is a context of that name, give up its credentials for the new ones'
 complete -c jobctl -n "__fish_jobctl_using_subcommand login" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l data-dir -d 'Where to keep the records of jobs and workers [default: ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]' -r -F

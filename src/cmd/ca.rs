@@ -118,11 +118,11 @@ const EVERYBODY: &str = "every worker and every user has to join again, and so d
 async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
     if !args.overlap.is_zero() && args.overlap < SHORTEST {
         // Workers hear of it with a heartbeat, and then have to get there.
-        return Err(usage("ca", "`--overlap` is 0s, or at least 1m"));
+        return Err(usage("ca rotate", "`--overlap` is 0s, or at least 1m"));
     }
     let overlap_ms = whole_milliseconds(args.overlap);
     if overlap_ms > MAX_OVERLAP_MS {
-        return Err(usage("ca", "`--overlap` is at most 365d"));
+        return Err(usage("ca rotate", "`--overlap` is at most 365d"));
     }
     if !args.yes {
         let question = if args.overlap.is_zero() {
@@ -140,7 +140,7 @@ async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
                 render::note("the authority stays");
                 return Ok(FAILED);
             }
-            None => return Err(usage("ca", "without a terminal, `--yes` is needed")),
+            None => return Err(usage("ca rotate", "without a terminal, `--yes` is needed")),
         }
     }
     let request = RotateRequest { overlap_ms };

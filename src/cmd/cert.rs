@@ -128,7 +128,12 @@ async fn revoke(args: Revoke, caller: &Caller) -> anyhow::Result<u8> {
                 render::note("nothing is revoked");
                 return Ok(highest.max(FAILED));
             }
-            None => return Err(usage("cert", "without a terminal, `--yes` is needed")),
+            None => {
+                return Err(usage(
+                    "cert revoke",
+                    "without a terminal, `--yes` is needed",
+                ));
+            }
         }
     }
     for (id, label) in chosen {

@@ -571,8 +571,8 @@ impl Caller {
             client::Error::Untrusted { .. } => Some(match &self.ca_file {
                 Some(_) => format!(
                     "see whom you believe with `{jobctl} ca show`; if the cluster was made anew, \
-                     log in to it: `{} login TOKEN@HOST:PORT`",
-                    self.contexts
+                     log in to it: `{}`",
+                    self.login()
                 ),
                 None => format!(
                     "log in: `{} login TOKEN@HOST:PORT`, or name whom to believe: `--ca-file FILE`",
@@ -630,6 +630,19 @@ impl Caller {
         }
     }
 
+    /// With which a token takes the place of what the context has.
+    fn login(&self) -> String {
+        let replace = self.context.as_ref().map(|named| {
+            let name = render::quoted(&named.name);
+            format!(" --replace --name {name}")
+        });
+        format!(
+            "{} login{} TOKEN@HOST:PORT",
+            self.contexts,
+            replace.unwrap_or_default()
+        )
+    }
+
     /// For whoever was let in once, and is not any more.
     fn let_in_again(&self) -> String {
         if self.proof.token().is_some() {
@@ -647,8 +660,14 @@ impl Caller {
         };
         format!(
             "have an admin type `jobctl token create --role {role}{name}`, and log in with it: \
-             `{} login --name CONTEXT TOKEN@HOST:PORT`",
-            self.contexts
+             `{}`{}",
+            self.login(),
+            match role {
+                "admin" => {
+                    "; if no admin is left, start the scheduler again: who starts it is one"
+                }
+                _ => "",
+            }
         )
     }
 }
@@ -734,6 +753,7 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             | contexts::Error::Identity { .. }
             | contexts::Error::Authorities(_) => USAGE,
             contexts::Error::Exists(_)
+            | contexts::Error::FileOfAnother { .. }
             | contexts::Error::Failed { .. }
             | contexts::Error::Toml(_) => FAILED,
         };
@@ -908,7 +928,8 @@ fn hint(error: &anyhow::Error) -> Option<String> {
                  `jobctl token create --role worker --name NAME`"
                     .to_owned()
             }
-            _ => "a token buys one certificate and is good for an hour; for another: \
+            None => "workers join at the scheduler's gRPC address, as TOKEN@HOST:50000".to_owned(),
+            Some(_) => "a token buys one certificate and is good for an hour; for another: \
                   `jobctl token create --role worker`"
                 .to_owned(),
         }),
@@ -979,7 +1000,7 @@ fn hint_of_files(error: &anyhow::Error) -> Option<String> {
     let role = expired.role;
     let join = match role {
         Role::Worker => "jobctl worker --join",
-        _ => "jobctl login",
+        _ => "jobctl login --replace --name CONTEXT",
     };
     Some(format!(
         "have an admin type `jobctl token create --role {role}{name}`, then \
@@ -1007,14 +1028,16 @@ fn name(text: &str) -> Result<String, String> {
     }
 }
 
-/// An error like those clap finds by itself, about the verb `verb`.
-fn usage(verb: &str, message: impl std::fmt::Display) -> anyhow::Error {
+/// An error like those clap finds by itself, about the command `words`.
+fn usage(words: &str, message: impl std::fmt::Display) -> anyhow::Error {
     let mut cli = Cli::command();
     cli.build();
-    let command = cli.find_subcommand_mut(verb);
+    let command = words
+        .split(' ')
+        .try_fold(&mut cli, |command, word| command.find_subcommand_mut(word));
     match command {
         Some(command) => command.error(ErrorKind::ValueValidation, message),
-        None => cli.error(ErrorKind::ValueValidation, message),
+        None => Cli::command().error(ErrorKind::ValueValidation, message),
     }
     .into()
 }

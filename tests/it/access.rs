@@ -225,6 +225,8 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
     let unasked = admin.ask(&["cert", "revoke", "otto"]).await;
     unasked.is(2, "");
     assert!(unasked.stderr.contains("`--yes` is needed"), "{unasked:?}");
+    let line = "\nUsage: jobctl cert revoke [OPTIONS] <WHO>...\n";
+    assert!(unasked.stderr.contains(line), "{unasked:?}");
     let seen = admin.on_terminal(&["cert", "revoke", "otto"], "n\n").await;
     assert_eq!(seen.code, Some(1), "{seen:?}");
     let question = format!("revoke operator otto ({})", &id.replace('-', "")[..12]);
@@ -278,6 +280,110 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
         "{last:?}"
     );
     refused(&root, &["jobs"], "was revoked").await;
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn whoever_was_revoked_logs_in_in_the_place_of_the_context() {
+    let cluster = TestCluster::start(0).await;
+    let admin = Jobctl::of(&cluster);
+    let otto = user(&admin, "operator", "otto").await;
+    let vera = token(&admin, &["--role", "viewer", "--name", "vera"]).await;
+    otto.ask(&["login", "--name", "d", &vera]).await.is(0, "");
+    let file = |name| fs::read(otto.client_dir().join(name)).unwrap();
+    let (other, before) = (file("d.pem"), file("c.pem"));
+    admin
+        .ask(&["cert", "revoke", "--yes", "otto"])
+        .await
+        .is(0, "");
+    let run = otto.ask(&["jobs"]).await;
+    run.is(4, "");
+    let login = "login --replace --name c TOKEN@HOST:PORT`\n";
+    assert!(run.stderr.ends_with(login), "{run:?}");
+
+    let again = token(&admin, &["--role", "operator", "--name", "otto"]).await;
+    let taken = otto.ask(&["login", "--name", "c", &again]).await;
+    taken.is(1, "");
+    assert!(taken.stderr.contains("a context c already"), "{taken:?}");
+    assert!(taken.stderr.contains("`--replace`"), "{taken:?}");
+    assert_eq!(file("c.pem"), before);
+    // What another context shows is not written over, and the token is not spent.
+    let config = otto.client_dir().join("client.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"d.pem\"", "\"e.pem\"")).unwrap();
+    fs::write(otto.client_dir().join("e.pem"), &other).unwrap();
+    let of_another = otto.ask(&["login", "--name", "e", &again]).await;
+    of_another.is(1, "");
+    assert!(
+        of_another.stderr.contains("e.pem belongs to context d"),
+        "{of_another:?}"
+    );
+
+    otto.ask(&["login", "--replace", "--name", "c", &again])
+        .await
+        .is(0, "");
+    otto.ask(&["jobs"]).await.is(0, "");
+    assert_ne!(file("c.pem"), before);
+    assert_eq!(file("e.pem"), other);
+    otto.ask(&["context", "list", "-o", "name"])
+        .await
+        .is(0, "c\nd\n");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_token_at_the_wrong_place_says_where_it_belongs() {
+    let cluster = TestCluster::start(0).await;
+    let admin = Jobctl::of(&cluster);
+    let person = token(&admin, &["--role", "viewer"]).await;
+    let worker = token(&admin, &["--role", "worker"]).await;
+    let at = |token: &str, address: String| {
+        let (token, _) = token.split_once('@').unwrap();
+        format!("{token}@{address}")
+    };
+    let (http, grpc) = (cluster.place.http(), cluster.place.grpc());
+    let jobctl = Jobctl::new();
+    let join = [
+        "worker",
+        "--name",
+        "w9",
+        "--grpc-addr",
+        "127.0.0.1:0",
+        "--data-dir",
+        "w",
+    ];
+    for (args, code, words, hint) in [
+        (
+            vec!["login", &*at(&person, grpc.clone())],
+            5,
+            "",
+            "HTTP address, as TOKEN@HOST:3000",
+        ),
+        (
+            vec!["login", &*at(&worker, http.clone())],
+            4,
+            "for the role worker",
+            "`jobctl worker --join`",
+        ),
+        (
+            [&join[..], &["--join", &*at(&person, grpc)]].concat(),
+            1,
+            "for the role viewer",
+            "`jobctl login`",
+        ),
+        (
+            [&join[..], &["--join", &*at(&worker, http)]].concat(),
+            1,
+            "",
+            "gRPC address, as TOKEN@HOST:50000",
+        ),
+    ] {
+        let run = jobctl.ask(&args).await;
+        assert_eq!(run.code, Some(code), "{args:?}: {run:?}");
+        assert!(run.stderr.contains(words), "{args:?}: {run:?}");
+        let (_, said) = run.stderr.split_once("\nhint: ").unwrap();
+        assert!(said.contains(hint), "{args:?}: {run:?}");
+    }
     cluster.end().await;
 }
 
