@@ -283,6 +283,9 @@ pub struct AuditQuery {
     /// Behind the line of this number.
     #[serde(default)]
     pub after: i64,
+    /// Only the last so many of those that are there; not with `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<i64>,
     /// Go on with the lines that will come.
     #[serde(default)]
     pub follow: bool,

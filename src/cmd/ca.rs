@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 
 use super::{
     Asking, Caller, DONE, Document, Effect, FAILED, Reach, Shown, usage, whole_milliseconds,
 };
 use crate::{
     api::{MAX_OVERLAP_MS, RotateRequest, RotateResponse},
-    client::{proof::Authority, render},
+    client::{
+        proof::{Authority, Who},
+        render,
+    },
     config,
     identity::{ca::LIFETIME, files},
 };
@@ -46,7 +50,7 @@ impl Args {
 
     pub(super) fn effect(&self) -> Effect {
         match self.action {
-            Action::Show(_) => Effect::Reads,
+            Action::Show(_) => Effect::None,
             Action::Rotate(_) => Effect::ChangesAccess,
         }
     }
@@ -109,6 +113,13 @@ fn show(args: &Show, caller: &Caller) -> anyhow::Result<u8> {
         }
     };
     render::authorities(&authorities, args.shown.format())?;
+    // Of no use to who reads the list, and the reason why other commands fail.
+    let own = caller.context.as_ref();
+    let own = own.and_then(|named| Who::of(&named.context).ok().flatten());
+    let ended = own.and_then(|who| who.expires_at);
+    if let Some(end) = ended.filter(|end| *end <= Timestamp::now()) {
+        render::note(&format!("your own certificate expired at {end:.0}"));
+    }
     Ok(DONE)
 }
 

@@ -394,6 +394,8 @@ async fn ask(asks: Asks, before: &Reach) -> anyhow::Result<u8> {
 /// What an answer that never came may have left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Effect {
+    /// No scheduler is asked.
+    None,
     Reads,
     /// Of jobs.
     Changes,
@@ -481,10 +483,13 @@ impl Caller {
             ca_file: ca_file.clone(),
             // Nobody is two at a time.
             identity_file: match token_file {
-                Some(_) => None,
-                None => of(|context| &context.identity_file),
+                None if effect != Effect::None => of(|context| &context.identity_file),
+                Some(_) | None => None,
             },
-            token_file: token_file.or_else(|| of(|context| &context.token_file)),
+            token_file: match effect {
+                Effect::None => None,
+                _ => token_file.or_else(|| of(|context| &context.token_file)),
+            },
         })?;
         Ok(Self {
             client: Client::new(server, &proof)?,
@@ -563,7 +568,7 @@ impl Caller {
                 Effect::ChangesAccess => {
                     format!("see what came of it with `{jobctl} audit -n 10`")
                 }
-                Effect::Reads => NOT_HTTP.to_owned(),
+                Effect::Reads | Effect::None => NOT_HTTP.to_owned(),
             }),
             client::Error::Unreadable { .. } => Some(NOT_HTTP.to_owned()),
             client::Error::Proof(_) => None,
@@ -986,6 +991,13 @@ fn hint_of_files(error: &anyhow::Error) -> Option<String> {
         let file = file.to_string_lossy();
         return Some(format!(
             "take it from others: `chmod 600 {}`",
+            render::quoted(&file)
+        ));
+    }
+    if let Some(files::Error::Foreign { file, .. }) = file_error {
+        let file = file.to_string_lossy();
+        return Some(format!(
+            "make it yours, if nobody has changed it: `chown $(id -u) {}`",
             render::quoted(&file)
         ));
     }
@@ -1430,7 +1442,7 @@ mod tests {
             (&["jobs"][..], Effect::Reads),
             (&["token", "list"], Effect::Reads),
             (&["cert", "list"], Effect::Reads),
-            (&["ca", "show"], Effect::Reads),
+            (&["ca", "show"], Effect::None),
             (&["stop", "x"], Effect::Changes),
             (&["token", "revoke", "x"], Effect::ChangesAccess),
             (&["cert", "revoke", "x"], Effect::ChangesAccess),

@@ -3,6 +3,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
+use jobctl::identity::files;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -387,6 +388,27 @@ async fn a_token_at_the_wrong_place_says_where_it_belongs() {
     cluster.end().await;
 }
 
+#[test]
+fn whom_a_context_believes_is_shown_when_its_own_certificate_has_expired() {
+    let jobctl = Jobctl::at("https://127.0.0.1:1");
+    let file = jobctl.client_dir().join("test.pem");
+    let who = crate::attacker::Shown::of(&file).identity();
+    let expired = crate::attacker::Maker::genuine().make(&crate::attacker::Forged {
+        valid: (-7200, -3600),
+        ..crate::attacker::Forged::of(&who)
+    });
+    let key = rcgen::KeyPair::try_from(&expired.key).unwrap();
+    files::write_secret(&file, &expired.chain, Some(&key)).unwrap();
+    let fingerprint = enrolled::authority().fingerprint();
+    let shown = jobctl.run(&["ca", "show", "-q"]);
+    shown.is(0, &format!("{fingerprint}\n"));
+    let note = "your own certificate expired at 2";
+    assert!(shown.stderr.contains(note), "{shown:?}");
+    let jobs = jobctl.run(&["jobs"]);
+    assert!(jobs.stderr.contains(" expired at 2"), "{jobs:?}");
+    assert_eq!(jobs.code, Some(2), "{jobs:?}");
+}
+
 #[tokio::test]
 async fn the_audit_log_is_shown_followed_and_verified() {
     let cluster = TestCluster::start(0).await;
@@ -402,6 +424,20 @@ async fn the_audit_log_is_shown_followed_and_verified() {
     assert_eq!(last["number"], lines.len());
     let tail = admin.ask(&["audit", "-n", "1", "-o", "json"]).await;
     tail.is(0, &format!("{}\n", lines.last().unwrap()));
+    let http = cluster.place.http();
+    let shown = crate::attacker::Shown::of(&admin.client_dir().join("test.pem"));
+    for nonsense in [
+        "tail=-1",
+        "tail=x",
+        "after=-1",
+        "tail=1&after=1",
+        "tail=1.5",
+    ] {
+        let call = format!("GET /audit?{nonsense}");
+        let answer = crate::attacker::http(&http, Some(&shown), &call, "", "").await;
+        let refused = crate::attacker::Outcome::Answered(400);
+        assert_eq!(answer.outcome, refused, "{nonsense}");
+    }
     let all = admin.ask(&["audit", "-n", "1000"]).await;
     assert_eq!(all.stdout, raw.stdout);
     let table = admin.ask(&["audit", "-n", "1", "-o", "table"]).await;

@@ -4,11 +4,12 @@ use std::{borrow::Cow, fmt::Write as _, path::PathBuf};
 
 use anstyle::{AnsiColor, Style};
 use jiff::{SignedDuration, Timestamp};
+use unicode_width::UnicodeWidthStr as _;
 use uuid::Uuid;
 
 use super::{
     Whose,
-    table::{Cell, cell, cell_or, styled},
+    table::{Cell, GAP, Shape, cell, cell_or, cut, styled},
     units::{age, length, size, when},
 };
 use crate::{
@@ -106,28 +107,48 @@ pub(super) fn authority_row(authority: &Authority) -> Vec<Cell> {
     vec![cell(&authority.fingerprint), cell_or(expires)]
 }
 
+/// The narrowest terminal on which a line of the audit log says from where.
+const WITH_ADDRESS: usize = 110;
+
 /// A line of the audit log. Its columns are as wide as most need, because the
-/// next one has not come yet.
-pub(super) fn entry_line(entry: &Entry, colour: bool) -> String {
+/// next one has not come yet. On a terminal it is cut to fit.
+pub(super) fn entry_line(entry: &Entry, shape: &Shape) -> String {
     let refused = match entry.result.as_str() {
         "ok" => Style::new(),
-        _ if colour => AnsiColor::Red.on_default(),
+        _ if shape.colour => AnsiColor::Red.on_default(),
         _ => Style::new(),
     };
     let shown = |text: &str| match text {
         "" => "-".to_owned(),
         text => visible(text).into_owned(),
     };
-    let address = entry.address.as_deref().unwrap_or_default();
-    let result = shown(&entry.result);
-    format!(
-        "{:.0}  {:<16}  {:<21}  {:<12}  {refused}{result}{refused:#}  {}\n",
-        entry.at,
-        shown(&entry.who),
-        shown(address),
-        shown(&entry.action),
-        shown(&entry.target),
-    )
+    let mut line = format!("{:.0}", entry.at);
+    let mut room = shape.width.map(|width| width.saturating_sub(line.width()));
+    let mut add = |text: &str, column: usize, style: Style| {
+        let text = match &mut room {
+            Some(left) if *left <= GAP => return,
+            Some(left) => {
+                // What comes last has all that is left.
+                let widest = (*left - GAP).min(if column > 0 { column } else { *left });
+                let text = cut(text, widest);
+                *left -= GAP + text.width().max(column).min(widest);
+                text
+            }
+            None => text.into(),
+        };
+        let pad = column.saturating_sub(text.width());
+        line.push_str(&format!("  {style}{text}{style:#}{:pad$}", ""));
+    };
+    add(&shown(&entry.who), 16, Style::new());
+    if shape.width.is_none_or(|width| width >= WITH_ADDRESS) {
+        let address = entry.address.as_deref().unwrap_or_default();
+        add(&shown(address), 21, Style::new());
+    }
+    add(&shown(&entry.action), 12, Style::new());
+    add(&shown(&entry.result), 0, refused);
+    add(&shown(&entry.target), 0, Style::new());
+    line.push('\n');
+    line
 }
 
 pub(super) fn job_row(job: &Job, wide: bool, now: Timestamp) -> Vec<Cell> {
@@ -331,12 +352,7 @@ pub fn quoted(word: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use unicode_width::UnicodeWidthStr as _;
-
-    use super::{
-        super::table::{Shape, laid_out},
-        *,
-    };
+    use super::{super::table::laid_out, *};
 
     fn now() -> Timestamp {
         "2026-01-02T03:04:05Z".parse().unwrap()
@@ -549,15 +565,40 @@ pub(super) mod tests {
             target: "evil\u{1b}[2J\n".into(),
             result: "forbidden".into(),
         };
-        let line = entry_line(&entry, false);
+        let plain = |width| Shape {
+            width,
+            colour: false,
+        };
+        let coloured = Shape {
+            width: Some(80),
+            colour: true,
+        };
+        let line = entry_line(&entry, &plain(None));
         assert_eq!(
             line,
             "2026-01-02T03:04:05Z  operator alice    -                      start         \
              forbidden  evil^[[2J\\n\n"
         );
-        assert!(entry_line(&entry, true).contains('\u{1b}'));
+        assert!(entry_line(&entry, &coloured).contains('\u{1b}'));
+        entry.action = "revoke certificate".into();
+        entry.who = "operator of a very long name".into();
+        entry.target = "x".repeat(200);
+        assert_eq!(
+            entry_line(&entry, &plain(Some(80))),
+            format!(
+                "2026-01-02T03:04:05Z  operator of a v…  revoke cert…  forbidden  {}…\n",
+                "x".repeat(14)
+            )
+        );
+        for width in 20..200 {
+            let line = entry_line(&entry, &plain(Some(width)));
+            assert!(line.trim_end().width() <= width, "{width}: {line}");
+        }
+        // A pipe gets all of it.
+        let whole = entry_line(&entry, &plain(None));
+        assert!(whole.contains("revoke certificate  forbidden") && whole.contains(&entry.target));
         entry.result = "ok".into();
-        assert!(!entry_line(&entry, true).contains('\u{1b}'));
+        assert!(!entry_line(&entry, &coloured).contains('\u{1b}'));
     }
 
     #[test]

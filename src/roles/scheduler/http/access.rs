@@ -178,14 +178,33 @@ pub(super) async fn rotate(
     }))
 }
 
-/// The lines as they were written, each with its hash; with `follow` those that
-/// come as well.
+/// The lines as they were written, each with its hash, or the last of them; with
+/// `follow` those that come as well.
 pub(super) async fn audit(
     State(scheduler): State<Scheduler>,
     Params(asked): Params<api::AuditQuery>,
 ) -> Result<Response, Error> {
+    let after = match asked.tail {
+        _ if asked.after < 0 || asked.tail.is_some_and(|tail| tail < 0) => {
+            return Err(Error::BadRequest(
+                "after and tail are not negative".to_owned(),
+            ));
+        }
+        Some(_) if asked.after > 0 => {
+            let message = "after and tail exclude each other".to_owned();
+            return Err(Error::BadRequest(message));
+        }
+        // The numbers have no gaps.
+        Some(tail) => scheduler
+            .store
+            .last_audit_line()
+            .await?
+            .saturating_sub(tail)
+            .max(0),
+        None => asked.after,
+    };
     let reading = Reading {
-        after: asked.after,
+        after,
         follow: asked.follow,
         progress: scheduler.store.progress(),
         scheduler,

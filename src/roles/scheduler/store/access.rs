@@ -351,6 +351,13 @@ pub(super) fn delete(to: &Transaction<'_>, before: Timestamp) -> rusqlite::Resul
 }
 
 impl Reader {
+    pub(super) fn last_audit_line(&self) -> Result<i64, Error> {
+        let mut last = self
+            .0
+            .prepare_cached("SELECT coalesce(max(number), 0) FROM audit")?;
+        Ok(last.query_row((), |row| row.get(0))?)
+    }
+
     /// At most `limit` lines of the audit log behind the one with this number,
     /// each with its number.
     pub(super) fn audit(&self, after: i64, limit: usize) -> Result<Vec<(i64, String)>, Error> {

@@ -370,6 +370,11 @@ impl Store {
         async move { answer.await.unwrap_or(Err(Error::Ended)) }
     }
 
+    /// The number of the last line of the audit log; 0: there is none.
+    pub(super) async fn last_audit_line(&self) -> Result<i64, Error> {
+        self.0.readers.with(|read| read.last_audit_line()).await
+    }
+
     /// At most `limit` lines of the audit log behind the one with this number.
     pub(super) async fn audit_lines(
         &self,
