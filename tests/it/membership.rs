@@ -159,6 +159,24 @@ async fn behind_another_authority_a_worker_joins_as_the_one_it_was() {
     cluster.end().await;
 }
 
+#[tokio::test]
+async fn a_worker_is_called_what_its_certificate_calls_it() {
+    let folder = Folder::new();
+    let data = folder.path().join("w1");
+    let cluster = TestCluster::start(0).await;
+    let admin = Jobctl::of(&cluster);
+    let named = token(&admin, &["--name", "a"]).await;
+    for _ in 0..2 {
+        // Started as w1, and then again with the same flags.
+        let worker = Process::run(joining(cluster.place, &data, &named));
+        let seen = cluster.worker_is("a", WorkerState::Ready).await;
+        assert_eq!(seen.id.to_string(), identity(&data).id.to_string());
+        worker.kill();
+        cluster.worker_is("a", WorkerState::Unreachable).await;
+    }
+    cluster.end().await;
+}
+
 /// But for where to go.
 async fn elsewhere_token(admin: &Jobctl) -> String {
     let token = token(admin, &[]).await;
