@@ -1578,7 +1578,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__login)
-            opts="-h --name --client-dir --color --help"
+            opts="-h --name --replace --client-dir --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -441,6 +441,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l client-dir -d 'W
 complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l replace -d 'Where there is a context of that name, give up its credentials for the new ones'
 complete -c jobctl -n "__fish_jobctl_using_subcommand login" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l data-dir -d 'Where to keep the records of jobs and workers [default: ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]' -r -F
@@ -474,12 +475,12 @@ never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l insecure -d 'Speak plain text, on loopback; the HTTP API still asks for a token'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l name -d 'What to call it [default: the name of this machine]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l name -d 'What to call it, until its certificate does [default: the name of this machine]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l data-dir -d 'Where to keep its identity and the output of jobs [default: ~/.local/state/jobctl/worker-NAME, or for root /var/lib/jobctl/worker-NAME]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grpc-addr -d 'Where to serve the scheduler [default: 127.0.0.1:30000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l advertise -d 'What the scheduler is to dial [default: what it listens on]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l scheduler -d 'The scheduler\'s gRPC server [default: where the worker joined]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l join -d 'Join a cluster, with the token that the scheduler printed or an admin made; needed once; `-` reads it from standard input' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l join -d 'Join a cluster, with the token that the scheduler printed or an admin made; needed once, and again when it is not believed any more; `-` reads it from standard input' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l script-dir -d 'The scripts it may run [default: `scripts` in its data folder]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grace -d 'What a job has from TERM to KILL [default: 10s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l output-limit -d 'The most output kept of a job; beyond it the oldest goes [default: 1GiB]' -r

@@ -227,21 +227,22 @@ pub struct RevokeTokenRequest {
     pub id: TokenId,
 }
 
-/// The newest certificate of somebody.
+/// The newest certificate of somebody. Of one that was signed elsewhere, and was
+/// revoked here, only the id is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Certificate {
     /// Who; of a worker its id. Stays the same when it is renewed.
     pub id: Uuid,
     /// What they are.
-    pub role: Role,
+    pub role: Option<Role>,
     /// What people call them; may be empty.
     pub name: String,
     /// The certificate's number, as openssl shows it.
     pub serial: String,
     /// When it was signed.
-    pub issued_at: Timestamp,
+    pub issued_at: Option<Timestamp>,
     /// From when on it counts for nothing.
-    pub expires_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
     /// When it was revoked, with every other of the same id.
     pub revoked_at: Option<Timestamp>,
 }
@@ -287,6 +288,9 @@ pub struct AuditQuery {
     /// Behind the line of this number.
     #[serde(default)]
     pub after: i64,
+    /// Only the last so many of those that are there; not with `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<i64>,
     /// Go on with the lines that will come.
     #[serde(default)]
     pub follow: bool,
@@ -683,6 +687,10 @@ pub mod code {
     pub const TOKEN_NOT_FOUND: &str = "token_not_found";
     /// What proves who calls was revoked.
     pub const REVOKED: &str = "revoked";
+    /// The name belongs to another worker.
+    pub const WORKER_NAME_TAKEN: &str = "worker_name_taken";
+    /// Nobody of this id has a certificate.
+    pub const CERTIFICATE_NOT_FOUND: &str = "certificate_not_found";
     /// The role of who calls is not enough.
     pub const FORBIDDEN: &str = "forbidden";
     /// A worker speaks for another one.

@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 
 use super::{
     Asking, Caller, DONE, Document, Effect, FAILED, Reach, Shown, usage, whole_milliseconds,
 };
 use crate::{
     api::{MAX_OVERLAP_MS, RotateRequest, RotateResponse},
-    client::{proof::Authority, render},
+    client::{
+        proof::{Authority, Who},
+        render,
+    },
     config,
     identity::{ca::LIFETIME, files},
 };
@@ -46,7 +50,7 @@ impl Args {
 
     pub(super) fn effect(&self) -> Effect {
         match self.action {
-            Action::Show(_) => Effect::Reads,
+            Action::Show(_) => Effect::None,
             Action::Rotate(_) => Effect::ChangesAccess,
         }
     }
@@ -109,6 +113,13 @@ fn show(args: &Show, caller: &Caller) -> anyhow::Result<u8> {
         }
     };
     render::authorities(&authorities, args.shown.format())?;
+    // Of no use to who reads the list, and the reason why other commands fail.
+    let own = caller.context.as_ref();
+    let own = own.and_then(|named| Who::of(&named.context).ok().flatten());
+    let ended = own.and_then(|who| who.expires_at);
+    if let Some(end) = ended.filter(|end| *end <= Timestamp::now()) {
+        render::note(&format!("your own certificate expired at {end:.0}"));
+    }
     Ok(DONE)
 }
 
@@ -118,11 +129,11 @@ const EVERYBODY: &str = "every worker and every user has to join again, and so d
 async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
     if !args.overlap.is_zero() && args.overlap < SHORTEST {
         // Workers hear of it with a heartbeat, and then have to get there.
-        return Err(usage("ca", "`--overlap` is 0s, or at least 1m"));
+        return Err(usage("ca rotate", "`--overlap` is 0s, or at least 1m"));
     }
     let overlap_ms = whole_milliseconds(args.overlap);
     if overlap_ms > MAX_OVERLAP_MS {
-        return Err(usage("ca", "`--overlap` is at most 365d"));
+        return Err(usage("ca rotate", "`--overlap` is at most 365d"));
     }
     if !args.yes {
         let question = if args.overlap.is_zero() {
@@ -140,7 +151,7 @@ async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
                 render::note("the authority stays");
                 return Ok(FAILED);
             }
-            None => return Err(usage("ca", "without a terminal, `--yes` is needed")),
+            None => return Err(usage("ca rotate", "without a terminal, `--yes` is needed")),
         }
     }
     let request = RotateRequest { overlap_ms };

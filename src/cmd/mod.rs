@@ -466,7 +466,7 @@ mod tests {
             (&["jobs"][..], Effect::Reads),
             (&["token", "list"], Effect::Reads),
             (&["cert", "list"], Effect::Reads),
-            (&["ca", "show"], Effect::Reads),
+            (&["ca", "show"], Effect::None),
             (&["stop", "x"], Effect::Changes),
             (&["token", "revoke", "x"], Effect::ChangesAccess),
             (&["cert", "revoke", "x"], Effect::ChangesAccess),

@@ -64,6 +64,7 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             | contexts::Error::Identity { .. }
             | contexts::Error::Authorities(_) => USAGE,
             contexts::Error::Exists(_)
+            | contexts::Error::FileOfAnother { .. }
             | contexts::Error::Failed { .. }
             | contexts::Error::Toml(_) => FAILED,
         };
@@ -74,15 +75,22 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             Unmatched::Ambiguous { .. } => FAILED,
         };
     }
+    if let Some(worker_role::Error::Revoked { .. }) = error.downcast_ref() {
+        return NOT_ALLOWED;
+    }
     match (error.downcast_ref::<client::Error>(), codes) {
         (Some(error), Codes::Job) => start_error_code(error.code().unwrap_or_default()),
         (None, Codes::Job) => CANNOT_TELL,
         (Some(client::Error::Refused { status, error }), Codes::Jobctl) => {
             match (status, error.code.as_str()) {
                 (401 | 403, _) => NOT_ALLOWED,
-                (_, code::JOB_NOT_FOUND | code::WORKER_NOT_FOUND | code::TOKEN_NOT_FOUND) => {
-                    NOT_FOUND
-                }
+                (
+                    _,
+                    code::JOB_NOT_FOUND
+                    | code::WORKER_NOT_FOUND
+                    | code::TOKEN_NOT_FOUND
+                    | code::CERTIFICATE_NOT_FOUND,
+                ) => NOT_FOUND,
                 _ => FAILED,
             }
         }
@@ -155,19 +163,20 @@ impl Caller {
                 Effect::ChangesAccess => {
                     format!("see what came of it with `{jobctl} audit -n 10`")
                 }
-                Effect::Reads => NOT_HTTP.to_owned(),
+                Effect::Reads | Effect::None => NOT_HTTP.to_owned(),
             }),
             client::Error::Unreadable { .. } => Some(NOT_HTTP.to_owned()),
             client::Error::Proof(_) => None,
             client::Error::PlainToken(_) => Some("name the scheduler as `https://…`".to_owned()),
             client::Error::Untrusted { .. } => Some(match &self.ca_file {
                 Some(_) => format!(
-                    "see which authorities you trust with `{jobctl} ca show`; if the cluster was made anew, \
-                     log in to it: `{} login TOKEN@HOST:PORT`",
-                    self.contexts
+                    "see which authorities you trust with `{jobctl} ca show`; if the cluster was \
+                     made anew, log in to it: `{}`",
+                    self.login()
                 ),
                 None => format!(
-                    "log in: `{} login TOKEN@HOST:PORT`, or name the authorities to trust: `--ca-file FILE`",
+                    "log in: `{} login TOKEN@HOST:PORT`, or name the authorities to trust: \
+                     `--ca-file FILE`",
                     self.contexts
                 ),
             }),
@@ -215,12 +224,28 @@ impl Caller {
             (code::TOKEN_NOT_FOUND, None) => {
                 Some(format!("list the tokens with `{jobctl} token list`"))
             }
+            (code::CERTIFICATE_NOT_FOUND, None) => {
+                Some(format!("list them with `{jobctl} cert list`"))
+            }
             (code::NO_AUTHORITY, None) => Some(format!(
                 "make certificates where the cluster's come from; for programs there are \
                  tokens: `{jobctl} token create --bearer --role ROLE`"
             )),
             (word, None) => hint_of_refusal(word),
         }
+    }
+
+    /// With which a token takes the place of what the context has.
+    fn login(&self) -> String {
+        let replace = self.context.as_ref().map(|named| {
+            let name = render::quoted(&named.name);
+            format!(" --replace --name {name}")
+        });
+        format!(
+            "{} login{} TOKEN@HOST:PORT",
+            self.contexts,
+            replace.unwrap_or_default()
+        )
     }
 
     /// For whoever was let in once, and is not any more.
@@ -240,8 +265,14 @@ impl Caller {
         };
         format!(
             "have an admin type `jobctl token create --role {role}{name}`, and log in with it: \
-             `{} login --name CONTEXT TOKEN@HOST:PORT`",
-            self.contexts
+             `{}`{}",
+            self.login(),
+            match role {
+                "admin" => {
+                    "; if no admin is left, start the scheduler again: who starts it is one"
+                }
+                _ => "",
+            }
         )
     }
 }
@@ -324,14 +355,27 @@ pub(super) fn hint(error: &anyhow::Error) -> Option<String> {
              `jobctl token create --role worker`: `jobctl worker --join TOKEN@HOST:PORT`"
                 .to_owned(),
         ),
-        worker_role::Error::OtherCluster(_) => {
+        worker_role::Error::OtherCluster { .. } => {
             Some("give the worker of this cluster a folder of its own: `--data-dir DIR`".to_owned())
         }
-        worker_role::Error::NotTaken { .. } => Some(
-            "a token buys one certificate and is good for an hour; for another: \
-             `jobctl token create --role worker`"
+        worker_role::Error::Revoked { name, .. } => Some(format!(
+            "have an admin type `jobctl token create --role worker --name {name}`, and join with \
+             it here: `jobctl worker --join TOKEN@HOST:PORT`"
+        )),
+        worker_role::Error::NotTaken { word, .. } => Some(match word.as_deref() {
+            Some(code::WRONG_TOKEN) => "have an admin type `jobctl token create --role worker`; \
+                                        of a person `jobctl login` takes the token"
                 .to_owned(),
-        ),
+            Some(code::WORKER_NAME_TAKEN) => {
+                "pass another `--name`; if it is that worker, have an admin say so: \
+                 `jobctl token create --role worker --name NAME`"
+                    .to_owned()
+            }
+            None => "workers join at the scheduler's gRPC address, as TOKEN@HOST:50000".to_owned(),
+            Some(_) => "a token buys one certificate and is good for an hour; for another: \
+                  `jobctl token create --role worker`"
+                .to_owned(),
+        }),
         worker_role::Error::Program { .. } => {
             Some("give its whole path, or take it from `jobs.allow_commands`".to_owned())
         }
@@ -388,6 +432,13 @@ fn hint_of_files(error: &anyhow::Error) -> Option<String> {
             render::quoted(&file)
         ));
     }
+    if let Some(files::Error::Foreign { file, .. }) = file_error {
+        let file = file.to_string_lossy();
+        return Some(format!(
+            "make it yours, if nobody has changed it: `chown $(id -u) {}`",
+            render::quoted(&file)
+        ));
+    }
     let expired = error.chain().find_map(|error| match error.downcast_ref() {
         Some(tls::Error::Expired { who, .. }) => Some(who),
         _ => None,
@@ -399,7 +450,7 @@ fn hint_of_files(error: &anyhow::Error) -> Option<String> {
     let role = expired.role;
     let join = match role {
         Role::Worker => "jobctl worker --join",
-        _ => "jobctl login",
+        _ => "jobctl login --replace --name CONTEXT",
     };
     Some(format!(
         "have an admin type `jobctl token create --role {role}{name}`, then \
@@ -416,14 +467,16 @@ pub fn show_usage(message: &clap::Error) {
     }
 }
 
-/// An error like those clap finds by itself, about the verb `verb`.
-pub(super) fn usage(verb: &str, message: impl std::fmt::Display) -> anyhow::Error {
+/// An error like those clap finds by itself, about the command `words`.
+pub(super) fn usage(words: &str, message: impl std::fmt::Display) -> anyhow::Error {
     let mut cli = Cli::command();
     cli.build();
-    let command = cli.find_subcommand_mut(verb);
+    let command = words
+        .split(' ')
+        .try_fold(&mut cli, |command, word| command.find_subcommand_mut(word));
     match command {
         Some(command) => command.error(ErrorKind::ValueValidation, message),
-        None => cli.error(ErrorKind::ValueValidation, message),
+        None => Cli::command().error(ErrorKind::ValueValidation, message),
     }
     .into()
 }

@@ -162,7 +162,7 @@ async fn create(args: Create, caller: &Caller) -> anyhow::Result<u8> {
     };
     if args.bearer && args.role == Role::Worker {
         let message = "a worker joins with a token that is good once: leave out `--bearer`";
-        return Err(usage("token", message));
+        return Err(usage("token create", message));
     }
     let request = CreateTokenRequest {
         kind,

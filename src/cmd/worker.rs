@@ -72,7 +72,8 @@ pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 
-    /// What to call it [default: the name of this machine]
+    /// What to call it, until its certificate does [default: the name of this
+    /// machine]
     #[arg(long, env = "JOBCTL_WORKER_NAME", hide_env_values = true)]
     name: Option<String>,
 
@@ -118,7 +119,8 @@ pub(super) struct Args {
     scheduler: Option<String>,
 
     /// Join a cluster, with the token that the scheduler printed or an admin made;
-    /// needed once; `-` reads it from standard input
+    /// needed once, and again when it is not believed any more; `-` reads it from
+    /// standard input
     #[arg(
         long,
         env = "JOBCTL_JOIN",

@@ -2,7 +2,8 @@
 //! whom it trusts, and how both are exchanged while it runs.
 
 use std::{
-    fmt,
+    error::Error as StdError,
+    fmt, io,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -53,7 +54,7 @@ pub enum Error {
         wanted: Role,
     },
     /// Its time is over.
-    #[error("the certificate of {who} expired at {at}")]
+    #[error("the certificate of {who} expired at {at:.0}")]
     Expired {
         /// Whose it is.
         who: Identity,
@@ -334,6 +335,8 @@ enum WrongPeer {
     Nobody(NotAnIdentity),
     #[error("the certificate there is of {found}, not of {wanted}")]
     Other { found: String, wanted: String },
+    #[error("the scheduler there is of cluster {found}, not of {wanted}")]
+    OtherCluster { found: String, wanted: String },
     #[error("the authority there is not the one the token names")]
     OtherAuthority,
 }
@@ -341,6 +344,50 @@ enum WrongPeer {
 impl From<WrongPeer> for TlsError {
     fn from(error: WrongPeer) -> Self {
         Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+    }
+}
+
+/// Why somebody who was called is not believed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distrust {
+    /// Whether it is the scheduler of another cluster; else its certificate is of no
+    /// authority that is trusted, or not what it should be.
+    pub is_of_other_cluster: bool,
+    /// The same in words.
+    pub why: String,
+}
+
+impl Distrust {
+    /// Whether that is what is at the bottom of an error, and why.
+    pub fn of(error: &(dyn StdError + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(TlsError::InvalidCertificate(error)) = error.downcast_ref() {
+                let (is_of_other_cluster, why) = match error {
+                    CertificateError::Other(OtherError(error)) => (
+                        matches!(error.downcast_ref(), Some(WrongPeer::OtherCluster { .. })),
+                        error.to_string(),
+                    ),
+                    CertificateError::UnknownIssuer => {
+                        let why = "its certificate is of another authority than those that are \
+                                   believed here";
+                        (false, why.to_owned())
+                    }
+                    error => (false, error.to_string()),
+                };
+                return Some(Self {
+                    is_of_other_cluster,
+                    why,
+                });
+            }
+            // An I/O error does not count what is in it among its sources.
+            let within = error.downcast_ref::<io::Error>();
+            cause = match within.and_then(io::Error::get_ref) {
+                Some(within) => Some(within),
+                None => error.source(),
+            };
+        }
+        None
     }
 }
 
@@ -367,27 +414,26 @@ impl Verifier {
             }
             Err(error) => return Err(WrongPeer::Nobody(error).into()),
         };
-        let is_of_cluster = self
-            .cluster
-            .as_ref()
-            .is_none_or(|cluster| *cluster == found.cluster);
         let is_peer = match self.peer {
             Peer::Scheduler | Peer::HttpApi => found.role == Role::Scheduler,
             Peer::Worker(id) => found.role == Role::Worker && found.id == id,
         };
-        if is_of_cluster && is_peer {
-            return Ok(());
+        match &self.cluster {
+            _ if !is_peer => Err(WrongPeer::Other {
+                found: format!("{found} of cluster {}", found.cluster),
+                wanted: match self.peer {
+                    Peer::Worker(id) => format!("worker {id}"),
+                    Peer::Scheduler | Peer::HttpApi => "a scheduler".to_owned(),
+                },
+            }
+            .into()),
+            Some(wanted) if *wanted != found.cluster => Err(WrongPeer::OtherCluster {
+                found: found.cluster,
+                wanted: wanted.clone(),
+            }
+            .into()),
+            Some(_) | None => Ok(()),
         }
-        let of = |cluster: &str| format!("of cluster {cluster}");
-        Err(WrongPeer::Other {
-            found: format!("{found} {}", of(&found.cluster)),
-            wanted: match (self.peer, &self.cluster) {
-                (Peer::Worker(id), _) => format!("worker {id}"),
-                (_, Some(cluster)) => format!("the scheduler {}", of(cluster)),
-                (_, None) => "a scheduler".to_owned(),
-            },
-        }
-        .into())
     }
 }
 

@@ -588,9 +588,16 @@ async fn a_worker_speaks_for_no_other() {
         worker_id: w1.clone(),
     };
     denied(within(client.deregister_worker(goodbye)).await.unwrap_err());
-    // Not under the name of one that is there either.
-    let namesake = within(client.register_worker(registration(&own, "w1", "127.0.0.1:9"))).await;
-    assert_eq!(namesake.unwrap_err().code(), Code::AlreadyExists);
+    // Not under another name than its own either, whosever that is.
+    for name in ["w1", "free"] {
+        let asked = registration(&own, name, "127.0.0.1:9");
+        denied(within(client.register_worker(asked)).await.unwrap_err());
+    }
+    let namesake = Shown::new(Role::Worker, "w1");
+    let asked = registration(&namesake.identity().id.to_string(), "w1", "127.0.0.1:9");
+    let mut other = SchedulerClient::new(channel(&cluster.place.grpc(), Some(namesake)));
+    let taken = within(other.register_worker(asked)).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists);
 
     let registered = within(client.register_worker(registration(&own, "evil", "127.0.0.1:9")));
     let registered = registered.await.unwrap().into_inner();
@@ -699,9 +706,9 @@ async fn nobody_but_the_worker_that_is_meant_is_given_a_job() {
         .iter()
         .enumerate()
         .map(|(number, address)| async move {
-            let evil = Shown::new(Role::Worker, "evil");
-            let own = evil.identity().id.to_string();
             let name = format!("evil{number}");
+            let evil = Shown::new(Role::Worker, &name);
+            let own = evil.identity().id.to_string();
             let mut client = SchedulerClient::new(channel(&running.place.grpc(), Some(evil)));
             let asked = registration(&own, &name, address);
             let registered = within(client.register_worker(asked))

@@ -20,6 +20,7 @@ mod faults;
 mod hostile;
 mod jobs;
 mod logs;
+mod membership;
 mod query;
 mod roles;
 mod rooms;

@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 #[cfg(test)]
 pub(super) use self::tests::scratch;
 pub(super) use self::{
-    access::{AccessChange, AuditEntry, Certificate, Token},
+    access::{AccessChange, AuditEntry, Certificate, Token, Written},
     read::{Cursor, KeptKey},
     writer::{Env, Key},
 };
@@ -360,7 +360,7 @@ impl Store {
         &self,
         change: AccessChange,
         audit: Option<AuditEntry>,
-    ) -> impl Future<Output = Result<bool, Error>> + use<> {
+    ) -> impl Future<Output = Result<Written, Error>> + use<> {
         let (done, answer) = oneshot::channel();
         self.hand_over(Change::Access {
             change,
@@ -368,6 +368,11 @@ impl Store {
             done,
         });
         async move { answer.await.unwrap_or(Err(Error::Ended)) }
+    }
+
+    /// The number of the last line of the audit log; 0: there is none.
+    pub(super) async fn last_audit_line(&self) -> Result<i64, Error> {
+        self.0.readers.with(|read| read.last_audit_line()).await
     }
 
     /// At most `limit` lines of the audit log behind the one with this number.
