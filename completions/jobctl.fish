@@ -305,7 +305,7 @@ always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "show" -d 'Show the authorities that are believed here'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "show" -d 'Show the authorities that are trusted here'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "rotate" -d 'Have another authority sign from now on, and print its fingerprint'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
@@ -326,7 +326,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcom
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l no-headers -d 'Leave out the column names of tables'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l overlap -d 'How long the one before is still believed; 0s is for emergencies' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l overlap -d 'How long the one before is still trusted; 0s is for emergencies' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s o -l output -d 'How to show it: json, jsonl or yaml [default: the fingerprint]' -r -f -a "json\t''
 jsonl\t''
 yaml\t''"
@@ -341,7 +341,7 @@ never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s y -l yes -d 'Do not ask'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show the authorities that are believed here'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show the authorities that are trusted here'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "rotate" -d 'Have another authority sign from now on, and print its fingerprint'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s n -l tail -d 'Only the last so many' -r
@@ -480,7 +480,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_see
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grpc-addr -d 'Where to serve the scheduler [default: 127.0.0.1:30000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l advertise -d 'What the scheduler is to dial [default: what it listens on]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l scheduler -d 'The scheduler\'s gRPC server [default: where the worker joined]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l join -d 'Join a cluster, with the token that the scheduler printed or an admin made; needed once, and again when it is not believed any more; `-` reads it from standard input' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l join -d 'Join a cluster, with the token that the scheduler printed or an admin made; needed once, and again when it is not accepted any more; `-` reads it from standard input' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l script-dir -d 'The scripts it may run [default: `scripts` in its data folder]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grace -d 'What a job has from TERM to KILL [default: 10s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l output-limit -d 'The most output kept of a job; beyond it the oldest goes [default: 1GiB]' -r
@@ -561,7 +561,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subc
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "revoke" -d 'Revoke tokens: from now on they are not taken'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from cert" -f -a "list" -d 'List who has a certificate, the newest first'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from cert" -f -a "revoke" -d 'Revoke what somebody has: from now on they are refused'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from ca" -f -a "show" -d 'Show the authorities that are believed here'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from ca" -f -a "show" -d 'Show the authorities that are trusted here'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from ca" -f -a "rotate" -d 'Have another authority sign from now on, and print its fingerprint'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "list" -d 'List the contexts'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "use" -d 'Make a context the current one'

@@ -258,7 +258,7 @@ pub struct CertificatesResponse {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeCertificateRequest {
-    /// Whose: nothing this id has, or gets, is believed any more.
+    /// Whose: nothing this id has, or gets, is accepted any more.
     pub id: Uuid,
 }
 
@@ -697,7 +697,7 @@ pub mod code {
     pub const NOT_ITSELF: &str = "not_itself";
     /// The certificates of the cluster come from elsewhere.
     pub const NO_AUTHORITY: &str = "no_authority";
-    /// The authority before is still believed.
+    /// The authority before is still trusted.
     pub const AUTHORITIES_OVERLAP: &str = "authorities_overlap";
     /// The scheduler does not bear the name it was called by.
     pub const FOREIGN_HOST: &str = "foreign_host";

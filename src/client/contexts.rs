@@ -95,7 +95,7 @@ pub enum Error {
     /// One of this name is there, and is not overwritten.
     #[error("there is a context {0} already")]
     Exists(String),
-    /// What would be written is what another context shows, or believes.
+    /// What would be written is what another context shows, or trusts.
     #[error("{} belongs to context {context}", file.display())]
     FileOfAnother {
         /// The file.

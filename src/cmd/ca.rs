@@ -56,7 +56,7 @@ impl Args {
     }
 }
 
-/// Show the authorities that are believed here
+/// Show the authorities that are trusted here
 ///
 /// Those in the CA file of the context; no scheduler is asked.
 #[derive(Debug, clap::Args)]
@@ -67,12 +67,12 @@ struct Show {
 
 /// Have another authority sign from now on, and print its fingerprint
 ///
-/// For the time of the overlap the one before is believed as well: workers and
+/// For the time of the overlap the one before is trusted as well: workers and
 /// users go on, and get new certificates by themselves. Without one, nothing it
-/// has signed is believed any more, at once.
+/// has signed is accepted any more, at once.
 #[derive(Debug, clap::Args)]
 struct Rotate {
-    /// How long the one before is still believed; 0s is for emergencies
+    /// How long the one before is still trusted; 0s is for emergencies
     #[arg(
         long,
         value_name = "DURATION",
@@ -108,7 +108,7 @@ fn show(args: &Show, caller: &Caller) -> anyhow::Result<u8> {
     let authorities = match &caller.ca_file {
         Some(file) => Authority::of(file)?,
         None => {
-            render::note("no CA file: those are believed that this machine believes");
+            render::note("no CA file: those are trusted that this machine trusts");
             Vec::new()
         }
     };
@@ -164,7 +164,7 @@ async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
     }
     kept?;
     match answer.overlap_until {
-        Some(until) => render::remark(&format!("the one before is believed until {until:.0}")),
+        Some(until) => render::remark(&format!("the one before is trusted until {until:.0}")),
         None if caller.proof.identity().is_some() => render::note(&format!(
             "{EVERYBODY}: start the scheduler again, as who started it first, and you are an \
              admin; then `jobctl token create` for the others"
@@ -176,8 +176,8 @@ async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// Believes the new authority where the context says whom to believe: without,
-/// a bearer of a token would believe nobody, and the scheduler would not know the
+/// Trusts the new authority where the context says whom to trust: without, a
+/// bearer of a token would trust nobody, and the scheduler would not know the
 /// context for one of this cluster when it is started again.
 fn keep(answer: &RotateResponse, caller: &Caller) -> anyhow::Result<()> {
     let context = caller.context.as_ref();

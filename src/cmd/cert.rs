@@ -1,4 +1,4 @@
-//! `jobctl cert`: who has a certificate, and who is not to be believed any more.
+//! `jobctl cert`: who has a certificate, and who is not accepted any more.
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -58,7 +58,7 @@ struct List {
 /// Revoke what somebody has: from now on they are refused
 ///
 /// With the certificate every other of the same id, and their connections are
-/// cut. It cannot be taken back; they have to join again.
+/// closed. It cannot be taken back; they have to join again.
 #[derive(Debug, clap::Args)]
 struct Revoke {
     /// Whose, each by id, a prefix of at least 4 digits, or name; `-` reads them

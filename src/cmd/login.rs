@@ -136,7 +136,7 @@ fn refusal(error: &anyhow::Error) -> Option<String> {
              address, as TOKEN@HOST:3000"
                 .to_owned(),
         ),
-        Error::NotBelieved { .. }
+        Error::NotAccepted { .. }
         | Error::OtherScheme { .. }
         | Error::Proof(_)
         | Error::PlainToken(_) => None,

@@ -103,7 +103,7 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             ),
             Codes::Jobctl,
         ) => UNREACHABLE,
-        (Some(client::Error::NotBelieved { .. }), Codes::Jobctl) => NOT_ALLOWED,
+        (Some(client::Error::NotAccepted { .. }), Codes::Jobctl) => NOT_ALLOWED,
         (
             Some(
                 client::Error::Unreadable { .. }
@@ -180,7 +180,7 @@ impl Caller {
                     self.contexts
                 ),
             }),
-            client::Error::NotBelieved { .. } => Some(self.let_in_again()),
+            client::Error::NotAccepted { .. } => Some(self.let_in_again()),
             client::Error::OtherScheme { server, speaks } => {
                 let other = server.split_once("://").map_or("", |(_, place)| place);
                 Some(format!("reach it as `--server {speaks}://{other}`"))
@@ -518,7 +518,7 @@ mod tests {
             (refused(503, "no_worker_ready"), 1, 125),
             (refused(404, "token_not_found"), 3, 125),
             (untrusted(), 5, 125),
-            (not_believed(), 4, 125),
+            (not_accepted(), 4, 125),
             (unreachable(), 5, 125),
             (unreachable().context("of something else"), 5, 125),
             (anyhow::anyhow!("something else"), 1, 125),
@@ -546,9 +546,9 @@ mod tests {
         client::Error::Untrusted { server, reason }.into()
     }
 
-    fn not_believed() -> anyhow::Error {
+    fn not_accepted() -> anyhow::Error {
         let (server, reason) = ("https://s".into(), "r".into());
-        client::Error::NotBelieved { server, reason }.into()
+        client::Error::NotAccepted { server, reason }.into()
     }
 
     #[test]
@@ -574,7 +574,7 @@ mod tests {
         }
         let hint = caller.hint(&untrusted()).unwrap();
         assert!(hint.contains("`jobctl login TOKEN@HOST:PORT`"), "{hint}");
-        let hint = caller.hint(&not_believed()).unwrap();
+        let hint = caller.hint(&not_accepted()).unwrap();
         assert!(hint.contains("`jobctl token create --role ROLE`"), "{hint}");
         let other = client::Error::OtherScheme {
             server: "http://a:3000".into(),

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     client::render,
     config,
-    identity::{Role, tls::Strangers, token::Invitation},
+    identity::{Role, tls::ClientCertificates, token::Invitation},
     ids::is_name,
     roles::worker::{self, Commands, Config, ControlGroups, Limits, OnStop, Rules, Security},
 };
@@ -119,7 +119,7 @@ pub(super) struct Args {
     scheduler: Option<String>,
 
     /// Join a cluster, with the token that the scheduler printed or an admin made;
-    /// needed once, and again when it is not believed any more; `-` reads it from
+    /// needed once, and again when it is not accepted any more; `-` reads it from
     /// standard input
     #[arg(
         long,
@@ -438,7 +438,12 @@ fn security(
     server: &config::Server,
     join: Option<String>,
 ) -> anyhow::Result<Security> {
-    let named = named_certificates(GRPC.section(), server, Role::Worker, Strangers::Refused)?;
+    let named = named_certificates(
+        GRPC.section(),
+        server,
+        Role::Worker,
+        ClientCertificates::Required,
+    )?;
     let join = match join.as_deref() {
         Some("-") => Some(super::login::read_token()?),
         _ => join,

@@ -147,13 +147,13 @@ impl Credentials {
     }
 }
 
-/// Who may call a server without a certificate.
+/// Whether a server is called with a certificate alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strangers {
-    /// Whoever joins, or shows a token; what they may call is decided later.
-    Heard,
-    /// Nobody.
-    Refused,
+pub enum ClientCertificates {
+    /// Who joins, or shows a token, has none; what they may call is decided later.
+    Optional,
+    /// Without one, the handshake fails.
+    Required,
 }
 
 /// Credentials in use; clones share them. Those that are put in their place
@@ -162,7 +162,7 @@ pub enum Strangers {
 pub struct Tls(Arc<Shared>);
 
 struct Shared {
-    strangers: Strangers,
+    client_certificates: ClientCertificates,
     current: ArcSwap<Current>,
 }
 
@@ -180,17 +180,20 @@ impl fmt::Debug for Tls {
 
 impl Tls {
     /// For a process that is called, and calls others.
-    pub fn new(credentials: Credentials, strangers: Strangers) -> Result<Self, Error> {
-        let current = Current::new(credentials, strangers)?;
+    pub fn new(
+        credentials: Credentials,
+        client_certificates: ClientCertificates,
+    ) -> Result<Self, Error> {
+        let current = Current::new(credentials, client_certificates)?;
         Ok(Self(Arc::new(Shared {
-            strangers,
+            client_certificates,
             current: ArcSwap::from_pointee(current),
         })))
     }
 
     /// From now on these.
     pub fn replace(&self, credentials: Credentials) -> Result<(), Error> {
-        let current = Current::new(credentials, self.0.strangers)?;
+        let current = Current::new(credentials, self.0.client_certificates)?;
         self.0.current.store(Arc::new(current));
         Ok(())
     }
@@ -207,7 +210,7 @@ impl Tls {
 
     /// Whether a caller who showed this, and may have been let in by credentials
     /// that were replaced since, would be let in by those in use.
-    pub fn believes(&self, shown: Option<&[CertificateDer<'_>]>) -> bool {
+    pub fn accepts(&self, shown: Option<&[CertificateDer<'_>]>) -> bool {
         let current = self.0.current.load();
         match shown.unwrap_or_default() {
             [] => !current.callers.client_auth_mandatory(),
@@ -240,13 +243,16 @@ impl Tls {
 }
 
 impl Current {
-    fn new(credentials: Credentials, strangers: Strangers) -> Result<Self, Error> {
+    fn new(
+        credentials: Credentials,
+        client_certificates: ClientCertificates,
+    ) -> Result<Self, Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let trusted = Arc::new(roots(&credentials.roots)?);
         let genuine = WebPkiClientVerifier::builder_with_provider(trusted, provider.clone());
-        let genuine = match strangers {
-            Strangers::Heard => genuine.allow_unauthenticated().build(),
-            Strangers::Refused => genuine.build(),
+        let genuine = match client_certificates {
+            ClientCertificates::Optional => genuine.allow_unauthenticated().build(),
+            ClientCertificates::Required => genuine.build(),
         };
         let genuine = genuine.map_err(|error| TlsError::General(error.to_string()))?;
         let callers = Arc::new(Callers {
@@ -347,7 +353,7 @@ impl From<WrongPeer> for TlsError {
     }
 }
 
-/// Why somebody who was called is not believed.
+/// Why somebody who was called is not trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Distrust {
     /// Whether it is the scheduler of another cluster; else its certificate is of no
@@ -370,7 +376,7 @@ impl Distrust {
                     ),
                     CertificateError::UnknownIssuer => {
                         let why = "its certificate is of another authority than those that are \
-                                   believed here";
+                                   trusted here";
                         (false, why.to_owned())
                     }
                     error => (false, error.to_string()),
@@ -391,7 +397,7 @@ impl Distrust {
     }
 }
 
-/// Believes a server.
+/// Verifies a server.
 #[derive(Debug)]
 struct Verifier {
     trust: Trust,
@@ -494,7 +500,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Believes a caller.
+/// Verifies a caller.
 #[derive(Debug)]
 struct Callers {
     cluster: String,

@@ -389,7 +389,7 @@ async fn a_token_at_the_wrong_place_says_where_it_belongs() {
 }
 
 #[test]
-fn whom_a_context_believes_is_shown_when_its_own_certificate_has_expired() {
+fn whom_a_context_trusts_is_shown_when_its_own_certificate_has_expired() {
     let jobctl = Jobctl::at("https://127.0.0.1:1");
     let file = jobctl.client_dir().join("test.pem");
     let who = crate::attacker::Shown::of(&file).identity();
@@ -534,7 +534,7 @@ async fn everybody_goes_on_where_the_authority_is_changed_with_an_overlap() {
 }
 
 #[tokio::test]
-async fn without_an_overlap_nobody_is_believed_who_was() {
+async fn without_an_overlap_nobody_is_accepted_who_was() {
     let cluster = TestCluster::start(0).await;
     let admin = Jobctl::of(&cluster);
     let otto = user(&admin, "operator", "otto").await;
@@ -549,8 +549,13 @@ async fn without_an_overlap_nobody_is_believed_who_was() {
     admin
         .run(&["ca", "show", "-q"])
         .is(0, &format!("{fingerprint}\n"));
-    // The one believes the scheduler and is not believed, the other does not.
-    refused(&admin, &["jobs"], "does not take the client's certificate").await;
+    // The one trusts the scheduler and is not accepted, the other does not.
+    refused(
+        &admin,
+        &["jobs"],
+        "does not accept the client's certificate",
+    )
+    .await;
     let distrusts = otto.ask(&["jobs"]).await;
     distrusts.is(5, "");
     assert!(

@@ -41,7 +41,7 @@ use tower::service_fn;
 
 use crate::{enrolled, support::within};
 
-/// Whom an attacker believes: anybody.
+/// Whom an attacker trusts: anybody.
 #[derive(Debug)]
 struct Anybody;
 
@@ -418,8 +418,8 @@ pub(crate) fn signing_request(change: impl FnOnce(&mut CertificateParams)) -> (K
     (key, request)
 }
 
-/// Whether this server is believed by whom trusts these authorities alone.
-pub(crate) async fn is_believed(to: &str, trusted: &[CertificateDer<'static>]) -> bool {
+/// Whether this server is trusted by who knows these authorities alone.
+pub(crate) async fn is_trusted(to: &str, trusted: &[CertificateDer<'static>]) -> bool {
     let trust = jobctl::identity::tls::Trust::Roots(roots(trusted).unwrap());
     let peer = jobctl::identity::tls::Peer::Scheduler;
     let config = jobctl::identity::tls::client(trust, peer, None, None).unwrap();

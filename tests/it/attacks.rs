@@ -41,7 +41,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Certi
 use crate::{
     attacker::{
         Answer, Forged, JSON, Maker, Outcome, Shown, channel, connect, dial, exchange, http,
-        is_believed, post, read_all, refusal, rpc, signing_request,
+        is_trusted, post, read_all, refusal, rpc, signing_request,
     },
     cluster::{Place, TestCluster, sh, start_scheduler_with},
     enrolled,
@@ -1257,7 +1257,7 @@ async fn whoever_is_revoked_is_cut_off_and_stays_out() {
 }
 
 #[tokio::test]
-async fn what_has_expired_is_not_believed_on_open_connections_either() {
+async fn what_has_expired_is_not_accepted_on_open_connections_either() {
     let cluster = TestCluster::start(1).await;
     let place = cluster.place;
     let job = cluster.sh("echo begun; sleep 600").await;
@@ -1433,7 +1433,7 @@ async fn an_authority_gives_way_to_the_next() {
     let until = SystemTime::from(rotated.overlap_until.unwrap());
     let again = within(cluster.client.rotate(&asked)).await.unwrap_err();
     assert_eq!(again.code(), Some("authorities_overlap"));
-    // Both are believed, and so is the scheduler by who knows the old one alone.
+    // Both are accepted, and so is the scheduler trusted by who knows the old one alone.
     let jobs = async |shown: &Shown| {
         http(&place.http(), Some(shown), "GET /jobs", "", "")
             .await
@@ -1442,9 +1442,9 @@ async fn an_authority_gives_way_to_the_next() {
     assert_eq!(jobs(&old).await, Outcome::Answered(200));
     let new_roots = files::Pem::parse(rotated.authorities.as_bytes(), Path::new("")).unwrap();
     for to in [place.http(), place.grpc()] {
-        assert!(is_believed(&to, &old_roots).await);
-        assert!(is_believed(&to, &new_roots.certificates[..1]).await);
-        assert!(!is_believed(&to, &[Maker::own().root]).await);
+        assert!(is_trusted(&to, &old_roots).await);
+        assert!(is_trusted(&to, &new_roots.certificates[..1]).await);
+        assert!(!is_trusted(&to, &[Maker::own().root]).await);
     }
     // A token from before still joins.
     let (key, request) = signing_request(|_| {});
@@ -1481,7 +1481,7 @@ async fn an_authority_gives_way_to_the_next() {
     })
     .await;
     assert_eq!(jobs(&new).await, Outcome::Answered(200));
-    assert!(!is_believed(&place.http(), &old_roots).await);
+    assert!(!is_trusted(&place.http(), &old_roots).await);
     // The workers have the new one alone, and go on.
     let roots = |number: usize| {
         let pem = files::Pem::read(&folders[number - 1].join("ca.pem"));
@@ -1520,7 +1520,7 @@ async fn an_authority_gives_way_to_the_next() {
 }
 
 #[tokio::test]
-async fn an_authority_that_is_given_up_at_once_is_not_believed_any_more() {
+async fn an_authority_that_is_given_up_at_once_is_not_trusted_any_more() {
     let cluster = TestCluster::start(1).await;
     let place = cluster.place;
     let job = cluster.sh("echo begun; sleep 600").await;
@@ -1553,7 +1553,7 @@ async fn an_authority_that_is_given_up_at_once_is_not_believed_any_more() {
         rpc(&place.grpc(), Some(worker), register).await,
         Outcome::Closed
     );
-    assert!(!is_believed(&place.http(), &enrolled::authority().roots()).await);
+    assert!(!is_trusted(&place.http(), &enrolled::authority().roots()).await);
     // What proves itself in another way does so still.
     let headers = format!("authorization: Bearer {}\r\n", bearer.token);
     let answer = http(&place.http(), None, "GET /jobs", &headers, "").await;

@@ -1,4 +1,4 @@
-//! Workers that are not believed any more: what they do, and how they join again.
+//! Workers that are not accepted any more: what they do, and how they join again.
 
 use std::{
     path::{Path, PathBuf},
@@ -69,7 +69,7 @@ async fn a_revoked_worker_ends_and_its_jobs_go_on_until_it_joins_again() {
         .unwrap();
     let (code, said) = worker.end_of().await;
     assert_eq!(code, Some(4), "{said}");
-    let errors = said.matches("error: the scheduler does not believe worker w1 any more: ");
+    let errors = said.matches("error: the scheduler does not accept worker w1 any more: ");
     assert_eq!(errors.count(), 1, "{said}");
     assert!(
         said.contains(": the certificate was revoked at 2"),

@@ -298,9 +298,9 @@ pub enum RunError {
     /// The scheduler will not have this worker.
     #[error("the scheduler refused the worker: {0}")]
     Refused(String),
-    /// The scheduler does not believe this worker any more. Its jobs go on without it,
+    /// The scheduler does not accept this worker any more. Its jobs go on without it,
     /// unless they are to end with it.
-    #[error("the scheduler does not believe worker {name} any more: {message}")]
+    #[error("the scheduler does not accept worker {name} any more: {message}")]
     Revoked {
         /// The worker's name.
         name: String,

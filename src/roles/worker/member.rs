@@ -27,7 +27,7 @@ use crate::{
         Role,
         ca::{self, Request},
         files::{self, Pem},
-        tls::{self, Credentials, Distrust, Peer, Strangers, Tls, Trust},
+        tls::{self, ClientCertificates, Credentials, Distrust, Peer, Tls, Trust},
         token::Invitation,
     },
     ids::WorkerId,
@@ -68,14 +68,14 @@ impl Files {
         self.data.join("scheduler")
     }
 
-    /// Joins with `invitation` if this worker has not joined yet, or is not believed
+    /// Joins with `invitation` if this worker has not joined yet, or is not accepted
     /// any more. Returns what it shows of itself, and where its scheduler is.
     pub(super) async fn member(
         &self,
         name: &str,
         invitation: Option<Invitation>,
     ) -> Result<(Tls, String), RunError> {
-        let tls = |held| Tls::new(held, Strangers::Refused);
+        let tls = |held| Tls::new(held, ClientCertificates::Required);
         let tls = match (self.load(), invitation) {
             (Ok(Some(held)), None) => tls(held)?,
             (Ok(Some(held)), Some(invitation)) => {
@@ -122,8 +122,8 @@ impl Files {
         Ok(Some(held.expect(Role::Worker)?))
     }
 
-    /// Whether the scheduler that invites does not believe what is held, or is not
-    /// believed: the certificate was revoked, or another authority took over.
+    /// Whether the scheduler that invites does not accept what is held, or is not
+    /// trusted: the certificate was revoked, or another authority took over.
     async fn is_over(&self, held: &Tls, invitation: &Invitation) -> Result<bool, RunError> {
         let channel = channel(invitation, dial::Security::Tls(held.clone()))?;
         let mut client = HealthClient::new(channel);

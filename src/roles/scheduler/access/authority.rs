@@ -22,7 +22,7 @@ use super::{
 use crate::identity::{
     Identity, Role,
     ca::{self, Ca, PublicKey},
-    tls::{Strangers, Tls},
+    tls::{ClientCertificates, Tls},
     token::Fingerprint,
 };
 
@@ -77,7 +77,7 @@ impl Access {
             id: Uuid::new_v4(),
             name: String::new(),
         };
-        let tls = Tls::new(ca.credentials(&own, &hosts)?, Strangers::Heard)?;
+        let tls = Tls::new(ca.credentials(&own, &hosts)?, ClientCertificates::Optional)?;
         let access = Self(Arc::new(Inner {
             store,
             known: Mutex::new(Known::new(tokens, certificates)),

@@ -1,4 +1,4 @@
-//! Who makes a call, until when they are believed, and who is cut off.
+//! Who makes a call, until when they are accepted, and who is cut off.
 
 use std::{
     fmt,
@@ -53,7 +53,7 @@ pub(in super::super) struct Caller {
     pub(super) subject: Option<Subject>,
     pub(super) name: String,
     pub(super) address: Option<SocketAddr>,
-    /// Cancelled when they are no longer believed.
+    /// Cancelled when they are no longer accepted.
     pub(in super::super) cut: CancellationToken,
     /// When what they showed ends.
     pub(in super::super) expires_at: Option<Timestamp>,
@@ -234,8 +234,8 @@ impl Access {
         }
     }
 
-    /// Until when a caller is believed; None: for ever. Who has renewed a
-    /// certificate is believed as long as with the new one.
+    /// Until when a caller is accepted; None: for ever. Who has renewed a
+    /// certificate is accepted as long as with the new one.
     fn ends(&self, caller: &Caller) -> Option<Timestamp> {
         let shown = caller.expires_at?;
         let renewed = match caller.subject {

@@ -18,7 +18,7 @@ use crate::{
     ids::WorkerId,
 };
 
-/// A certificate that was just signed, and whom its bearer may believe.
+/// A certificate that was just signed, and whom its bearer may trust.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Signed {
     pub(in super::super) certificate: CertificateDer<'static>,
@@ -169,12 +169,12 @@ impl Access {
         Ok(signed)
     }
 
-    /// Whether nothing this id has is believed any more.
+    /// Whether nothing this id has is accepted any more.
     pub(in super::super) fn is_revoked(&self, id: Uuid) -> bool {
         self.known().unless_revoked(id).is_err()
     }
 
-    /// From now on nothing this id has is believed, and its connections are cut.
+    /// From now on nothing this id has is accepted, and its connections are closed.
     ///
     /// # Errors
     ///
@@ -225,7 +225,7 @@ impl Access {
 }
 
 impl Known {
-    /// Whether something this id has may be believed.
+    /// Whether something this id has may be accepted.
     pub(super) fn unless_revoked(&self, id: Uuid) -> Result<(), Error> {
         let certificate = self.certificates.get(&id);
         match certificate.and_then(|certificate| certificate.revoked_at) {

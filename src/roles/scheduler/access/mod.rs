@@ -1,9 +1,9 @@
-//! Who calls, and whether they may: who is known, and what is believed of them.
+//! Who calls, and whether they may: who is known, and what of theirs is accepted.
 //! What each role may call is in `identity/rules.rs`.
 //!
 //! | file | what is in it |
 //! |---|---|
-//! | `callers.rs` | who makes a call, how long they are believed, and who is cut off |
+//! | `callers.rs` | who makes a call, how long they are accepted, and who is cut off |
 //! | `tokens.rs` | tokens: made, shown, revoked |
 //! | `certificates.rs` | certificates: bought with a token, renewed, revoked |
 //! | `authority.rs` | the cluster's own authority, and the one after it |

@@ -150,7 +150,7 @@ pub(super) async fn revoke_certificate(
     Body(asked): Body<api::RevokeCertificateRequest>,
 ) -> Result<Json<api::DoneResponse>, Error> {
     scheduler.access.revoke(&caller, asked.id).await?;
-    // A worker that nobody believes has left: its name is free, its jobs are lost.
+    // A worker that is not accepted any more has left: its name is free, its jobs are lost.
     let worker = WorkerId::from_bytes(asked.id.into_bytes());
     if scheduler.registry.deregister(worker).is_ok() {
         scheduler.jobs.left(worker);

@@ -51,7 +51,7 @@ pub(in crate::roles::scheduler) enum AccessChange {
     TokenRevoked(TokenId, Timestamp),
     /// A certificate was signed; with a token, it is spent on it.
     Certificate(Certificate, Option<TokenId>),
-    /// Nobody of this id is believed any more.
+    /// Nobody of this id is accepted any more.
     Revoked(Uuid, Timestamp),
     /// Nothing, but the line of the audit log that comes with it.
     Nothing,
