@@ -1633,7 +1633,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__jobs)
-            opts="-n -o -q -v -h --state --worker --name --limit --all --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-n -o -q -v -h --state --worker --name --group --limit --all --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1648,6 +1648,10 @@ _jobctl() {
                     return 0
                     ;;
                 --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --group)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1699,7 +1703,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__login)
-            opts="-h --name --client-dir --color --help"
+            opts="-h --name --replace --client-dir --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1829,7 +1833,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__scheduler)
-            opts="-h --config --data-dir --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-for --keep-finished --name --keep-audit --insecure --client-dir --handshake --headers --header-bytes --streams --connections --silent --log-level --log-format --color --help"
+            opts="-h --config --data-dir --http-addr --grpc-addr --heartbeat-interval --call-deadline --keep-for --keep-finished --name --keep-audit --insecure --client-dir --handshake --headers --header-bytes --streams --connections --silent --total-connections --args --arg-bytes --followers --body-bytes --job-followers --log-level --log-format --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1903,6 +1907,30 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --total-connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --args)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --arg-bytes)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --followers)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --body-bytes)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --job-followers)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --log-level)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1923,7 +1951,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-f -v -h --worker --script --with --env --cwd --user --name --timeout --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-l -f -v -h --worker --label --script --with --all --count --each --at-once --stop-on-failure --env --cwd --user --name --timeout --priority --no-queue --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1933,11 +1961,31 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --label)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                -l)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --script)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --with)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --count)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --each)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --at-once)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1958,6 +2006,10 @@ _jobctl() {
                     return 0
                     ;;
                 --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --priority)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -2381,7 +2433,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-h --config --name --data-dir --slots --label --grpc-addr --advertise --scheduler --join --insecure --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --user --allow-users --allow-new-privileges --memory --processes --open-files --cpus --keep-finished --handshake --headers --header-bytes --streams --connections --silent --log-level --log-format --color --help kill-all help"
+            opts="-h --config --name --data-dir --slots --label --grpc-addr --advertise --scheduler --join --insecure --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --user --allow-users --allow-new-privileges --memory --processes --open-files --cpus --keep-finished --handshake --headers --header-bytes --streams --connections --silent --total-connections --args --arg-bytes --followers --log-level --log-format --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2496,6 +2548,22 @@ _jobctl() {
                     return 0
                     ;;
                 --silent)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --total-connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --args)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --arg-bytes)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --followers)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

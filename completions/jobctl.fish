@@ -27,7 +27,7 @@ end
 complete -c jobctl -n "__fish_jobctl_needs_command" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_needs_command" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_needs_command" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_needs_command" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_needs_command" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_needs_command" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_needs_command" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -36,11 +36,11 @@ complete -c jobctl -n "__fish_jobctl_needs_command" -s v -l verbose -d 'Show eac
 complete -c jobctl -n "__fish_jobctl_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_needs_command" -s V -l version -d 'Print version'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "start" -d 'Start a program or script on a worker; prints the id of the job'
-complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "stop" -d 'Stop jobs, each with everything it started'
-complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "query" -d 'Show jobs in full'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "stop" -d 'Stop jobs and groups, each with everything it started'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "query" -d 'Show jobs, and groups of jobs, in full'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "jobs" -d 'List jobs, the newest first'
-complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "logs" -d 'Show what a job has written'
-complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "logs" -d 'Show what a job has written, or the jobs of a group'
+complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "wait" -d 'Wait for the end of jobs and groups, and end with their exit code'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "workers" -d 'List the workers and how they stand; label, drain and remove them'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "token" -d 'Make, list and revoke the tokens with which others are let in'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "cert" -d 'See who has a certificate, and revoke what somebody has'
@@ -54,23 +54,31 @@ complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "worker" -d 'Run a wor
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "dev" -d 'Run a whole cluster in one process, for trying out'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "completions" -d 'Print the completion script of a shell'
 complete -c jobctl -n "__fish_jobctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l worker -d 'Where to run it, by id, prefix or name [default: one that is ready]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l worker -d 'Where to run it, by id, prefix or name [default: where there is room]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s l -l label -d 'What its worker\'s labels must be like: `role=web`, `role!=db`, `gpu` or `!gpu`; may be repeated' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l script -d 'A script of the worker\'s script folder' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l with -d 'What runs the script [default: its own #! line]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l count -d 'So many jobs, told apart by JOBCTL_INDEX, from 0' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l each -d 'One job for each line of a file, which it finds in JOBCTL_ITEM; `-` reads the lines from stdin' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l at-once -d 'No more than so many of them on workers at a time' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l env -d 'A variable of its environment; without `=V` its value here' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l cwd -d 'The folder to run in, absolute [default: the script folder]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l user -d 'Whom to run it as, if the worker allows [default: its usual user]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l priority -d 'Of jobs that wait, the higher one goes first: low, medium, high or a number' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l all -d 'One job on each worker that has the labels'
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l stop-on-failure -d 'Once one of them fails, stop the rest'
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l no-queue -d 'Refuse it instead of having it wait for a free slot'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l wait -d 'Stay until it has ended, and end with its exit code'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -s f -l follow -d 'Show its output meanwhile, and end with its exit code'
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l raw -d 'With `--follow`: let control characters act on a terminal'
@@ -81,7 +89,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l grace -d 'From th
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -98,7 +106,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -117,6 +125,7 @@ timed_out\t''
 lost\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l worker -d 'Only jobs of this worker' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l name -d 'Only jobs of this name' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l group -d 'Only jobs of this group, the first first' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -s n -l limit -d 'At most so many' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
 wide\t''
@@ -127,7 +136,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -145,7 +154,7 @@ stderr\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -158,7 +167,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s h -l help -d 'Pri
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -175,7 +184,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -199,7 +208,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -211,7 +220,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -222,7 +231,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -233,7 +242,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -243,7 +252,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -260,7 +269,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -284,7 +293,7 @@ yaml\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -301,7 +310,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -313,7 +322,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_sub
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -327,7 +336,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_sub
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -346,7 +355,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -358,7 +367,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subc
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -372,14 +381,14 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subc
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "show" -d 'Show the authorities that are believed here'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "show" -d 'Show the authorities that are trusted here'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "rotate" -d 'Have another authority sign from now on, and print its fingerprint'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s o -l output -d 'How to show it: table, wide, json, jsonl, yaml or name' -r -f -a "table\t''
@@ -391,7 +400,7 @@ name\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -400,14 +409,14 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcom
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l no-headers -d 'Leave out the column names of tables'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l overlap -d 'How long the one before is still believed; 0s is for emergencies' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l overlap -d 'How long the one before is still trusted; 0s is for emergencies' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s o -l output -d 'How to show it: json, jsonl or yaml [default: the fingerprint]' -r -f -a "json\t''
 jsonl\t''
 yaml\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -415,7 +424,7 @@ never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s y -l yes -d 'Do not ask'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show the authorities that are believed here'
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "show" -d 'Show the authorities that are trusted here'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "rotate" -d 'Have another authority sign from now on, and print its fingerprint'
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s n -l tail -d 'Only the last so many' -r
@@ -424,7 +433,7 @@ json\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -439,7 +448,7 @@ yaml\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l ca-file -d 'Whom to believe that it is the scheduler, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
@@ -515,6 +524,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l client-dir -d 'W
 complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
+complete -c jobctl -n "__fish_jobctl_using_subcommand login" -l replace -d 'Where there is a context of that name, give up its credentials for the new ones'
 complete -c jobctl -n "__fish_jobctl_using_subcommand login" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l data-dir -d 'Where to keep the records of jobs and workers [default: ~/.local/state/jobctl/scheduler, or for root /var/lib/jobctl/scheduler]' -r -F
@@ -530,9 +540,15 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l client-dir -
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l handshake -d 'How long a TLS handshake may take [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l headers -d 'How long the headers of a request may take [default: 10s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l header-bytes -d 'How many bytes of headers a request may have [default: 16384]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: all its followers]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: twice its followers]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l connections -d 'How many connections an address may have that asked for something [default: 1024]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l silent -d 'How many connections an address may have that did not [default: 128]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l total-connections -d 'How many connections a server may have in all [default: 8192]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l args -d 'How many arguments a job may have [default: 1000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l arg-bytes -d 'How many bytes a job\'s arguments and environment may have [default: 262144]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l followers -d 'How many followers the jobs of a worker may have at once [default: 1024]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l body-bytes -d 'How many bytes the body of a request to the HTTP API may have [default: 1048576]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l job-followers -d 'How many followers the output of a job may have at once [default: 128]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"
@@ -542,14 +558,14 @@ never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -l insecure -d 'Speak plain text, on loopback; the HTTP API still asks for a token'
 complete -c jobctl -n "__fish_jobctl_using_subcommand scheduler" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l config -d 'Its settings [default: ./config.toml, if there]' -r -F
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l name -d 'What to call it [default: the name of this machine]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l name -d 'What to call it, until its certificate does [default: the name of this machine]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l data-dir -d 'Where to keep its identity and the output of jobs [default: ~/.local/state/jobctl/worker-NAME, or for root /var/lib/jobctl/worker-NAME]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l slots -d 'How many jobs it takes at once; 0: none; or `unlimited` [default: the processors it may use]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l label -d 'What jobs may choose it by; may be repeated [default: none]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grpc-addr -d 'Where to serve the scheduler [default: 127.0.0.1:30000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l advertise -d 'What the scheduler is to dial [default: what it listens on]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l scheduler -d 'The scheduler\'s gRPC server [default: where the worker joined]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l join -d 'Join a cluster, with the token that the scheduler printed or an admin made; needed once; `-` reads it from standard input' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l join -d 'Join a cluster, with the token that the scheduler printed or an admin made; needed once, and again when it is not accepted any more; `-` reads it from standard input' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l script-dir -d 'The scripts it may run [default: `scripts` in its data folder]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l grace -d 'What a job has from TERM to KILL [default: 10s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l output-limit -d 'The most output kept of a job; beyond it the oldest goes [default: 1GiB]' -r
@@ -568,9 +584,13 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_see
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l handshake -d 'How long a TLS handshake may take [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l headers -d 'How long the headers of a request may take [default: 10s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l header-bytes -d 'How many bytes of headers a request may have [default: 16384]' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: all its followers]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l streams -d 'How many requests an HTTP/2 connection may have at once [default: 64; a worker\'s: twice its followers]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l connections -d 'How many connections an address may have that asked for something [default: 1024]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l silent -d 'How many connections an address may have that did not [default: 128]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l total-connections -d 'How many connections a server may have in all [default: 8192]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l args -d 'How many arguments a job may have [default: 1000]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l arg-bytes -d 'How many bytes a job\'s arguments and environment may have [default: 262144]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l followers -d 'How many followers the jobs of a worker may have at once [default: 1024]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-level -d 'As `debug`, or `warn,jobctl=trace` [default: info]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l log-format -d 'text or json [default: text]' -r -f -a "text\t''
 json\t''"
@@ -603,11 +623,11 @@ always\t''
 never\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "start" -d 'Start a program or script on a worker; prints the id of the job'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "stop" -d 'Stop jobs, each with everything it started'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "query" -d 'Show jobs in full'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "stop" -d 'Stop jobs and groups, each with everything it started'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "query" -d 'Show jobs, and groups of jobs, in full'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "jobs" -d 'List jobs, the newest first'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "logs" -d 'Show what a job has written'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "wait" -d 'Wait until jobs have ended, and end with their exit code'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "logs" -d 'Show what a job has written, or the jobs of a group'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "wait" -d 'Wait for the end of jobs and groups, and end with their exit code'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "workers" -d 'List the workers and how they stand; label, drain and remove them'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "token" -d 'Make, list and revoke the tokens with which others are let in'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and not __fish_seen_subcommand_from start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help" -f -a "cert" -d 'See who has a certificate, and revoke what somebody has'
@@ -631,7 +651,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subc
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from token" -f -a "revoke" -d 'Revoke tokens: from now on they are not taken'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from cert" -f -a "list" -d 'List who has a certificate, the newest first'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from cert" -f -a "revoke" -d 'Revoke what somebody has: from now on they are refused'
-complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from ca" -f -a "show" -d 'Show the authorities that are believed here'
+complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from ca" -f -a "show" -d 'Show the authorities that are trusted here'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from ca" -f -a "rotate" -d 'Have another authority sign from now on, and print its fingerprint'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "list" -d 'List the contexts'
 complete -c jobctl -n "__fish_jobctl_using_subcommand help; and __fish_seen_subcommand_from context" -f -a "use" -d 'Make a context the current one'

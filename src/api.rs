@@ -431,21 +431,22 @@ pub struct RevokeTokenRequest {
     pub id: TokenId,
 }
 
-/// The newest certificate of somebody.
+/// The newest certificate of somebody. Of one that was signed elsewhere, and was
+/// revoked here, only the id is known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Certificate {
     /// Who; of a worker its id. Stays the same when it is renewed.
     pub id: Uuid,
     /// What they are.
-    pub role: Role,
+    pub role: Option<Role>,
     /// What people call them; may be empty.
     pub name: String,
     /// The certificate's number, as openssl shows it.
     pub serial: String,
     /// When it was signed.
-    pub issued_at: Timestamp,
+    pub issued_at: Option<Timestamp>,
     /// From when on it counts for nothing.
-    pub expires_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
     /// When it was revoked, with every other of the same id.
     pub revoked_at: Option<Timestamp>,
 }
@@ -461,7 +462,7 @@ pub struct CertificatesResponse {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeCertificateRequest {
-    /// Whose: nothing this id has, or gets, is believed any more.
+    /// Whose: nothing this id has, or gets, is accepted any more.
     pub id: Uuid,
 }
 
@@ -491,6 +492,9 @@ pub struct AuditQuery {
     /// Behind the line of this number.
     #[serde(default)]
     pub after: i64,
+    /// Only the last so many of those that are there; not with `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<i64>,
     /// Go on with the lines that will come.
     #[serde(default)]
     pub follow: bool,
@@ -1074,13 +1078,17 @@ pub mod code {
     pub const TOKEN_NOT_FOUND: &str = "token_not_found";
     /// What proves who calls was revoked.
     pub const REVOKED: &str = "revoked";
+    /// The name belongs to another worker.
+    pub const WORKER_NAME_TAKEN: &str = "worker_name_taken";
+    /// Nobody of this id has a certificate.
+    pub const CERTIFICATE_NOT_FOUND: &str = "certificate_not_found";
     /// The role of who calls is not enough.
     pub const FORBIDDEN: &str = "forbidden";
     /// A worker speaks for another one.
     pub const NOT_ITSELF: &str = "not_itself";
     /// The certificates of the cluster come from elsewhere.
     pub const NO_AUTHORITY: &str = "no_authority";
-    /// The authority before is still believed.
+    /// The authority before is still trusted.
     pub const AUTHORITIES_OVERLAP: &str = "authorities_overlap";
     /// The scheduler does not bear the name it was called by.
     pub const FOREIGN_HOST: &str = "foreign_host";

@@ -170,7 +170,7 @@ pub struct Server {
     pub crt_file: Option<PathBuf>,
     /// Its key, in PEM, which nobody else may read.
     pub key_file: Option<PathBuf>,
-    /// Who signs the certificates that are believed, in PEM.
+    /// Who signs the certificates that are accepted, in PEM.
     pub ca_file: Option<PathBuf>,
 }
 

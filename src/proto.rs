@@ -29,6 +29,9 @@ pub const DESCRIPTORS: &[u8] =
 /// The metadata entry of a gRPC error that carries its code word.
 pub const CODE: &str = "jobctl-code";
 
+/// The code word of a refusal of who was revoked.
+pub const REVOKED: &str = "revoked";
+
 /// `service`, with the standard services for health and reflection. The future
 /// that comes with it is to be driven: once `closing` is cancelled it has health
 /// say so, and ends.

@@ -59,6 +59,7 @@ impl Audit {
                 Connection::Open(lines) => match lines.next().await {
                     Ok(Some(line)) => {
                         self.query.after = number_of(&self.client, &line)?;
+                        self.query.tail = None;
                         self.retry.progressed();
                         return Ok(Some(Event::Line(line)));
                     }
@@ -101,36 +102,6 @@ impl Audit {
             }
         }
     }
-}
-
-/// The number of the last line; 0: there is none. Asks for a line here and
-/// there, however many there are.
-pub async fn last(client: &Client) -> Result<i64, Error> {
-    let first_behind = async |after: i64| {
-        let query = AuditQuery {
-            after,
-            follow: false,
-        };
-        let line = Lines::open(client, &query).await?.next().await?;
-        line.map(|line| number_of(client, &line)).transpose()
-    };
-    let Some(mut last) = first_behind(0).await? else {
-        return Ok(0);
-    };
-    // Ever farther ahead until there is none, and then ever less far.
-    let (mut step, mut grows) = (1_i64, true);
-    while step > 0 {
-        match first_behind(last.saturating_add(step)).await? {
-            Some(found) => last = found,
-            None => grows = false,
-        }
-        step = if grows {
-            step.saturating_mul(2)
-        } else {
-            step / 2
-        };
-    }
-    Ok(first_behind(last).await?.unwrap_or(last))
 }
 
 fn ended(client: &Client) -> Error {

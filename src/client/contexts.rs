@@ -95,6 +95,14 @@ pub enum Error {
     /// One of this name is there, and is not overwritten.
     #[error("there is a context {0} already")]
     Exists(String),
+    /// What would be written is what another context shows, or trusts.
+    #[error("{} belongs to context {context}", file.display())]
+    FileOfAnother {
+        /// The file.
+        file: PathBuf,
+        /// The other context.
+        context: String,
+    },
     /// Not 1 to 64 letters, digits, `.`, `_` and `-`.
     #[error("`{0}` cannot be a context's name")]
     BadName(String),
@@ -277,6 +285,41 @@ impl Contexts {
         }
         one_credential(name, &context)?;
         self.contexts.insert(name.to_owned(), context);
+        Ok(())
+    }
+
+    /// Puts it in the place of the one of this name, whose [files](Contexts::files_of)
+    /// go unless they are its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`], [`Error::TwoCredentials`]
+    pub fn replace(&mut self, name: &str, context: Context) -> Result<(), Error> {
+        one_credential(name, &context)?;
+        let mut unused = self.files_of(name)?;
+        unused.retain(|file| context.files().all(|kept| kept != file));
+        self.unused.extend(unused);
+        self.contexts.insert(name.to_owned(), context);
+        Ok(())
+    }
+
+    /// Refuses to have the files of `name` written where another context has its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FileOfAnother`]
+    pub fn may_write(&self, name: &str, context: &Context) -> Result<(), Error> {
+        for (other, known) in self.contexts.iter().filter(|(other, _)| *other != name) {
+            if let Some(file) = known
+                .files()
+                .find(|file| context.files().any(|f| f == *file))
+            {
+                return Err(Error::FileOfAnother {
+                    file: file.clone(),
+                    context: other.clone(),
+                });
+            }
+        }
         Ok(())
     }
 

@@ -35,9 +35,9 @@ pub enum Error {
         /// What is wrong with its certificate.
         reason: String,
     },
-    /// The scheduler does not take the client's certificate.
-    #[error("the scheduler at {server} does not take the client's certificate: {reason}")]
-    NotBelieved {
+    /// The scheduler does not accept the client's certificate.
+    #[error("the scheduler at {server} does not accept the client's certificate: {reason}")]
+    NotAccepted {
         /// The URL of the scheduler.
         server: String,
         /// Why not.
@@ -89,7 +89,7 @@ impl Error {
             | Self::Interrupted { .. }
             | Self::Unreadable { .. }
             | Self::Untrusted { .. }
-            | Self::NotBelieved { .. }
+            | Self::NotAccepted { .. }
             | Self::OtherScheme { .. }
             | Self::PlainToken(_)
             | Self::Proof(_) => None,
@@ -105,7 +105,7 @@ impl Error {
                 matches!(status, 502..=504)
             }
             Self::Untrusted { .. }
-            | Self::NotBelieved { .. }
+            | Self::NotAccepted { .. }
             | Self::OtherScheme { .. }
             | Self::PlainToken(_)
             | Self::Proof(_) => false,
@@ -200,7 +200,7 @@ fn of_tls(server: String, error: &TlsError) -> Option<Error> {
                 _ => return None,
             };
             let reason = reason.to_owned();
-            return Some(Error::NotBelieved { server, reason });
+            return Some(Error::NotAccepted { server, reason });
         }
         TlsError::InvalidMessage(InvalidMessage::InvalidContentType) => {
             let speaks = "http";

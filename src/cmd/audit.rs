@@ -6,7 +6,7 @@ use super::{Caller, DONE, FAILED, INTERRUPTED};
 use crate::{
     api::AuditQuery,
     client::{
-        audit::{Audit, Broken, Chain, Event, last},
+        audit::{Audit, Broken, Chain, Event},
         render::{self, Format},
     },
 };
@@ -76,15 +76,9 @@ async fn read(args: Args, caller: &Caller) -> anyhow::Result<u8> {
         true => Output::Table,
         false => Output::Json,
     });
-    let after = match args.tail {
-        None => 0,
-        Some(tail) => caller
-            .patiently(last(&caller.client))
-            .await?
-            .saturating_sub(tail),
-    };
     let query = AuditQuery {
-        after: after.max(0),
+        after: 0,
+        tail: args.tail,
         follow: args.follow,
     };
     let opened = Audit::open(caller.client.clone(), query);

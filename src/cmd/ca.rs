@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 
 use super::{
     Asking, Caller, DONE, Document, Effect, FAILED, Reach, Shown, usage, whole_milliseconds,
 };
 use crate::{
     api::{MAX_OVERLAP_MS, RotateRequest, RotateResponse},
-    client::{proof::Authority, render},
+    client::{
+        proof::{Authority, Who},
+        render,
+    },
     config,
     identity::{ca::LIFETIME, files},
 };
@@ -46,13 +50,13 @@ impl Args {
 
     pub(super) fn effect(&self) -> Effect {
         match self.action {
-            Action::Show(_) => Effect::Reads,
+            Action::Show(_) => Effect::None,
             Action::Rotate(_) => Effect::ChangesAccess,
         }
     }
 }
 
-/// Show the authorities that are believed here
+/// Show the authorities that are trusted here
 ///
 /// Those in the CA file of the context; no scheduler is asked.
 #[derive(Debug, clap::Args)]
@@ -63,12 +67,12 @@ struct Show {
 
 /// Have another authority sign from now on, and print its fingerprint
 ///
-/// For the time of the overlap the one before is believed as well: workers and
+/// For the time of the overlap the one before is trusted as well: workers and
 /// users go on, and get new certificates by themselves. Without one, nothing it
-/// has signed is believed any more, at once.
+/// has signed is accepted any more, at once.
 #[derive(Debug, clap::Args)]
 struct Rotate {
-    /// How long the one before is still believed; 0s is for emergencies
+    /// How long the one before is still trusted; 0s is for emergencies
     #[arg(
         long,
         value_name = "DURATION",
@@ -104,11 +108,18 @@ fn show(args: &Show, caller: &Caller) -> anyhow::Result<u8> {
     let authorities = match &caller.ca_file {
         Some(file) => Authority::of(file)?,
         None => {
-            render::note("no CA file: those are believed that this machine believes");
+            render::note("no CA file: those are trusted that this machine trusts");
             Vec::new()
         }
     };
     render::authorities(&authorities, args.shown.format())?;
+    // Of no use to who reads the list, and the reason why other commands fail.
+    let own = caller.context.as_ref();
+    let own = own.and_then(|named| Who::of(&named.context).ok().flatten());
+    let ended = own.and_then(|who| who.expires_at);
+    if let Some(end) = ended.filter(|end| *end <= Timestamp::now()) {
+        render::note(&format!("your own certificate expired at {end:.0}"));
+    }
     Ok(DONE)
 }
 
@@ -118,11 +129,11 @@ const EVERYBODY: &str = "every worker and every user has to join again, and so d
 async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
     if !args.overlap.is_zero() && args.overlap < SHORTEST {
         // Workers hear of it with a heartbeat, and then have to get there.
-        return Err(usage("ca", "`--overlap` is 0s, or at least 1m"));
+        return Err(usage("ca rotate", "`--overlap` is 0s, or at least 1m"));
     }
     let overlap_ms = whole_milliseconds(args.overlap);
     if overlap_ms > MAX_OVERLAP_MS {
-        return Err(usage("ca", "`--overlap` is at most 365d"));
+        return Err(usage("ca rotate", "`--overlap` is at most 365d"));
     }
     if !args.yes {
         let question = if args.overlap.is_zero() {
@@ -140,7 +151,7 @@ async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
                 render::note("the authority stays");
                 return Ok(FAILED);
             }
-            None => return Err(usage("ca", "without a terminal, `--yes` is needed")),
+            None => return Err(usage("ca rotate", "without a terminal, `--yes` is needed")),
         }
     }
     let request = RotateRequest { overlap_ms };
@@ -153,7 +164,7 @@ async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
     }
     kept?;
     match answer.overlap_until {
-        Some(until) => render::remark(&format!("the one before is believed until {until:.0}")),
+        Some(until) => render::remark(&format!("the one before is trusted until {until:.0}")),
         None if caller.proof.identity().is_some() => render::note(&format!(
             "{EVERYBODY}: start the scheduler again, as who started it first, and you are an \
              admin; then `jobctl token create` for the others"
@@ -165,8 +176,8 @@ async fn rotate(args: &Rotate, caller: &Caller) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-/// Believes the new authority where the context says whom to believe: without,
-/// a bearer of a token would believe nobody, and the scheduler would not know the
+/// Trusts the new authority where the context says whom to trust: without, a
+/// bearer of a token would trust nobody, and the scheduler would not know the
 /// context for one of this cluster when it is started again.
 fn keep(answer: &RotateResponse, caller: &Caller) -> anyhow::Result<()> {
     let context = caller.context.as_ref();

@@ -14,6 +14,8 @@ use crate::client::{
 /// What an answer that never came may have left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
+    /// No scheduler is asked.
+    None,
     Reads,
     /// Of jobs.
     Changes,
@@ -103,10 +105,13 @@ impl Caller {
             ca_file: ca_file.clone(),
             // Nobody is two at a time.
             identity_file: match token_file {
-                Some(_) => None,
-                None => of(|context| &context.identity_file),
+                None if effect != Effect::None => of(|context| &context.identity_file),
+                Some(_) | None => None,
             },
-            token_file: token_file.or_else(|| of(|context| &context.token_file)),
+            token_file: match effect {
+                Effect::None => None,
+                _ => token_file.or_else(|| of(|context| &context.token_file)),
+            },
         })?;
         Ok(Self {
             client: Client::new(server, &proof)?,

@@ -1,4 +1,4 @@
-//! `jobctl cert`: who has a certificate, and who is not to be believed any more.
+//! `jobctl cert`: who has a certificate, and who is not accepted any more.
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -58,7 +58,7 @@ struct List {
 /// Revoke what somebody has: from now on they are refused
 ///
 /// With the certificate every other of the same id, and their connections are
-/// cut. It cannot be taken back; they have to join again.
+/// closed. It cannot be taken back; they have to join again.
 #[derive(Debug, clap::Args)]
 struct Revoke {
     /// Whose, each by id, a prefix of at least 4 digits, or name; `-` reads them
@@ -128,7 +128,12 @@ async fn revoke(args: Revoke, caller: &Caller) -> anyhow::Result<u8> {
                 render::note("nothing is revoked");
                 return Ok(highest.max(FAILED));
             }
-            None => return Err(usage("cert", "without a terminal, `--yes` is needed")),
+            None => {
+                return Err(usage(
+                    "cert revoke",
+                    "without a terminal, `--yes` is needed",
+                ));
+            }
         }
     }
     for (id, label) in chosen {
@@ -151,9 +156,10 @@ fn found(all: &[Certificate], asked: &str) -> Result<(Uuid, String), Unmatched> 
     };
     let label = |certificate: &&Certificate| {
         let id = render::short(certificate.id);
-        match certificate.name.as_str() {
-            "" => format!("{} {id}", certificate.role),
-            name => format!("{} {name} ({id})", certificate.role),
+        match (certificate.role, certificate.name.as_str()) {
+            (None, _) => certificate.id.to_string(),
+            (Some(role), "") => format!("{role} {id}"),
+            (Some(role), name) => format!("{role} {name} ({id})"),
         }
     };
     let by_id: Vec<_> = all.iter().filter(of_id).collect();
@@ -166,7 +172,7 @@ fn found(all: &[Certificate], asked: &str) -> Result<(Uuid, String), Unmatched> 
         }
     }
     match asked.parse::<Uuid>() {
-        // One that was signed elsewhere is revoked all the same.
+        // One that was signed elsewhere can be revoked all the same.
         Ok(id) if matching.is_empty() => Ok((id, id.to_string())),
         _ => {
             let one = Unmatched::unless_one("certificate", asked, matching, label)?;
@@ -178,9 +184,9 @@ fn found(all: &[Certificate], asked: &str) -> Result<(Uuid, String), Unmatched> 
 /// Whether there is an admin now, and none without these.
 fn is_last_admin(all: &[Certificate], without: &[Uuid], now: Timestamp) -> bool {
     let mut admins = all.iter().filter(|certificate| {
-        certificate.role == Role::Admin
+        certificate.role == Some(Role::Admin)
             && certificate.revoked_at.is_none()
-            && certificate.expires_at > now
+            && certificate.expires_at.is_some_and(|end| end > now)
     });
     let mut left = admins.clone().filter(|admin| !without.contains(&admin.id));
     admins.next().is_some() && left.next().is_none()
@@ -193,11 +199,11 @@ mod tests {
     fn certificate(id: u128, role: Role, name: &str) -> Certificate {
         Certificate {
             id: Uuid::from_u128(id << 96),
-            role,
+            role: Some(role),
             name: name.into(),
             serial: String::new(),
-            issued_at: Timestamp::UNIX_EPOCH,
-            expires_at: Timestamp::MAX,
+            issued_at: Some(Timestamp::UNIX_EPOCH),
+            expires_at: Some(Timestamp::MAX),
             revoked_at: None,
         }
     }
@@ -239,7 +245,7 @@ mod tests {
         assert!(!is_last_admin(&all, &ids[..1], now));
         assert!(is_last_admin(&all, &ids[..2], now));
         assert!(!is_last_admin(&all, &ids[2..], now));
-        all[1].expires_at = now;
+        all[1].expires_at = Some(now);
         assert!(is_last_admin(&all, &ids[..1], now));
         all[0].revoked_at = Some(now);
         assert!(!is_last_admin(&all, &ids, now));

@@ -170,6 +170,7 @@ fn hint(error: &anyhow::Error, jobctl: &str) -> Option<String> {
         | Error::BadName(_)
         | Error::TwoCredentials(_)
         | Error::File(_)
+        | Error::FileOfAnother { .. }
         | Error::Failed { .. }
         | Error::Toml(_) => None,
     }
@@ -261,7 +262,12 @@ fn remove(args: &Remove, folder: &Path) -> anyhow::Result<u8> {
                 render::note(&format!("context {name} is not removed"));
                 return Ok(FAILED);
             }
-            None => return Err(usage("context", "without a terminal, `--yes` is needed")),
+            None => {
+                return Err(usage(
+                    "context remove",
+                    "without a terminal, `--yes` is needed",
+                ));
+            }
         }
     }
     let was_current = Contexts::change(folder, |contexts| {

@@ -21,7 +21,6 @@ use crate::{
         render::{self, GroupBar, GroupOutput, Look, MemberEnd},
     },
     ids::GroupId,
-    proto::StreamJobResponse,
 };
 
 /// How often a bar is drawn anew.
@@ -109,7 +108,7 @@ pub(super) async fn show(
     template: &LogsQuery,
     look: Look,
 ) -> anyhow::Result<()> {
-    let (sender, mut messages) = mpsc::channel::<(Job, Option<StreamJobResponse>)>(AHEAD);
+    let (sender, mut messages) = mpsc::channel(AHEAD);
     let followers = members(client, group.id).map(|job| {
         let sender = sender.clone();
         async move {

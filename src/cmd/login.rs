@@ -43,6 +43,11 @@ pub(super) struct Args {
     #[arg(long, value_parser = super::name)]
     name: Option<String>,
 
+    /// Where there is a context of that name, give up its credentials for the new
+    /// ones
+    #[arg(long)]
+    replace: bool,
+
     /// Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default:
     /// ~/.config/jobctl]
     #[arg(long, value_name = "DIR", help_heading = "Global options")]
@@ -53,9 +58,11 @@ pub(super) async fn run(args: Args, before: &Reach) -> anyhow::Result<u8> {
     let outcome = join(args, before).await;
     Ok(outcome.unwrap_or_else(|error| {
         let hint = match error.downcast_ref() {
-            Some(contexts::Error::Exists(_)) => {
-                Some("give this one another name: `--name NAME`".to_owned())
-            }
+            Some(contexts::Error::Exists(_)) => Some(
+                "if its credentials are worth nothing any more, have new ones in their place with \
+                 `--replace`; else give this one another name: `--name NAME`"
+                    .to_owned(),
+            ),
             _ => refusal(&error).or_else(|| hint(&error)),
         };
         report_with(&error, Codes::Jobctl, hint)
@@ -77,14 +84,13 @@ async fn join(args: Args, before: &Reach) -> anyhow::Result<u8> {
     let flag = args.client_dir.or_else(|| before.client_dir.clone());
     let folder = context::folder(flag, super::variable).ok_or_else(context::no_folder)?;
     let name = args.name.unwrap_or_else(|| name_of(&server));
+    let made = made(&folder, &name, &server)?;
     // Before the token is spent.
-    if Contexts::load(&folder)
-        .map_err(context::plain)?
-        .get(&name)
-        .is_ok()
-    {
+    let known = Contexts::load(&folder).map_err(context::plain)?;
+    if !args.replace && known.get(&name).is_ok() {
         return Err(contexts::Error::Exists(name).into());
     }
+    known.may_write(&name, &made)?;
     let client = Client::new(server.clone(), &Proof::joining(invitation.authority))?;
     let asked = Asked::new()?;
     let signed = render::patiently(
@@ -92,7 +98,11 @@ async fn join(args: Args, before: &Reach) -> anyhow::Result<u8> {
         client.join(&asked.join(&invitation)),
     )
     .await?;
-    let is_current = keep(&folder, &name, &server, |identity, authorities| {
+    let taken = match args.replace {
+        true => Taken::Replaced,
+        false => Taken::Refused,
+    };
+    let is_current = keep(&folder, &name, &server, taken, |identity, authorities| {
         asked.keep(&signed, identity, authorities)
     })?;
     let who = match signed.name.as_str() {
@@ -121,12 +131,15 @@ fn refusal(error: &anyhow::Error) -> Option<String> {
         Error::Unreachable { .. } => {
             Some("have an admin say under which address you reach it: TOKEN@HOST:PORT".to_owned())
         }
-        Error::Interrupted { .. }
-        | Error::NotBelieved { .. }
+        Error::Interrupted { .. } | Error::Unreadable { .. } => Some(
+            "if workers join at that address, people do not: log in at the scheduler's HTTP \
+             address, as TOKEN@HOST:3000"
+                .to_owned(),
+        ),
+        Error::NotAccepted { .. }
         | Error::OtherScheme { .. }
         | Error::Proof(_)
-        | Error::PlainToken(_)
-        | Error::Unreadable { .. } => None,
+        | Error::PlainToken(_) => None,
     }
 }
 
@@ -137,24 +150,41 @@ pub(super) fn read_token() -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// What becomes of a context that bears the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It stays, and nothing is kept.
+    Refused,
+    /// It goes.
+    Replaced,
+}
+
+/// A context that shows a certificate, with its files in the folder of contexts.
+fn made(folder: &Path, name: &str, server: &Server) -> anyhow::Result<Context> {
+    let folder = path::absolute(folder)?;
+    Ok(Context {
+        server: server.clone(),
+        ca_file: Some(folder.join(format!("{name}.ca.pem"))),
+        identity_file: Some(folder.join(format!("{name}.pem"))),
+        token_file: None,
+    })
+}
+
 /// Adds a context whose files `write` writes. It becomes the current one if there
 /// is none; returns whether it is.
 pub(super) fn keep(
     folder: &Path,
     name: &str,
     server: &Server,
+    taken: Taken,
     write: impl FnOnce(&Path, &Path) -> Result<(), contexts::Error>,
 ) -> anyhow::Result<bool> {
-    let (identity_file, ca_file) = (format!("{name}.pem"), format!("{name}.ca.pem"));
-    let folder = &path::absolute(folder)?;
-    let (identity_file, ca_file) = (folder.join(identity_file), folder.join(ca_file));
-    let context = Context {
-        server: server.clone(),
-        ca_file: Some(ca_file.clone()),
-        identity_file: Some(identity_file.clone()),
-        token_file: None,
-    };
-    add(folder, name, context, || write(&identity_file, &ca_file))
+    let context = made(folder, name, server)?;
+    let files = (context.identity_file.clone(), context.ca_file.clone());
+    add(folder, name, context, taken, || match files {
+        (Some(identity), Some(authorities)) => write(&identity, &authorities),
+        _ => Ok(()),
+    })
 }
 
 /// As [`keep`], for a bearer token.
@@ -172,7 +202,7 @@ pub(super) fn keep_token(
         identity_file: None,
         token_file: Some(token_file.clone()),
     };
-    add(folder, name, context, || {
+    add(folder, name, context, Taken::Refused, || {
         Ok(files::write(&token_file, format!("{token}\n").as_bytes())?)
     })
 }
@@ -181,10 +211,15 @@ fn add(
     folder: &Path,
     name: &str,
     context: Context,
+    taken: Taken,
     write: impl FnOnce() -> Result<(), contexts::Error>,
 ) -> anyhow::Result<bool> {
     let added = Contexts::change(folder, |contexts| {
-        contexts.add(name, context)?;
+        contexts.may_write(name, &context)?;
+        match taken {
+            Taken::Replaced if contexts.get(name).is_ok() => contexts.replace(name, context)?,
+            Taken::Replaced | Taken::Refused => contexts.add(name, context)?,
+        }
         write()?;
         if contexts.current().is_none() {
             contexts.set_current(name)?;

@@ -469,7 +469,7 @@ mod tests {
             (&["jobs"][..], Effect::Reads),
             (&["token", "list"], Effect::Reads),
             (&["cert", "list"], Effect::Reads),
-            (&["ca", "show"], Effect::Reads),
+            (&["ca", "show"], Effect::None),
             (&["workers"], Effect::Reads),
             (&["workers", "show", "x"], Effect::Reads),
             (&["workers", "label", "x", "a=b"], Effect::ChangesWorkers),

@@ -63,6 +63,7 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             | contexts::Error::Identity { .. }
             | contexts::Error::Authorities(_) => USAGE,
             contexts::Error::Exists(_)
+            | contexts::Error::FileOfAnother { .. }
             | contexts::Error::Failed { .. }
             | contexts::Error::Toml(_) => FAILED,
         };
@@ -73,15 +74,22 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             Unmatched::Ambiguous { .. } => FAILED,
         };
     }
+    if let Some(worker_role::Error::Revoked { .. }) = error.downcast_ref() {
+        return NOT_ALLOWED;
+    }
     match (error.downcast_ref::<client::Error>(), codes) {
         (Some(error), Codes::Job) => exit_code::of_start_error(error.code().unwrap_or_default()),
         (None, Codes::Job) => exit_code::CANNOT_TELL,
         (Some(client::Error::Refused { status, error }), Codes::Jobctl) => {
             match (status, error.code.as_str()) {
                 (401 | 403, _) => NOT_ALLOWED,
-                (_, code::JOB_NOT_FOUND | code::WORKER_NOT_FOUND | code::TOKEN_NOT_FOUND) => {
-                    NOT_FOUND
-                }
+                (
+                    _,
+                    code::JOB_NOT_FOUND
+                    | code::WORKER_NOT_FOUND
+                    | code::TOKEN_NOT_FOUND
+                    | code::CERTIFICATE_NOT_FOUND,
+                ) => NOT_FOUND,
                 _ => FAILED,
             }
         }
@@ -94,7 +102,7 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             ),
             Codes::Jobctl,
         ) => UNREACHABLE,
-        (Some(client::Error::NotBelieved { .. }), Codes::Jobctl) => NOT_ALLOWED,
+        (Some(client::Error::NotAccepted { .. }), Codes::Jobctl) => NOT_ALLOWED,
         (
             Some(
                 client::Error::Unreadable { .. }
@@ -146,23 +154,24 @@ impl Caller {
                 Effect::ChangesAccess => {
                     format!("see what came of it with `{jobctl} audit -n 10`")
                 }
-                Effect::Reads => NOT_HTTP.to_owned(),
+                Effect::Reads | Effect::None => NOT_HTTP.to_owned(),
             }),
             client::Error::Unreadable { .. } => Some(NOT_HTTP.to_owned()),
             client::Error::Proof(_) => None,
             client::Error::PlainToken(_) => Some("name the scheduler as `https://…`".to_owned()),
             client::Error::Untrusted { .. } => Some(match &self.ca_file {
                 Some(_) => format!(
-                    "see which authorities you trust with `{jobctl} ca show`; if the cluster was made anew, \
-                     log in to it: `{} login TOKEN@HOST:PORT`",
-                    self.contexts
+                    "see which authorities you trust with `{jobctl} ca show`; if the cluster was \
+                     made anew, log in to it: `{}`",
+                    self.login()
                 ),
                 None => format!(
-                    "log in: `{} login TOKEN@HOST:PORT`, or name the authorities to trust: `--ca-file FILE`",
+                    "log in: `{} login TOKEN@HOST:PORT`, or name the authorities to trust: \
+                     `--ca-file FILE`",
                     self.contexts
                 ),
             }),
-            client::Error::NotBelieved { .. } => Some(self.let_in_again()),
+            client::Error::NotAccepted { .. } => Some(self.let_in_again()),
             client::Error::OtherScheme { server, speaks } => {
                 let other = server.split_once("://").map_or("", |(_, place)| place);
                 Some(format!("reach it as `--server {speaks}://{other}`"))
@@ -210,12 +219,28 @@ impl Caller {
             (code::TOKEN_NOT_FOUND, None) => {
                 Some(format!("list the tokens with `{jobctl} token list`"))
             }
+            (code::CERTIFICATE_NOT_FOUND, None) => {
+                Some(format!("list them with `{jobctl} cert list`"))
+            }
             (code::NO_AUTHORITY, None) => Some(format!(
                 "make certificates where the cluster's come from; for programs there are \
                  tokens: `{jobctl} token create --bearer --role ROLE`"
             )),
             (word, None) => hint_of_refusal(word),
         }
+    }
+
+    /// With which a token takes the place of what the context has.
+    fn login(&self) -> String {
+        let replace = self.context.as_ref().map(|named| {
+            let name = render::quoted(&named.name);
+            format!(" --replace --name {name}")
+        });
+        format!(
+            "{} login{} TOKEN@HOST:PORT",
+            self.contexts,
+            replace.unwrap_or_default()
+        )
     }
 
     /// For whoever was let in once, and is not any more.
@@ -235,8 +260,14 @@ impl Caller {
         };
         format!(
             "have an admin type `jobctl token create --role {role}{name}`, and log in with it: \
-             `{} login --name CONTEXT TOKEN@HOST:PORT`",
-            self.contexts
+             `{}`{}",
+            self.login(),
+            match role {
+                "admin" => {
+                    "; if no admin is left, start the scheduler again: who starts it is one"
+                }
+                _ => "",
+            }
         )
     }
 }
@@ -319,14 +350,27 @@ pub(super) fn hint(error: &anyhow::Error) -> Option<String> {
              `jobctl token create --role worker`: `jobctl worker --join TOKEN@HOST:PORT`"
                 .to_owned(),
         ),
-        worker_role::Error::OtherCluster(_) => {
+        worker_role::Error::OtherCluster { .. } => {
             Some("give the worker of this cluster a folder of its own: `--data-dir DIR`".to_owned())
         }
-        worker_role::Error::NotTaken { .. } => Some(
-            "a token buys one certificate and is good for an hour; for another: \
-             `jobctl token create --role worker`"
+        worker_role::Error::Revoked { name, .. } => Some(format!(
+            "have an admin type `jobctl token create --role worker --name {name}`, and join with \
+             it here: `jobctl worker --join TOKEN@HOST:PORT`"
+        )),
+        worker_role::Error::NotTaken { word, .. } => Some(match word.as_deref() {
+            Some(code::WRONG_TOKEN) => "have an admin type `jobctl token create --role worker`; \
+                                        of a person `jobctl login` takes the token"
                 .to_owned(),
-        ),
+            Some(code::WORKER_NAME_TAKEN) => {
+                "pass another `--name`; if it is that worker, have an admin say so: \
+                 `jobctl token create --role worker --name NAME`"
+                    .to_owned()
+            }
+            None => "workers join at the scheduler's gRPC address, as TOKEN@HOST:50000".to_owned(),
+            Some(_) => "a token buys one certificate and is good for an hour; for another: \
+                  `jobctl token create --role worker`"
+                .to_owned(),
+        }),
         worker_role::Error::Program { .. } => {
             Some("give its whole path, or take it from `jobs.allow_commands`".to_owned())
         }
@@ -383,6 +427,13 @@ fn hint_of_files(error: &anyhow::Error) -> Option<String> {
             render::quoted(&file)
         ));
     }
+    if let Some(files::Error::Foreign { file, .. }) = file_error {
+        let file = file.to_string_lossy();
+        return Some(format!(
+            "make it yours, if nobody has changed it: `chown $(id -u) {}`",
+            render::quoted(&file)
+        ));
+    }
     let expired = error.chain().find_map(|error| match error.downcast_ref() {
         Some(tls::Error::Expired { who, .. }) => Some(who),
         _ => None,
@@ -394,7 +445,7 @@ fn hint_of_files(error: &anyhow::Error) -> Option<String> {
     let role = expired.role;
     let join = match role {
         Role::Worker => "jobctl worker --join",
-        _ => "jobctl login",
+        _ => "jobctl login --replace --name CONTEXT",
     };
     Some(format!(
         "have an admin type `jobctl token create --role {role}{name}`, then \
@@ -411,14 +462,16 @@ pub fn show_usage(message: &clap::Error) {
     }
 }
 
-/// An error like those clap finds by itself, about the verb `verb`.
-pub(super) fn usage(verb: &str, message: impl std::fmt::Display) -> anyhow::Error {
+/// An error like those clap finds by itself, about the command `words`.
+pub(super) fn usage(words: &str, message: impl std::fmt::Display) -> anyhow::Error {
     let mut cli = Cli::command();
     cli.build();
-    let command = cli.find_subcommand_mut(verb);
+    let command = words
+        .split(' ')
+        .try_fold(&mut cli, |command, word| command.find_subcommand_mut(word));
     match command {
         Some(command) => command.error(ErrorKind::ValueValidation, message),
-        None => cli.error(ErrorKind::ValueValidation, message),
+        None => Cli::command().error(ErrorKind::ValueValidation, message),
     }
     .into()
 }
@@ -460,7 +513,7 @@ mod tests {
             (refused(503, "no_free_slot"), 1, 125),
             (refused(404, "token_not_found"), 3, 125),
             (untrusted(), 5, 125),
-            (not_believed(), 4, 125),
+            (not_accepted(), 4, 125),
             (unreachable(), 5, 125),
             (unreachable().context("of something else"), 5, 125),
             (anyhow::anyhow!("something else"), 1, 125),
@@ -488,9 +541,9 @@ mod tests {
         client::Error::Untrusted { server, reason }.into()
     }
 
-    fn not_believed() -> anyhow::Error {
+    fn not_accepted() -> anyhow::Error {
         let (server, reason) = ("https://s".into(), "r".into());
-        client::Error::NotBelieved { server, reason }.into()
+        client::Error::NotAccepted { server, reason }.into()
     }
 
     #[test]
@@ -517,7 +570,7 @@ mod tests {
         }
         let hint = caller.hint(&untrusted()).unwrap();
         assert!(hint.contains("`jobctl login TOKEN@HOST:PORT`"), "{hint}");
-        let hint = caller.hint(&not_believed()).unwrap();
+        let hint = caller.hint(&not_accepted()).unwrap();
         assert!(hint.contains("`jobctl token create --role ROLE`"), "{hint}");
         let other = client::Error::OtherScheme {
             server: "http://a:3000".into(),

@@ -30,7 +30,7 @@ use crate::{
     identity::{
         Role,
         files::{self, Pem},
-        tls::{Credentials, Strangers, Tls},
+        tls::{ClientCertificates, Credentials, Tls},
     },
     net::bounds::Bounds,
 };
@@ -357,7 +357,7 @@ pub(super) fn named_certificates(
     section: &'static str,
     server: &config::Server,
     role: Role,
-    strangers: Strangers,
+    client_certificates: ClientCertificates,
 ) -> anyhow::Result<Option<Tls>> {
     let named = |key: &str, file: &Option<PathBuf>| {
         file.clone().ok_or_else(|| {
@@ -392,7 +392,7 @@ pub(super) fn named_certificates(
     let roots = Pem::read(&ca)?.unwrap_or_default().certificates;
     let used = Credentials::new(chain, secret, roots)
         .and_then(|own| own.expect(role))
-        .and_then(|own| Tls::new(own, strangers));
+        .and_then(|own| Tls::new(own, client_certificates));
     let used = used.with_context(|| format!("cannot use {} and {}", crt.display(), key.display()));
     used.map(Some)
 }

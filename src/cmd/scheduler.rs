@@ -17,7 +17,7 @@ use crate::{
     api,
     client::render,
     config,
-    identity::{Role, ca, tls::Strangers},
+    identity::{Role, ca, tls::ClientCertificates},
     net::bounds::Bounds,
     roles::scheduler::{self, Config, Listeners, Security},
 };
@@ -283,8 +283,18 @@ fn security(
     grpc: &config::Server,
     http: &config::Server,
 ) -> anyhow::Result<Security> {
-    let named_grpc = named_certificates(GRPC.section(), grpc, Role::Scheduler, Strangers::Heard)?;
-    let named_http = named_certificates(HTTP.section(), http, Role::Scheduler, Strangers::Heard)?;
+    let named_grpc = named_certificates(
+        GRPC.section(),
+        grpc,
+        Role::Scheduler,
+        ClientCertificates::Optional,
+    )?;
+    let named_http = named_certificates(
+        HTTP.section(),
+        http,
+        Role::Scheduler,
+        ClientCertificates::Optional,
+    )?;
     let is_plain = [grpc, http]
         .iter()
         .any(|server| server.use_tls == Some(false));

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{IsTerminal as _, Write as _, stdout},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -162,7 +162,7 @@ async fn create(args: Create, caller: &Caller) -> anyhow::Result<u8> {
     };
     if args.bearer && args.role == Role::Worker {
         let message = "a worker joins with a token that is good once: leave out `--bearer`";
-        return Err(usage("token", message));
+        return Err(usage("token create", message));
     }
     let request = CreateTokenRequest {
         kind,
@@ -260,15 +260,11 @@ fn workers_join_at(server: &Server, grpc: &str) -> String {
     let Ok(address) = grpc.parse::<SocketAddr>() else {
         return grpc.to_owned();
     };
-    let is_loopback = |host: &str| {
-        let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-        host == "localhost" || address.is_ok_and(|address| address.is_loopback())
-    };
     let ip = address.ip();
     if !ip.is_unspecified() && !ip.is_loopback() {
         return grpc.to_owned();
     }
-    if ip.is_loopback() && !is_loopback(server.host()) {
+    if ip.is_loopback() && !server.is_loopback() {
         render::note(&format!(
             "the scheduler hears workers of its own machine only: {grpc}"
         ));

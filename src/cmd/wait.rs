@@ -17,7 +17,7 @@ Examples:
   jobctl wait last; echo $?
   jobctl start make test | jobctl wait -";
 
-/// Wait until jobs and groups have ended, and end with their exit code
+/// Wait for the end of jobs and groups, and end with their exit code
 ///
 /// Of several jobs the highest exit code counts.
 #[derive(Debug, clap::Args)]

@@ -155,6 +155,7 @@ impl Welcome {
                 folder,
                 &name,
                 &self.place.server,
+                login::Taken::Refused,
                 |identity, authorities| asked.keep(&signed, identity, authorities),
             )?
         } else {

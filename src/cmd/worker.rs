@@ -23,7 +23,7 @@ use super::{
 use crate::{
     client::render,
     config,
-    identity::{Role, tls::Strangers, token::Invitation},
+    identity::{Role, tls::ClientCertificates, token::Invitation},
     ids::is_name,
     labels,
     roles::worker::{self, Commands, Config, ControlGroups, Limits, OnStop, Rules, Security},
@@ -74,7 +74,8 @@ pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 
-    /// What to call it [default: the name of this machine]
+    /// What to call it, until its certificate does [default: the name of this
+    /// machine]
     #[arg(long, env = "JOBCTL_WORKER_NAME", hide_env_values = true)]
     name: Option<String>,
 
@@ -141,7 +142,8 @@ pub(super) struct Args {
     scheduler: Option<String>,
 
     /// Join a cluster, with the token that the scheduler printed or an admin made;
-    /// needed once; `-` reads it from standard input
+    /// needed once, and again when it is not accepted any more; `-` reads it from
+    /// standard input
     #[arg(
         long,
         env = "JOBCTL_JOIN",
@@ -467,7 +469,12 @@ fn security(
     server: &config::Server,
     join: Option<String>,
 ) -> anyhow::Result<Security> {
-    let named = named_certificates(GRPC.section(), server, Role::Worker, Strangers::Refused)?;
+    let named = named_certificates(
+        GRPC.section(),
+        server,
+        Role::Worker,
+        ClientCertificates::Required,
+    )?;
     let join = match join.as_deref() {
         Some("-") => Some(super::login::read_token()?),
         _ => join,

@@ -55,7 +55,7 @@ pub enum Error {
     #[error("{0} does not hold an authority")]
     Damaged(String),
     /// The one before is still trusted.
-    #[error("the authority was changed before, and the one before it is trusted until {0}")]
+    #[error("the authority was changed before, and the one before it is trusted until {0:.0}")]
     Overlapping(jiff::Timestamp),
 }
 

@@ -36,6 +36,14 @@ pub enum Error {
         /// Its permissions.
         mode: u32,
     },
+    /// Neither root nor whoever runs this owns it, so somebody else can change it.
+    #[error("{} belongs to another user, of id {owner}", file.display())]
+    Foreign {
+        /// The file.
+        file: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
     /// It is no PEM.
     #[error("{} is not a PEM file: {why}", file.display())]
     NotPem {
@@ -113,7 +121,8 @@ impl Pem {
 ///
 /// # Errors
 ///
-/// Also if others than its owner may read or change it.
+/// Also if others than its owner may read or change it, or that is neither root nor
+/// who runs this.
 pub fn secret(file: &Path) -> Result<Option<Vec<u8>>, Error> {
     let at = |source| Error::Io {
         file: file.to_owned(),
@@ -125,7 +134,14 @@ pub fn secret(file: &Path) -> Result<Option<Vec<u8>>, Error> {
         Err(error) => return Err(at(error)),
     };
     // Of what was opened, not of what the name means a moment later.
-    let mode = opened.metadata().map_err(at)?.mode() & 0o7777;
+    let about = opened.metadata().map_err(at)?;
+    let (mode, owner) = (about.mode() & 0o7777, about.uid());
+    if ![0, rustix::process::geteuid().as_raw()].contains(&owner) {
+        return Err(Error::Foreign {
+            file: file.to_owned(),
+            owner,
+        });
+    }
     if mode & 0o077 != 0 {
         return Err(Error::Loose {
             file: file.to_owned(),
@@ -216,6 +232,26 @@ mod tests {
             let error = secret(&file).unwrap_err();
             assert!(matches!(error, Error::Loose { .. }), "{mode:o}");
             assert!(error.to_string().contains("not private"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_belongs_to_another_user_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key.pem");
+        write(&file, b"x").unwrap();
+        let stranger = rustix::process::geteuid().as_raw() + 1;
+        if std::os::unix::fs::chown(&file, Some(stranger), None).is_ok() {
+            let error = secret(&file).unwrap_err();
+            assert!(
+                matches!(error, Error::Foreign { owner, .. } if owner == stranger),
+                "{error}"
+            );
+        } else {
+            // Nobody but root gives files away; and what is root's is taken.
+            let theirs = Path::new("/etc/shadow");
+            let error = secret(theirs).unwrap_err();
+            assert!(!matches!(error, Error::Foreign { .. }), "{error}");
         }
     }
 

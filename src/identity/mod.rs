@@ -1,7 +1,7 @@
 //! Who somebody is, and how that is proven: certificates and the authority that
 //! signs them, join tokens, the TLS configurations of both ends, and the table
 //! of what each role may call. What a scheduler remembers of tokens and
-//! certificates is in `roles/scheduler/access.rs`.
+//! certificates is in `roles/scheduler/access/`.
 
 pub mod ca;
 pub mod files;
@@ -82,7 +82,7 @@ pub struct Identity {
     pub role: Role,
     /// Which of all; of a worker its id.
     pub id: Uuid,
-    /// For people alone: nothing is decided by it.
+    /// For people; of a worker the one under which it registers.
     pub name: String,
 }
 

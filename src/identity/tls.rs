@@ -2,7 +2,8 @@
 //! whom it trusts, and how both are exchanged while it runs.
 
 use std::{
-    fmt,
+    error::Error as StdError,
+    fmt, io,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -53,7 +54,7 @@ pub enum Error {
         wanted: Role,
     },
     /// Its time is over.
-    #[error("the certificate of {who} expired at {at}")]
+    #[error("the certificate of {who} expired at {at:.0}")]
     Expired {
         /// Whose it is.
         who: Identity,
@@ -146,13 +147,13 @@ impl Credentials {
     }
 }
 
-/// Who may call a server without a certificate.
+/// Whether a server is called with a certificate alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strangers {
-    /// Whoever joins, or shows a token; what they may call is decided later.
-    Heard,
-    /// Nobody.
-    Refused,
+pub enum ClientCertificates {
+    /// Who joins, or shows a token, has none; what they may call is decided later.
+    Optional,
+    /// Without one, the handshake fails.
+    Required,
 }
 
 /// Credentials in use; clones share them. Those that are put in their place
@@ -161,7 +162,7 @@ pub enum Strangers {
 pub struct Tls(Arc<Shared>);
 
 struct Shared {
-    strangers: Strangers,
+    client_certificates: ClientCertificates,
     current: ArcSwap<Current>,
 }
 
@@ -179,17 +180,20 @@ impl fmt::Debug for Tls {
 
 impl Tls {
     /// For a process that is called, and calls others.
-    pub fn new(credentials: Credentials, strangers: Strangers) -> Result<Self, Error> {
-        let current = Current::new(credentials, strangers)?;
+    pub fn new(
+        credentials: Credentials,
+        client_certificates: ClientCertificates,
+    ) -> Result<Self, Error> {
+        let current = Current::new(credentials, client_certificates)?;
         Ok(Self(Arc::new(Shared {
-            strangers,
+            client_certificates,
             current: ArcSwap::from_pointee(current),
         })))
     }
 
     /// From now on these.
     pub fn replace(&self, credentials: Credentials) -> Result<(), Error> {
-        let current = Current::new(credentials, self.0.strangers)?;
+        let current = Current::new(credentials, self.0.client_certificates)?;
         self.0.current.store(Arc::new(current));
         Ok(())
     }
@@ -206,7 +210,7 @@ impl Tls {
 
     /// Whether a caller who showed this, and may have been let in by credentials
     /// that were replaced since, would be let in by those in use.
-    pub fn believes(&self, shown: Option<&[CertificateDer<'_>]>) -> bool {
+    pub fn accepts(&self, shown: Option<&[CertificateDer<'_>]>) -> bool {
         let current = self.0.current.load();
         match shown.unwrap_or_default() {
             [] => !current.callers.client_auth_mandatory(),
@@ -239,13 +243,16 @@ impl Tls {
 }
 
 impl Current {
-    fn new(credentials: Credentials, strangers: Strangers) -> Result<Self, Error> {
+    fn new(
+        credentials: Credentials,
+        client_certificates: ClientCertificates,
+    ) -> Result<Self, Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let trusted = Arc::new(roots(&credentials.roots)?);
         let genuine = WebPkiClientVerifier::builder_with_provider(trusted, provider.clone());
-        let genuine = match strangers {
-            Strangers::Heard => genuine.allow_unauthenticated().build(),
-            Strangers::Refused => genuine.build(),
+        let genuine = match client_certificates {
+            ClientCertificates::Optional => genuine.allow_unauthenticated().build(),
+            ClientCertificates::Required => genuine.build(),
         };
         let genuine = genuine.map_err(|error| TlsError::General(error.to_string()))?;
         let callers = Arc::new(Callers {
@@ -334,6 +341,8 @@ enum WrongPeer {
     Nobody(NotAnIdentity),
     #[error("the certificate there is of {found}, not of {wanted}")]
     Other { found: String, wanted: String },
+    #[error("the scheduler there is of cluster {found}, not of {wanted}")]
+    OtherCluster { found: String, wanted: String },
     #[error("the authority there is not the one the token names")]
     OtherAuthority,
 }
@@ -344,7 +353,51 @@ impl From<WrongPeer> for TlsError {
     }
 }
 
-/// Believes a server.
+/// Why somebody who was called is not trusted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Distrust {
+    /// Whether it is the scheduler of another cluster; else its certificate is of no
+    /// authority that is trusted, or not what it should be.
+    pub is_of_other_cluster: bool,
+    /// The same in words.
+    pub why: String,
+}
+
+impl Distrust {
+    /// Whether that is what is at the bottom of an error, and why.
+    pub fn of(error: &(dyn StdError + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(TlsError::InvalidCertificate(error)) = error.downcast_ref() {
+                let (is_of_other_cluster, why) = match error {
+                    CertificateError::Other(OtherError(error)) => (
+                        matches!(error.downcast_ref(), Some(WrongPeer::OtherCluster { .. })),
+                        error.to_string(),
+                    ),
+                    CertificateError::UnknownIssuer => {
+                        let why = "its certificate is of another authority than those that are \
+                                   trusted here";
+                        (false, why.to_owned())
+                    }
+                    error => (false, error.to_string()),
+                };
+                return Some(Self {
+                    is_of_other_cluster,
+                    why,
+                });
+            }
+            // An I/O error does not count what is in it among its sources.
+            let within = error.downcast_ref::<io::Error>();
+            cause = match within.and_then(io::Error::get_ref) {
+                Some(within) => Some(within),
+                None => error.source(),
+            };
+        }
+        None
+    }
+}
+
+/// Verifies a server.
 #[derive(Debug)]
 struct Verifier {
     trust: Trust,
@@ -367,27 +420,26 @@ impl Verifier {
             }
             Err(error) => return Err(WrongPeer::Nobody(error).into()),
         };
-        let is_of_cluster = self
-            .cluster
-            .as_ref()
-            .is_none_or(|cluster| *cluster == found.cluster);
         let is_peer = match self.peer {
             Peer::Scheduler | Peer::HttpApi => found.role == Role::Scheduler,
             Peer::Worker(id) => found.role == Role::Worker && found.id == id,
         };
-        if is_of_cluster && is_peer {
-            return Ok(());
+        match &self.cluster {
+            _ if !is_peer => Err(WrongPeer::Other {
+                found: format!("{found} of cluster {}", found.cluster),
+                wanted: match self.peer {
+                    Peer::Worker(id) => format!("worker {id}"),
+                    Peer::Scheduler | Peer::HttpApi => "a scheduler".to_owned(),
+                },
+            }
+            .into()),
+            Some(wanted) if *wanted != found.cluster => Err(WrongPeer::OtherCluster {
+                found: found.cluster,
+                wanted: wanted.clone(),
+            }
+            .into()),
+            Some(_) | None => Ok(()),
         }
-        let of = |cluster: &str| format!("of cluster {cluster}");
-        Err(WrongPeer::Other {
-            found: format!("{found} {}", of(&found.cluster)),
-            wanted: match (self.peer, &self.cluster) {
-                (Peer::Worker(id), _) => format!("worker {id}"),
-                (_, Some(cluster)) => format!("the scheduler {}", of(cluster)),
-                (_, None) => "a scheduler".to_owned(),
-            },
-        }
-        .into())
     }
 }
 
@@ -448,7 +500,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Believes a caller.
+/// Verifies a caller.
 #[derive(Debug)]
 struct Callers {
     cluster: String,

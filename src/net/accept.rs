@@ -232,10 +232,10 @@ impl Shared {
                             let identity =
                                 shown.and_then(|chain| Identity::of(chain.first()?).ok());
                             let cut = identity.as_ref().map(|identity| (self.cuts)(identity));
-                            // Whom to believe may have changed since the handshake
+                            // Whom to accept may have changed since the handshake
                             // began; if it changes from here on, `cut` tells.
-                            if !tls.believes(shown) {
-                                tracing::debug!(server = self.name, %address, "not believed any more");
+                            if !tls.accepts(shown) {
+                                tracing::debug!(server = self.name, %address, "not accepted any more");
                                 return;
                             }
                             let connection = Connection {
@@ -314,7 +314,7 @@ impl Shared {
             }
         };
         let Some(ended) = ended else {
-            tracing::info!(server = self.name, %address, "connection cut: revoked");
+            tracing::info!(server = self.name, %address, "connection closed: revoked");
             return;
         };
         if let Err(error) = ended {

@@ -3,6 +3,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
+use jobctl::identity::files;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -225,6 +226,8 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
     let unasked = admin.ask(&["cert", "revoke", "otto"]).await;
     unasked.is(2, "");
     assert!(unasked.stderr.contains("`--yes` is needed"), "{unasked:?}");
+    let line = "\nUsage: jobctl cert revoke [OPTIONS] <WHO>...\n";
+    assert!(unasked.stderr.contains(line), "{unasked:?}");
     let seen = admin.on_terminal(&["cert", "revoke", "otto"], "n\n").await;
     assert_eq!(seen.code, Some(1), "{seen:?}");
     let question = format!("revoke operator otto ({})", &id.replace('-', "")[..12]);
@@ -239,10 +242,29 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
         revoked.stderr.contains("certificate nobody not found"),
         "{revoked:?}"
     );
-    refused(&otto, &["jobs"], "was revoked").await;
+    // To the second, and it stays so.
+    let jobs = otto.ask(&["jobs"]).await;
+    let (_, at) = jobs
+        .stderr
+        .split_once("the certificate was revoked at ")
+        .unwrap();
+    let (at, _) = at.split_once('\n').unwrap();
+    assert_eq!(at.len(), "2026-01-02T03:04:05Z".len(), "{jobs:?}");
+    admin.ask(&["cert", "revoke", "--yes", id]).await.is(0, "");
+    refused(&otto, &["jobs"], at).await;
+    // An id that nobody has is misspelt.
+    let nobody = uuid::Uuid::new_v4().to_string();
+    let missed = admin.ask(&["cert", "revoke", "--yes", &nobody]).await;
+    missed.is(3, "");
+    assert!(
+        missed
+            .stderr
+            .contains(&format!("certificate {nobody} not found")),
+        "{missed:?}"
+    );
     let list = admin.ask(&["cert", "list", "--no-headers"]).await;
     assert!(
-        list.stdout.contains("  operator  otto  revoked  in "),
+        list.stdout.contains("  operator  otto  revoked ") && list.stdout.contains("s ago  -  "),
         "{list:?}"
     );
 
@@ -263,6 +285,131 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
 }
 
 #[tokio::test]
+async fn whoever_was_revoked_logs_in_in_the_place_of_the_context() {
+    let cluster = TestCluster::start(0).await;
+    let admin = Jobctl::of(&cluster);
+    let otto = user(&admin, "operator", "otto").await;
+    let vera = token(&admin, &["--role", "viewer", "--name", "vera"]).await;
+    otto.ask(&["login", "--name", "d", &vera]).await.is(0, "");
+    let file = |name| fs::read(otto.client_dir().join(name)).unwrap();
+    let (other, before) = (file("d.pem"), file("c.pem"));
+    admin
+        .ask(&["cert", "revoke", "--yes", "otto"])
+        .await
+        .is(0, "");
+    let run = otto.ask(&["jobs"]).await;
+    run.is(4, "");
+    let login = "login --replace --name c TOKEN@HOST:PORT`\n";
+    assert!(run.stderr.ends_with(login), "{run:?}");
+
+    let again = token(&admin, &["--role", "operator", "--name", "otto"]).await;
+    let taken = otto.ask(&["login", "--name", "c", &again]).await;
+    taken.is(1, "");
+    assert!(taken.stderr.contains("a context c already"), "{taken:?}");
+    assert!(taken.stderr.contains("`--replace`"), "{taken:?}");
+    assert_eq!(file("c.pem"), before);
+    // What another context shows is not written over, and the token is not spent.
+    let config = otto.client_dir().join("client.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("\"d.pem\"", "\"e.pem\"")).unwrap();
+    fs::write(otto.client_dir().join("e.pem"), &other).unwrap();
+    let of_another = otto.ask(&["login", "--name", "e", &again]).await;
+    of_another.is(1, "");
+    assert!(
+        of_another.stderr.contains("e.pem belongs to context d"),
+        "{of_another:?}"
+    );
+
+    otto.ask(&["login", "--replace", "--name", "c", &again])
+        .await
+        .is(0, "");
+    otto.ask(&["jobs"]).await.is(0, "");
+    assert_ne!(file("c.pem"), before);
+    assert_eq!(file("e.pem"), other);
+    otto.ask(&["context", "list", "-o", "name"])
+        .await
+        .is(0, "c\nd\n");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_token_at_the_wrong_place_says_where_it_belongs() {
+    let cluster = TestCluster::start(0).await;
+    let admin = Jobctl::of(&cluster);
+    let person = token(&admin, &["--role", "viewer"]).await;
+    let worker = token(&admin, &["--role", "worker"]).await;
+    let at = |token: &str, address: String| {
+        let (token, _) = token.split_once('@').unwrap();
+        format!("{token}@{address}")
+    };
+    let (http, grpc) = (cluster.place.http(), cluster.place.grpc());
+    let jobctl = Jobctl::new();
+    let join = [
+        "worker",
+        "--name",
+        "w9",
+        "--grpc-addr",
+        "127.0.0.1:0",
+        "--data-dir",
+        "w",
+    ];
+    for (args, code, words, hint) in [
+        (
+            vec!["login", &*at(&person, grpc.clone())],
+            5,
+            "",
+            "HTTP address, as TOKEN@HOST:3000",
+        ),
+        (
+            vec!["login", &*at(&worker, http.clone())],
+            4,
+            "for the role worker",
+            "`jobctl worker --join`",
+        ),
+        (
+            [&join[..], &["--join", &*at(&person, grpc)]].concat(),
+            1,
+            "for the role viewer",
+            "`jobctl login`",
+        ),
+        (
+            [&join[..], &["--join", &*at(&worker, http)]].concat(),
+            1,
+            "",
+            "gRPC address, as TOKEN@HOST:50000",
+        ),
+    ] {
+        let run = jobctl.ask(&args).await;
+        assert_eq!(run.code, Some(code), "{args:?}: {run:?}");
+        assert!(run.stderr.contains(words), "{args:?}: {run:?}");
+        let (_, said) = run.stderr.split_once("\nhint: ").unwrap();
+        assert!(said.contains(hint), "{args:?}: {run:?}");
+    }
+    cluster.end().await;
+}
+
+#[test]
+fn whom_a_context_trusts_is_shown_when_its_own_certificate_has_expired() {
+    let jobctl = Jobctl::at("https://127.0.0.1:1");
+    let file = jobctl.client_dir().join("test.pem");
+    let who = crate::attacker::Shown::of(&file).identity();
+    let expired = crate::attacker::Maker::genuine().make(&crate::attacker::Forged {
+        valid: (-7200, -3600),
+        ..crate::attacker::Forged::of(&who)
+    });
+    let key = rcgen::KeyPair::try_from(&expired.key).unwrap();
+    files::write_secret(&file, &expired.chain, Some(&key)).unwrap();
+    let fingerprint = enrolled::authority().fingerprint();
+    let shown = jobctl.run(&["ca", "show", "-q"]);
+    shown.is(0, &format!("{fingerprint}\n"));
+    let note = "your own certificate expired at 2";
+    assert!(shown.stderr.contains(note), "{shown:?}");
+    let jobs = jobctl.run(&["jobs"]);
+    assert!(jobs.stderr.contains(" expired at 2"), "{jobs:?}");
+    assert_eq!(jobs.code, Some(2), "{jobs:?}");
+}
+
+#[tokio::test]
 async fn the_audit_log_is_shown_followed_and_verified() {
     let cluster = TestCluster::start(0).await;
     let admin = Jobctl::of(&cluster);
@@ -277,6 +424,20 @@ async fn the_audit_log_is_shown_followed_and_verified() {
     assert_eq!(last["number"], lines.len());
     let tail = admin.ask(&["audit", "-n", "1", "-o", "json"]).await;
     tail.is(0, &format!("{}\n", lines.last().unwrap()));
+    let http = cluster.place.http();
+    let shown = crate::attacker::Shown::of(&admin.client_dir().join("test.pem"));
+    for nonsense in [
+        "tail=-1",
+        "tail=x",
+        "after=-1",
+        "tail=1&after=1",
+        "tail=1.5",
+    ] {
+        let call = format!("GET /audit?{nonsense}");
+        let answer = crate::attacker::http(&http, Some(&shown), &call, "", "").await;
+        let refused = crate::attacker::Outcome::Answered(400);
+        assert_eq!(answer.outcome, refused, "{nonsense}");
+    }
     let all = admin.ask(&["audit", "-n", "1000"]).await;
     assert_eq!(all.stdout, raw.stdout);
     let table = admin.ask(&["audit", "-n", "1", "-o", "table"]).await;
@@ -373,7 +534,7 @@ async fn everybody_goes_on_where_the_authority_is_changed_with_an_overlap() {
 }
 
 #[tokio::test]
-async fn without_an_overlap_nobody_is_believed_who_was() {
+async fn without_an_overlap_nobody_is_accepted_who_was() {
     let cluster = TestCluster::start(0).await;
     let admin = Jobctl::of(&cluster);
     let otto = user(&admin, "operator", "otto").await;
@@ -388,8 +549,13 @@ async fn without_an_overlap_nobody_is_believed_who_was() {
     admin
         .run(&["ca", "show", "-q"])
         .is(0, &format!("{fingerprint}\n"));
-    // The one believes the scheduler and is not believed, the other does not.
-    refused(&admin, &["jobs"], "does not take the client's certificate").await;
+    // The one trusts the scheduler and is not accepted, the other does not.
+    refused(
+        &admin,
+        &["jobs"],
+        "does not accept the client's certificate",
+    )
+    .await;
     let distrusts = otto.ask(&["jobs"]).await;
     distrusts.is(5, "");
     assert!(

@@ -41,7 +41,7 @@ use tower::service_fn;
 
 use crate::{enrolled, support::within};
 
-/// Whom an attacker believes: anybody.
+/// Whom an attacker trusts: anybody.
 #[derive(Debug)]
 struct Anybody;
 
@@ -149,6 +149,7 @@ pub(crate) struct Maker {
 /// What a certificate says.
 pub(crate) struct Forged {
     pub(crate) uris: Vec<String>,
+    pub(crate) name: String,
     /// From when to when, in seconds from now.
     pub(crate) valid: (i64, i64),
     pub(crate) is_ca: bool,
@@ -159,6 +160,7 @@ impl Forged {
     pub(crate) fn of(identity: &Identity) -> Self {
         Self {
             uris: vec![identity.uri()],
+            name: identity.name.clone(),
             valid: (-3600, 3600),
             is_ca: false,
         }
@@ -199,7 +201,9 @@ impl Maker {
         asked.not_before = at(forged.valid.0);
         asked.not_after = at(forged.valid.1);
         asked.distinguished_name = DistinguishedName::new();
-        asked.distinguished_name.push(DnType::CommonName, "forged");
+        asked
+            .distinguished_name
+            .push(DnType::CommonName, forged.name.as_str());
         let names = forged.uris.iter();
         asked.subject_alt_names = names
             .map(|uri| SanType::URI(uri.as_str().try_into().unwrap()))
@@ -414,8 +418,8 @@ pub(crate) fn signing_request(change: impl FnOnce(&mut CertificateParams)) -> (K
     (key, request)
 }
 
-/// Whether this server is believed by whom trusts these authorities alone.
-pub(crate) async fn is_believed(to: &str, trusted: &[CertificateDer<'static>]) -> bool {
+/// Whether this server is trusted by who knows these authorities alone.
+pub(crate) async fn is_trusted(to: &str, trusted: &[CertificateDer<'static>]) -> bool {
     let trust = jobctl::identity::tls::Trust::Roots(roots(trusted).unwrap());
     let peer = jobctl::identity::tls::Peer::Scheduler;
     let config = jobctl::identity::tls::client(trust, peer, None, None).unwrap();

@@ -41,7 +41,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate, X509Certi
 use crate::{
     attacker::{
         Answer, Forged, JSON, Maker, Outcome, Shown, channel, connect, dial, exchange, http,
-        is_believed, post, read_all, refusal, rpc, signing_request,
+        is_trusted, post, read_all, refusal, rpc, signing_request,
     },
     cluster::{Place, TestCluster, sh, start_scheduler_with},
     enrolled,
@@ -589,9 +589,16 @@ async fn a_worker_speaks_for_no_other() {
         worker_id: w1.clone(),
     };
     denied(within(client.deregister_worker(goodbye)).await.unwrap_err());
-    // Not under the name of one that is there either.
-    let namesake = within(client.register_worker(registration(&own, "w1", "127.0.0.1:9"))).await;
-    assert_eq!(namesake.unwrap_err().code(), Code::AlreadyExists);
+    // Not under another name than its own either, whosever that is.
+    for name in ["w1", "free"] {
+        let asked = registration(&own, name, "127.0.0.1:9");
+        denied(within(client.register_worker(asked)).await.unwrap_err());
+    }
+    let namesake = Shown::new(Role::Worker, "w1");
+    let asked = registration(&namesake.identity().id.to_string(), "w1", "127.0.0.1:9");
+    let mut other = SchedulerClient::new(channel(&cluster.place.grpc(), Some(namesake)));
+    let taken = within(other.register_worker(asked)).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists);
 
     let registered = within(client.register_worker(registration(&own, "evil", "127.0.0.1:9")));
     let registered = registered.await.unwrap().into_inner();
@@ -700,9 +707,9 @@ async fn nobody_but_the_worker_that_is_meant_is_given_a_job() {
         .iter()
         .enumerate()
         .map(|(number, address)| async move {
-            let evil = Shown::new(Role::Worker, "evil");
-            let own = evil.identity().id.to_string();
             let name = format!("evil{number}");
+            let evil = Shown::new(Role::Worker, &name);
+            let own = evil.identity().id.to_string();
             let mut client = SchedulerClient::new(channel(&running.place.grpc(), Some(evil)));
             let asked = registration(&own, &name, address);
             let registered = within(client.register_worker(asked))
@@ -1251,7 +1258,7 @@ async fn whoever_is_revoked_is_cut_off_and_stays_out() {
 }
 
 #[tokio::test]
-async fn what_has_expired_is_not_believed_on_open_connections_either() {
+async fn what_has_expired_is_not_accepted_on_open_connections_either() {
     let cluster = TestCluster::start(1).await;
     let place = cluster.place;
     let job = cluster.sh("echo begun; sleep 600").await;
@@ -1427,7 +1434,7 @@ async fn an_authority_gives_way_to_the_next() {
     let until = SystemTime::from(rotated.overlap_until.unwrap());
     let again = within(cluster.client.rotate(&asked)).await.unwrap_err();
     assert_eq!(again.code(), Some("authorities_overlap"));
-    // Both are believed, and so is the scheduler by who knows the old one alone.
+    // Both are accepted, and so is the scheduler trusted by who knows the old one alone.
     let jobs = async |shown: &Shown| {
         http(&place.http(), Some(shown), "GET /jobs", "", "")
             .await
@@ -1436,9 +1443,9 @@ async fn an_authority_gives_way_to_the_next() {
     assert_eq!(jobs(&old).await, Outcome::Answered(200));
     let new_roots = files::Pem::parse(rotated.authorities.as_bytes(), Path::new("")).unwrap();
     for to in [place.http(), place.grpc()] {
-        assert!(is_believed(&to, &old_roots).await);
-        assert!(is_believed(&to, &new_roots.certificates[..1]).await);
-        assert!(!is_believed(&to, &[Maker::own().root]).await);
+        assert!(is_trusted(&to, &old_roots).await);
+        assert!(is_trusted(&to, &new_roots.certificates[..1]).await);
+        assert!(!is_trusted(&to, &[Maker::own().root]).await);
     }
     // A token from before still joins.
     let (key, request) = signing_request(|_| {});
@@ -1475,7 +1482,7 @@ async fn an_authority_gives_way_to_the_next() {
     })
     .await;
     assert_eq!(jobs(&new).await, Outcome::Answered(200));
-    assert!(!is_believed(&place.http(), &old_roots).await);
+    assert!(!is_trusted(&place.http(), &old_roots).await);
     // The workers have the new one alone, and go on.
     let roots = |number: usize| {
         let pem = files::Pem::read(&folders[number - 1].join("ca.pem"));
@@ -1514,7 +1521,7 @@ async fn an_authority_gives_way_to_the_next() {
 }
 
 #[tokio::test]
-async fn an_authority_that_is_given_up_at_once_is_not_believed_any_more() {
+async fn an_authority_that_is_given_up_at_once_is_not_trusted_any_more() {
     let cluster = TestCluster::start(1).await;
     let place = cluster.place;
     let job = cluster.sh("echo begun; sleep 600").await;
@@ -1547,7 +1554,7 @@ async fn an_authority_that_is_given_up_at_once_is_not_believed_any_more() {
         rpc(&place.grpc(), Some(worker), register).await,
         Outcome::Closed
     );
-    assert!(!is_believed(&place.http(), &enrolled::authority().roots()).await);
+    assert!(!is_trusted(&place.http(), &enrolled::authority().roots()).await);
     // What proves itself in another way does so still.
     let headers = format!("authorization: Bearer {}\r\n", bearer.token);
     let answer = http(&place.http(), None, "GET /jobs", &headers, "").await;

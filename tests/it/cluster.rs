@@ -496,6 +496,19 @@ impl Process {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Waits for its end; returns its exit code, and what it said on a standard
+    /// error that is piped.
+    pub(crate) async fn end_of(mut self) -> (Option<i32>, String) {
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut said = String::new();
+            if let Some(mut stderr) = self.0.stderr.take() {
+                std::io::Read::read_to_string(&mut stderr, &mut said).unwrap();
+            }
+            (self.0.wait().unwrap().code(), said)
+        });
+        within(ended).await.unwrap()
+    }
+
     /// Waits for its end; returns its exit code.
     pub(crate) async fn code(mut self) -> Option<i32> {
         let ended = tokio::task::spawn_blocking(move || self.0.wait().unwrap().code());

@@ -142,6 +142,10 @@ async fn callers(cluster: &TestCluster) -> Vec<Caller> {
     };
     let revoked = Shown::new(Role::Admin, "revoked");
     let id = revoked.identity().id;
+    // Nobody can revoke who was never heard of.
+    let http = cluster.place.http();
+    let heard = crate::attacker::http(&http, Some(&revoked), "GET /version", "", "").await;
+    assert_eq!(heard.outcome, crate::attacker::Outcome::Answered(200));
     within(
         cluster
             .client

@@ -4,7 +4,8 @@ use std::{fs, process::Command};
 
 use jobctl::{
     api::{
-        DrainWorkerRequest, JobState, LabelWorkerRequest, StopRequest, Worker, WorkerState, code,
+        DrainWorkerRequest, JobState, LabelWorkerRequest, StartRequest, StopRequest, Worker,
+        WorkerState, code,
     },
     client::{Error, logs::Event},
     roles::worker,
@@ -24,7 +25,7 @@ use crate::{
 async fn a_worker_that_says_goodbye_has_left() {
     let mut cluster = TestCluster::start(2).await;
     let id = cluster
-        .start_job(&jobctl::api::StartRequest {
+        .start_job(&StartRequest {
             worker_id: Some("w2".into()),
             ..sh("echo begun; sleep 600")
         })
@@ -42,7 +43,7 @@ async fn a_worker_that_says_goodbye_has_left() {
     );
     assert!(processes_of(id).is_empty());
     let error = cluster
-        .start_job(&jobctl::api::StartRequest {
+        .start_job(&StartRequest {
             worker_id: Some("w2".into()),
             ..sh("true")
         })
@@ -130,16 +131,26 @@ async fn a_frozen_worker_is_unreachable_and_then_the_same_again() {
     worker_is(&client, "w1", WorkerState::Unreachable).await;
     let unknown = job_is(&client, id, JobState::Unknown).await;
     assert!(unknown.reason.unwrap().contains("w1"));
-    let on_w1 = jobctl::api::StartRequest {
+    let on_w1 = StartRequest {
         worker_id: Some("w1".into()),
         ..sh("true")
     };
-    let error = client.start(&on_w1).await.unwrap_err();
-    assert_eq!(error.code(), Some(code::WORKER_UNREACHABLE));
-    assert!(matches!(error, Error::Refused { status: 504, .. }));
-    let error = client.start(&sh("true")).await.unwrap_err();
+    let waiting = client.start(&on_w1).await.unwrap();
+    assert_eq!(waiting.state, JobState::Pending);
+    let reason = waiting.reason.unwrap();
+    assert!(
+        reason.starts_with("worker w1 has not answered since"),
+        "{reason}"
+    );
+    let now_or_never = StartRequest {
+        no_queue: true,
+        ..sh("true")
+    };
+    let error = client.start(&now_or_never).await.unwrap_err();
+    assert_eq!(error.code(), Some(code::NO_FREE_SLOT));
     assert!(matches!(error, Error::Refused { status: 503, .. }));
     worker.signal(Signal::CONT);
+    job_is(&client, waiting.job_id, JobState::Succeeded).await;
     let after = worker_is(&client, "w1", WorkerState::Ready).await;
     assert_eq!(after.id, before.id);
     job_is(&client, id, JobState::Running).await;
@@ -299,8 +310,9 @@ async fn a_second_signal_ends_a_draining_worker_at_once() {
     // It says so at once, long before the next heartbeat is due.
     let draining = worker_is(&client, "w1", WorkerState::Draining).await;
     assert!(draining.draining && draining.draining_until.is_none());
-    let error = client.start(&sh("true")).await.unwrap_err();
-    assert!(matches!(error, Error::Refused { status: 503, .. }));
+    let waiting = client.start(&sh("true")).await.unwrap();
+    assert_eq!(waiting.state, JobState::Pending);
+    assert_eq!(waiting.reason.as_deref(), Some("1 worker, not ready"));
     worker.signal(Signal::TERM);
     assert_eq!(worker.code().await, Some(143));
     assert!(
@@ -386,7 +398,7 @@ async fn three_workers() -> TestCluster {
     cluster
 }
 
-async fn labelled(
+pub(crate) async fn labelled(
     cluster: &TestCluster,
     number: usize,
     labels: Labels<'_>,
@@ -421,8 +433,8 @@ async fn worker_shows(
     .await
 }
 
-fn on(worker: &str, script: &str) -> jobctl::api::StartRequest {
-    jobctl::api::StartRequest {
+fn on(worker: &str, script: &str) -> StartRequest {
+    StartRequest {
         worker_id: Some(worker.into()),
         ..sh(script)
     }
@@ -457,7 +469,7 @@ async fn workers_tell_of_themselves_and_are_found_by_their_labels() {
     assert_eq!(none.stderr, "no worker has such labels\n");
     let bad = jobctl.ask(&["workers", "-l", "a b"]).await;
     bad.is(1, "");
-    assert!(bad.stderr.contains("'a b' is not KEY=VALUE"), "{bad:?}");
+    assert!(bad.stderr.contains("`a b` is not `key=value`"), "{bad:?}");
 
     // Told when it changed, and again by whoever registers anew.
     cluster.script(1, "a.sh", "exit 0");
@@ -546,8 +558,11 @@ async fn a_drained_worker_keeps_its_jobs_and_gets_no_more() {
     let w1 = cluster.worker("w1").await;
     assert_eq!(w1.state, WorkerState::Draining);
     assert!(w1.draining && w1.draining_until.is_none());
-    let error = cluster.start_job(&on("w1", "true")).await.unwrap_err();
-    assert_eq!(error.code(), Some(code::WORKER_DRAINING));
+    let queued = within(cluster.client.start(&on("w1", "true")))
+        .await
+        .unwrap();
+    let reason = queued.reason.unwrap();
+    assert_eq!(reason, "worker w1 is draining");
     for _ in 0..3 {
         let job = cluster.sh("true").await;
         assert_eq!(cluster.job(job).await.worker.as_deref(), Some("w2"));
@@ -572,7 +587,8 @@ async fn a_drained_worker_keeps_its_jobs_and_gets_no_more() {
     cluster.worker_is("w1", WorkerState::Draining).await;
     jobctl.ask(&["workers", "resume", "w1"]).await.is(0, "");
     assert_eq!(cluster.worker("w1").await.state, WorkerState::Ready);
-    cluster.start_job(&on("w1", "true")).await.unwrap();
+    let waited = cluster.end_of(queued.job_id).await;
+    assert_eq!(waited.state, JobState::Succeeded);
     let audit = jobctl.ask(&["audit", "-n", "20"]).await.stdout;
     assert_eq!(audit.matches("drain worker").count(), 2, "{audit}");
     assert_eq!(audit.matches("resume worker").count(), 1, "{audit}");

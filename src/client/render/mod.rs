@@ -248,7 +248,7 @@ pub fn authorities(authorities: &[Authority], format: Format) -> Result<(), Erro
 /// Shows a line of the audit log to a person, with what is in it most of all.
 pub fn audit_entry(line: &[u8]) -> Result<(), Error> {
     let entry: Entry = serde_json::from_slice(line)?;
-    Ok(data(&entry_line(&entry, Shape::of_stdout().colour))?)
+    Ok(data(&entry_line(&entry, &Shape::of_stdout()))?)
 }
 
 /// Writes a line of the audit log as it is, but on a terminal, which would act

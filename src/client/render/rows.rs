@@ -4,11 +4,12 @@ use std::{borrow::Cow, fmt::Write as _, path::PathBuf};
 
 use anstyle::{AnsiColor, Style};
 use jiff::{SignedDuration, Timestamp};
+use unicode_width::UnicodeWidthStr as _;
 use uuid::Uuid;
 
 use super::{
     Whose,
-    table::{Cell, cell, cell_or, styled},
+    table::{Cell, GAP, Shape, cell, cell_or, cut, styled},
     units::{self, age, length, size, when},
 };
 use crate::{
@@ -71,21 +72,29 @@ pub(super) fn token_row(token: &Token, wide: bool, now: Timestamp) -> Vec<Cell> 
 }
 
 pub(super) fn certificate_row(certificate: &Certificate, wide: bool, now: Timestamp) -> Vec<Cell> {
-    let (state, colour) = match certificate.revoked_at {
-        Some(_) => ("revoked", Some(AnsiColor::Red)),
-        None if certificate.expires_at <= now => ("expired", Some(AnsiColor::Yellow)),
-        None => ("good", Some(AnsiColor::Green)),
+    let ends = certificate.expires_at;
+    let (state, colour, ends) = match certificate.revoked_at {
+        // When it would have ended says nothing any more.
+        Some(at) => (
+            format!("revoked {} ago", age(now, at)),
+            AnsiColor::Red,
+            None,
+        ),
+        None if ends.is_some_and(|end| end <= now) => {
+            ("expired".to_owned(), AnsiColor::Yellow, ends)
+        }
+        None => ("good".to_owned(), AnsiColor::Green, ends),
     };
     let mut row = vec![
         cell(short(certificate.id)),
-        cell(certificate.role),
+        cell_or(certificate.role),
         cell(&certificate.name),
-        styled(state, colour),
+        styled(state, Some(colour)),
     ];
     if wide {
-        row.push(cell(age(now, certificate.issued_at)));
+        row.push(cell_or(certificate.issued_at.map(|at| age(now, at))));
     }
-    row.push(cell(when(now, certificate.expires_at)));
+    row.push(cell_or(ends.map(|end| when(now, end))));
     row.push(cell(&certificate.serial));
     row
 }
@@ -101,28 +110,48 @@ pub(super) fn authority_row(authority: &Authority) -> Vec<Cell> {
     vec![cell(&authority.fingerprint), cell_or(expires)]
 }
 
+/// The narrowest terminal on which a line of the audit log says from where.
+const WITH_ADDRESS: usize = 110;
+
 /// A line of the audit log. Its columns are as wide as most need, because the
-/// next one has not come yet.
-pub(super) fn entry_line(entry: &Entry, colour: bool) -> String {
+/// next one has not come yet. On a terminal it is cut to fit.
+pub(super) fn entry_line(entry: &Entry, shape: &Shape) -> String {
     let refused = match entry.result.as_str() {
         "ok" => Style::new(),
-        _ if colour => AnsiColor::Red.on_default(),
+        _ if shape.colour => AnsiColor::Red.on_default(),
         _ => Style::new(),
     };
     let shown = |text: &str| match text {
         "" => "-".to_owned(),
         text => visible(text).into_owned(),
     };
-    let address = entry.address.as_deref().unwrap_or_default();
-    let result = shown(&entry.result);
-    format!(
-        "{:.0}  {:<16}  {:<21}  {:<12}  {refused}{result}{refused:#}  {}\n",
-        entry.at,
-        shown(&entry.who),
-        shown(address),
-        shown(&entry.action),
-        shown(&entry.target),
-    )
+    let mut line = format!("{:.0}", entry.at);
+    let mut room = shape.width.map(|width| width.saturating_sub(line.width()));
+    let mut add = |text: &str, column: usize, style: Style| {
+        let text = match &mut room {
+            Some(left) if *left <= GAP => return,
+            Some(left) => {
+                // What comes last has all that is left.
+                let widest = (*left - GAP).min(if column > 0 { column } else { *left });
+                let text = cut(text, widest);
+                *left -= GAP + text.width().max(column).min(widest);
+                text
+            }
+            None => text.into(),
+        };
+        let pad = column.saturating_sub(text.width());
+        line.push_str(&format!("  {style}{text}{style:#}{:pad$}", ""));
+    };
+    add(&shown(&entry.who), 16, Style::new());
+    if shape.width.is_none_or(|width| width >= WITH_ADDRESS) {
+        let address = entry.address.as_deref().unwrap_or_default();
+        add(&shown(address), 21, Style::new());
+    }
+    add(&shown(&entry.action), 12, Style::new());
+    add(&shown(&entry.result), 0, refused);
+    add(&shown(&entry.target), 0, Style::new());
+    line.push('\n');
+    line
 }
 
 pub(super) fn job_row(job: &Job, wide: bool, now: Timestamp) -> Vec<Cell> {
@@ -416,12 +445,7 @@ pub fn quoted(word: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use unicode_width::UnicodeWidthStr as _;
-
-    use super::{
-        super::table::{Shape, laid_out},
-        *,
-    };
+    use super::{super::table::laid_out, *};
 
     fn now() -> Timestamp {
         "2026-01-02T03:04:05Z".parse().unwrap()
@@ -684,11 +708,11 @@ pub(super) mod tests {
 
         let mut certificate = Certificate {
             id: Uuid::from_u128(0x3f2a_8b1c_9d4e << 80),
-            role: crate::identity::Role::Admin,
+            role: Some(crate::identity::Role::Admin),
             name: "root".into(),
             serial: "5a".repeat(16),
-            issued_at: now() - hour,
-            expires_at: now() + hour,
+            issued_at: Some(now() - hour),
+            expires_at: Some(now() + hour),
             revoked_at: None,
         };
         let row = |certificate: &Certificate| {
@@ -702,10 +726,28 @@ pub(super) mod tests {
             shown.contains("3f2a8b1c9d4e  admin  root  good   in 1h    5a5a"),
             "{shown}"
         );
-        certificate.expires_at = now();
+        certificate.expires_at = Some(now());
         assert!(row(&certificate).contains("  expired  "));
-        certificate.revoked_at = Some(now());
-        assert!(row(&certificate).contains("  revoked  "));
+        certificate.revoked_at = Some(now() - hour);
+        let shown = row(&certificate);
+        assert!(
+            shown.contains("  root  revoked 1h ago  -        5a5a"),
+            "{shown}"
+        );
+        // Of one that was signed elsewhere.
+        let certificate = Certificate {
+            role: None,
+            name: String::new(),
+            serial: String::new(),
+            issued_at: None,
+            expires_at: None,
+            ..certificate
+        };
+        let shown = row(&certificate);
+        assert!(
+            shown.contains("3f2a8b1c9d4e  -     -     revoked 1h ago  -        -"),
+            "{shown}"
+        );
         let wide = certificate_row(&certificate, true, now());
         assert_eq!(wide.len(), CERTIFICATES_WIDE.len());
     }
@@ -720,15 +762,40 @@ pub(super) mod tests {
             target: "evil\u{1b}[2J\n".into(),
             result: "forbidden".into(),
         };
-        let line = entry_line(&entry, false);
+        let plain = |width| Shape {
+            width,
+            colour: false,
+        };
+        let coloured = Shape {
+            width: Some(80),
+            colour: true,
+        };
+        let line = entry_line(&entry, &plain(None));
         assert_eq!(
             line,
             "2026-01-02T03:04:05Z  operator alice    -                      start         \
              forbidden  evil^[[2J\\n\n"
         );
-        assert!(entry_line(&entry, true).contains('\u{1b}'));
+        assert!(entry_line(&entry, &coloured).contains('\u{1b}'));
+        entry.action = "revoke certificate".into();
+        entry.who = "operator of a very long name".into();
+        entry.target = "x".repeat(200);
+        assert_eq!(
+            entry_line(&entry, &plain(Some(80))),
+            format!(
+                "2026-01-02T03:04:05Z  operator of a v…  revoke cert…  forbidden  {}…\n",
+                "x".repeat(14)
+            )
+        );
+        for width in 20..200 {
+            let line = entry_line(&entry, &plain(Some(width)));
+            assert!(line.trim_end().width() <= width, "{width}: {line}");
+        }
+        // A pipe gets all of it.
+        let whole = entry_line(&entry, &plain(None));
+        assert!(whole.contains("revoke certificate  forbidden") && whole.contains(&entry.target));
         entry.result = "ok".into();
-        assert!(!entry_line(&entry, true).contains('\u{1b}'));
+        assert!(!entry_line(&entry, &coloured).contains('\u{1b}'));
     }
 
     #[test]

@@ -39,7 +39,7 @@ const SHRUNK: usize = 20;
 const LEAST: usize = 8;
 
 /// Between two columns.
-const GAP: usize = 2;
+pub(super) const GAP: usize = 2;
 
 /// A cell of a table; its text is safe to show.
 pub(super) struct Cell {
@@ -127,7 +127,7 @@ fn fitted(header: &[&str], natural: &[usize], width: usize) -> Option<Vec<usize>
 }
 
 /// `text`, with its end replaced by `…` where it is wider than `width`.
-fn cut(text: &str, width: usize) -> Cow<'_, str> {
+pub(super) fn cut(text: &str, width: usize) -> Cow<'_, str> {
     if text.width() <= width {
         return Cow::Borrowed(text);
     }

@@ -11,6 +11,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use tonic::{Code, Status, metadata::MetadataValue};
+use uuid::Uuid;
 
 use super::store;
 use crate::{
@@ -160,7 +161,7 @@ pub(super) enum Error {
     },
     #[error("the token is not valid")]
     BadToken,
-    #[error("the token expired at {0}")]
+    #[error("the token expired at {0:.0}")]
     TokenExpired(Timestamp),
     #[error("the token was used before: it buys one certificate")]
     TokenSpent,
@@ -172,20 +173,30 @@ pub(super) enum Error {
     TokenNotFound(TokenId),
     #[error("{0} tokens are good already; revoke some")]
     TooManyTokens(usize),
-    #[error("what proves who calls was revoked")]
-    Revoked,
-    #[error("the certificate expired at {0}")]
+    #[error("the {what} was revoked at {at:.0}")]
+    Revoked {
+        /// `certificate` or `token`.
+        what: &'static str,
+        at: Timestamp,
+    },
+    #[error("the authority that signed the certificate is not trusted any more")]
+    AuthorityOver,
+    #[error("the certificate expired at {0:.0}")]
     CertificateExpired(Timestamp),
+    #[error("certificate {0} not found: nobody of that id has one that was signed here")]
+    CertificateNotFound(Uuid),
     #[error("only a certificate can be renewed")]
     NoCertificate,
     #[error("the signing request is not a PKCS #10 request that its own key has signed")]
     BadSigningRequest,
     #[error("this cluster has no authority of its own: its certificates come from elsewhere")]
     NoAuthority,
-    #[error("the authority was changed before, and the one before it is trusted until {0}")]
+    #[error("the authority was changed before, and the one before it is trusted until {0:.0}")]
     Overlapping(Timestamp),
     #[error("a worker speaks for itself alone, and this is not worker {0}")]
     NotItself(String),
+    #[error("this worker is {called} by its certificate, and not {asked}")]
+    NotItsName { called: String, asked: String },
     #[error("'{0}' is not a name of this scheduler")]
     ForeignHost(String),
     #[error("a page of another site asks for this")]
@@ -431,13 +442,16 @@ impl Error {
             | Self::TokenOfRole(_)
             | Self::TokenNotFound(_)
             | Self::TooManyTokens(_)
-            | Self::Revoked
+            | Self::Revoked { .. }
+            | Self::AuthorityOver
             | Self::CertificateExpired(_)
+            | Self::CertificateNotFound(_)
             | Self::NoCertificate
             | Self::BadSigningRequest
             | Self::NoAuthority
             | Self::Overlapping(_)
             | Self::NotItself(_)
+            | Self::NotItsName { .. }
             | Self::ForeignHost(_)
             | Self::CrossSite
             | Self::ShuttingDown
@@ -484,7 +498,7 @@ impl Error {
             Self::WorkerNameTaken { .. } => (
                 StatusCode::CONFLICT,
                 Code::AlreadyExists,
-                "worker_name_taken",
+                code::WORKER_NAME_TAKEN,
             ),
             // Not as a name that is taken, which a worker takes for a last word.
             Self::WorkerIdInUse { .. } => conflict("worker_id_in_use"),
@@ -548,12 +562,13 @@ impl Error {
             Self::TokenSpent => unidentified(code::TOKEN_SPENT),
             Self::WrongToken(_) | Self::TokenOfRole(_) => unidentified(code::WRONG_TOKEN),
             Self::CertificateExpired(_) => unidentified("certificate_expired"),
-            Self::Revoked => unidentified(code::REVOKED),
+            Self::Revoked { .. } | Self::AuthorityOver => unidentified(code::REVOKED),
             Self::Forbidden { .. } => forbidden(code::FORBIDDEN),
-            Self::NotItself(_) => forbidden(code::NOT_ITSELF),
+            Self::NotItself(_) | Self::NotItsName { .. } => forbidden(code::NOT_ITSELF),
             Self::ForeignHost(_) => forbidden(code::FOREIGN_HOST),
             Self::CrossSite => forbidden(code::CROSS_SITE),
             Self::TokenNotFound(_) => not_found(code::TOKEN_NOT_FOUND),
+            Self::CertificateNotFound(_) => not_found(code::CERTIFICATE_NOT_FOUND),
             Self::TooManyTokens(_) => (
                 StatusCode::CONFLICT,
                 Code::ResourceExhausted,

@@ -65,14 +65,15 @@ impl SchedulerService for Service {
             "" => caller.worker(),
             text => Some(itself(&caller, text)?),
         };
-        // Or it could take the name by which jobs are given to another, which is away.
+        // Or jobs that are meant for another could be given to it.
+        let name = caller.called(std::mem::take(&mut asked.name))?;
+        // Certificates from before names were somebody's may share one.
         let owner = caller.worker().and_then(|own| {
-            let owner = self.scheduler.access.worker_called(&asked.name)?;
+            let owner = self.scheduler.access.worker_called(&name)?;
             let owner = WorkerId::from_bytes(owner.into_bytes());
             (owner != own).then_some(owner)
         });
         if let Some(id) = owner {
-            let name = asked.name;
             return Err(Error::WorkerNameTaken { name, id }.into());
         }
         let (id, session) = self
@@ -82,7 +83,7 @@ impl SchedulerService for Service {
                 told: wire::told(&mut asked),
                 scripts: asked.scripts.map(wire::scripts).unwrap_or_default(),
                 address: asked.address,
-                name: asked.name,
+                name,
                 id,
                 version: asked.version,
                 boot_id: asked.boot_id,

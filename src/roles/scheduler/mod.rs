@@ -367,7 +367,7 @@ impl Issuer {
         let certificates = self.0.certificates();
         certificates
             .iter()
-            .any(|certificate| certificate.role == Role::Worker)
+            .any(|certificate| certificate.role == Some(Role::Worker))
     }
 
     /// Whether this id was revoked.

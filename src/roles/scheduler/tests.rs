@@ -82,8 +82,14 @@ impl TestScheduler {
 
     /// Another scheduler on the same records, as after a crash.
     async fn restart(self) -> Self {
+        self.restart_after(|| ()).await
+    }
+
+    /// With what happens to the records in between.
+    async fn restart_after(self, meanwhile: impl FnOnce()) -> Self {
         self.task.abort();
         assert!(soon(self.task).await.unwrap_err().is_cancelled());
+        meanwhile();
         Self::on(self.dir, Duration::from_secs(60), KEEP).await
     }
 

@@ -298,12 +298,26 @@ pub enum RunError {
     /// The scheduler will not have this worker.
     #[error("the scheduler refused the worker: {0}")]
     Refused(String),
+    /// The scheduler does not accept this worker any more. Its jobs go on without it,
+    /// unless they are to end with it.
+    #[error("the scheduler does not accept worker {name} any more: {message}")]
+    Revoked {
+        /// The worker's name.
+        name: String,
+        /// The scheduler's words.
+        message: String,
+    },
     /// This worker is in no cluster yet.
     #[error("this worker has not joined a cluster")]
     NotJoined,
     /// It has joined another cluster than the one it is invited to.
-    #[error("{} belongs to a worker of another cluster", .0.display())]
-    OtherCluster(PathBuf),
+    #[error("{} belongs to a worker of another cluster: {message}", data.display())]
+    OtherCluster {
+        /// The data folder.
+        data: PathBuf,
+        /// Which cluster, and which other one.
+        message: String,
+    },
     /// The scheduler does not let it join.
     #[error("cannot join at {scheduler}: {message}")]
     NotTaken {
@@ -311,6 +325,8 @@ pub enum RunError {
         scheduler: String,
         /// What the scheduler, or the way to it, said.
         message: String,
+        /// The scheduler's code word, if it said something.
+        word: Option<String>,
     },
     /// Keys or certificates cannot be used.
     #[error("cannot use what says who this worker is")]

@@ -109,6 +109,12 @@ impl Contents {
             } => {
                 if let Some(known) = self.jobs.get_mut(&job_id) {
                     known.end = Some((end, output_bytes));
+                    // Secrets, perhaps, of which nothing here has a use any more.
+                    known
+                        .spec
+                        .env
+                        .values_mut()
+                        .for_each(|value| *value = String::new());
                 }
             }
             Record::Acknowledged(jobs) => {
@@ -577,6 +583,31 @@ mod tests {
         let (_, contents) = open(&path).unwrap();
         assert_eq!(contents.jobs.len(), 1);
         assert!(contents.jobs.contains_key(&last.id));
+    }
+
+    #[tokio::test]
+    async fn values_of_an_environment_do_not_outlast_a_rewrite_behind_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let (journal, _) = open(&path).unwrap();
+        let (mut over, mut running) = (spec(), spec());
+        for (spec, value) in [(&mut over, "xyzzy"), (&mut running, "plugh")] {
+            spec.env = BTreeMap::from([("SECRET".to_owned(), value.to_owned())]);
+            journal.append(intent(spec)).await.unwrap();
+        }
+        journal.append(ended(&over)).await.unwrap();
+        let holds = |word: &str| {
+            let text = std::fs::read(&path).unwrap();
+            text.windows(word.len()).any(|part| part == word.as_bytes())
+        };
+        assert!(holds("xyzzy"));
+        let (_, contents) = open(&path).unwrap();
+        assert!(!holds("xyzzy") && holds("plugh"));
+        assert_eq!(contents.jobs[&over.id].spec.env["SECRET"], "");
+        assert_eq!(contents.jobs[&running.id].spec.env["SECRET"], "plugh");
+        // The names are what the scheduler is told of.
+        let (_, contents) = open(&path).unwrap();
+        assert!(contents.jobs[&over.id].spec.env.contains_key("SECRET"));
     }
 
     #[tokio::test]

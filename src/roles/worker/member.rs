@@ -11,16 +11,23 @@ use std::{
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::Notify;
-use tonic::transport::Endpoint;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use uuid::Uuid;
 
-use super::error::RunError;
+use super::{
+    error::RunError,
+    session::{innermost, is_revoked, word},
+};
 use crate::{
     identity::{
         Role,
-        ca::Request,
+        ca::{self, Request},
         files::{self, Pem},
-        tls::{self, Credentials, Peer, Strangers, Tls, Trust},
+        tls::{self, ClientCertificates, Credentials, Distrust, Peer, Tls, Trust},
         token::Invitation,
     },
     ids::WorkerId,
@@ -61,36 +68,34 @@ impl Files {
         self.data.join("scheduler")
     }
 
-    /// Joins with `invitation` if this worker has not joined yet. Returns what it
-    /// shows of itself, and where its scheduler is.
+    /// Joins with `invitation` if this worker has not joined yet, or is not accepted
+    /// any more. Returns what it shows of itself, and where its scheduler is.
     pub(super) async fn member(
         &self,
         name: &str,
         invitation: Option<Invitation>,
     ) -> Result<(Tls, String), RunError> {
-        let held = self.load();
-        let credentials = match (held, invitation) {
-            (Ok(Some(held)), None) => held,
+        let tls = |held| Tls::new(held, ClientCertificates::Required);
+        let tls = match (self.load(), invitation) {
+            (Ok(Some(held)), None) => tls(held)?,
             (Ok(Some(held)), Some(invitation)) => {
-                let roots = held
-                    .roots
-                    .iter()
-                    .filter_map(crate::identity::ca::fingerprint);
-                let same = roots.into_iter().any(|root| root == invitation.authority);
-                if !same {
-                    return Err(RunError::OtherCluster(self.data.clone()));
+                let held = tls(held)?;
+                match self.is_over(&held, &invitation).await? {
+                    true => {
+                        let cluster = held.credentials().identity.cluster.clone();
+                        tls(self.join(name, &invitation, Some(cluster)).await?)?
+                    }
+                    // A service that starts again brings the token of the first time.
+                    false => {
+                        tracing::info!("has joined before: the token is not used");
+                        held
+                    }
                 }
-                // A service that starts again brings the token of the first time.
-                tracing::info!("has joined before: the token is not used");
-                held
             }
-            (
-                Ok(None) | Err(RunError::Certificate(tls::Error::Expired { .. })),
-                Some(invitation),
-            ) => {
-                self.join(name, invitation).await?;
-                self.load()?.ok_or(RunError::NotJoined)?
+            (Err(RunError::Certificate(tls::Error::Expired { who, .. })), Some(invitation)) => {
+                tls(self.join(name, &invitation, Some(who.cluster)).await?)?
             }
+            (Ok(None), Some(invitation)) => tls(self.join(name, &invitation, None).await?)?,
             (Ok(None), None) => return Err(RunError::NotJoined),
             (Err(error), _) => return Err(error),
         };
@@ -98,7 +103,6 @@ impl Files {
             path: self.scheduler(),
             source,
         })?;
-        let tls = Tls::new(credentials, Strangers::Refused)?;
         Ok((tls, address.trim().to_owned()))
     }
 
@@ -118,18 +122,40 @@ impl Files {
         Ok(Some(held.expect(Role::Worker)?))
     }
 
-    async fn join(&self, name: &str, invitation: Invitation) -> Result<(), RunError> {
-        let trust = Trust::Fingerprint(invitation.authority);
-        let config = tls::client(trust, Peer::Scheduler, None, None)?;
-        let refused = |message: String| RunError::NotTaken {
-            scheduler: invitation.address.clone(),
-            message,
+    /// Whether the scheduler that invites does not accept what is held, or is not
+    /// trusted: the certificate was revoked, or another authority took over.
+    async fn is_over(&self, held: &Tls, invitation: &Invitation) -> Result<bool, RunError> {
+        let channel = channel(invitation, dial::Security::Tls(held.clone()))?;
+        let mut client = HealthClient::new(channel);
+        let answer = client.check(HealthCheckRequest::default());
+        let unheard = match tokio::time::timeout(DEADLINE, answer).await {
+            Ok(Ok(_)) => return Ok(false),
+            Ok(Err(status)) if is_revoked(&status) || Distrust::of(&status).is_some() => {
+                return Ok(true);
+            }
+            Ok(Err(status)) => refused(invitation, &status),
+            Err(_) => not_taken(invitation, "no answer in time".to_owned(), None),
         };
-        let endpoint = Endpoint::from_shared(format!("http://{}", invitation.address))
-            .map_err(|error| refused(error.to_string()))?
-            .connect_timeout(DEADLINE);
-        let security = dial::Security::Joining(config.into());
-        let channel = dial::channel(&endpoint, security, Peer::Scheduler);
+        // It is not there now, and need not be.
+        let credentials = held.credentials();
+        let mut roots = credentials.roots.iter().filter_map(ca::fingerprint);
+        match roots.any(|root| root == invitation.authority) {
+            true => Ok(false),
+            false => Err(unheard),
+        }
+    }
+
+    /// Buys a certificate with the token; of the scheduler of this cluster, where
+    /// the worker was in one.
+    async fn join(
+        &self,
+        name: &str,
+        invitation: &Invitation,
+        cluster: Option<String>,
+    ) -> Result<Credentials, RunError> {
+        let trust = Trust::Fingerprint(invitation.authority);
+        let config = tls::client(trust, Peer::Scheduler, cluster, None)?;
+        let channel = channel(invitation, dial::Security::Joining(config.into()))?;
         let asked = Request::new()?;
         let request = proto::JoinRequest {
             token: invitation.token.reveal(),
@@ -139,8 +165,14 @@ impl Files {
         let mut client = SchedulerClient::new(channel);
         let answer = match tokio::time::timeout(DEADLINE, client.join(request)).await {
             Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => return Err(refused(super::session::innermost(&status))),
-            Err(_) => return Err(refused("no answer in time".to_owned())),
+            Ok(Err(status)) if Distrust::of(&status).is_some_and(|why| why.is_of_other_cluster) => {
+                return Err(RunError::OtherCluster {
+                    data: self.data.clone(),
+                    message: innermost(&status),
+                });
+            }
+            Ok(Err(status)) => return Err(refused(invitation, &status)),
+            Err(_) => return Err(not_taken(invitation, "no answer in time".to_owned(), None)),
         };
         files::write(
             &self.scheduler(),
@@ -148,7 +180,7 @@ impl Files {
         )?;
         let held = self.keep(answer, &asked)?;
         tracing::info!(worker = %held.identity, cluster = held.identity.cluster, "joined");
-        Ok(())
+        Ok(held)
     }
 
     /// Writes what the scheduler has signed. The certificate last: with it the
@@ -208,10 +240,31 @@ impl Files {
         };
         let answer = tokio::time::timeout(DEADLINE, client.renew_certificate(request)).await;
         let answer = answer.map_err(|_| "no answer in time".to_owned())?;
-        let answer = answer.map_err(|status| super::session::innermost(&status))?;
+        let answer = answer.map_err(|status| innermost(&status))?;
         let held = self.keep(answer.into_inner(), &asked);
         let held = held.map_err(|error| error.to_string())?;
         tls.replace(held).map_err(|error| error.to_string())
+    }
+}
+
+/// To the scheduler that invites.
+fn channel(invitation: &Invitation, security: dial::Security) -> Result<Channel, RunError> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", invitation.address))
+        .map_err(|error| not_taken(invitation, error.to_string(), None))?
+        .connect_timeout(DEADLINE);
+    Ok(dial::channel(&endpoint, security, Peer::Scheduler))
+}
+
+fn refused(invitation: &Invitation, status: &Status) -> RunError {
+    let word = word(status).map(str::to_owned);
+    not_taken(invitation, innermost(status), word)
+}
+
+fn not_taken(invitation: &Invitation, message: String, word: Option<String>) -> RunError {
+    RunError::NotTaken {
+        scheduler: invitation.address.clone(),
+        message,
+        word,
     }
 }
 

@@ -61,6 +61,7 @@ pub use self::{
 };
 use crate::{
     identity::{tls::Tls, token::Invitation},
+    ids::is_name,
     net::{accept, bounds::Bounds, dial},
     proto::{self, worker_server::WorkerServer},
 };
@@ -179,6 +180,7 @@ pub async fn run(
         Security::ExternalAuthority(tls) => (Some(tls), None),
         Security::Insecure => (None, None),
     };
+    let name = called(&config.name, tls.as_ref());
     let renews = joined_at.is_some();
     let scheduler = config.scheduler.or(joined_at).ok_or(Error::NotJoined)?;
     let address = match config.advertise {
@@ -193,7 +195,7 @@ pub async fn run(
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let boot_id = boot_id.trim().to_owned();
     tracing::info!(
-        worker = config.name,
+        worker = name,
         address,
         scripts = %folders.scripts.display(),
         data = %folders.data.display(),
@@ -209,9 +211,9 @@ pub async fn run(
     } = confines;
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();
-    let scripts = Scripts::new(config.name.clone(), folders.scripts.clone(), allowed, users);
+    let scripts = Scripts::new(name.clone(), folders.scripts.clone(), allowed, users);
     let launch = Launch {
-        worker: config.name.clone(),
+        worker: name.clone(),
         shim: config.shim,
         scripts: scripts.clone(),
         grace: config.grace,
@@ -232,7 +234,7 @@ pub async fn run(
     let ending = CancellationToken::new();
     let (leave, close) = (CancellationToken::new(), CancellationToken::new());
     let identity = Identity {
-        name: config.name.clone(),
+        name: name.clone(),
         address,
         id: match &tls {
             Some(tls) => Id::Certified(tls.credentials().identity.id),
@@ -257,7 +259,7 @@ pub async fn run(
     });
     let session = session::run(scheduler, client, identity, jobs.clone(), leave.clone());
     let server = serve(
-        config.name,
+        name,
         listener,
         (tls, config.bounds),
         jobs.clone(),
@@ -314,6 +316,21 @@ async fn take_no_more(jobs: &Jobs, on_stop: OnStop) {
             tracing::info!(running, "no more jobs are taken, those that run go on");
         }
     }
+}
+
+/// A worker is what its certificate calls it, where that is a name.
+fn called(asked: &str, tls: Option<&Tls>) -> String {
+    let own = tls.map(|tls| tls.credentials().identity.name.clone());
+    let name = own.filter(|own| is_name(own));
+    let name = name.unwrap_or_else(|| asked.to_owned());
+    if name != asked {
+        tracing::warn!(
+            name,
+            asked,
+            "by its certificate this worker has another name"
+        );
+    }
+    name
 }
 
 /// Ends every job that a worker left behind in `data_dir`, and returns how many

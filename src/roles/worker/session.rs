@@ -27,7 +27,7 @@ use super::{
     scripts::Scripts,
 };
 use crate::{
-    identity::tls::Peer,
+    identity::tls::{Distrust, Peer},
     ids::JobId,
     net::dial,
     proto::{self, scheduler_client::SchedulerClient},
@@ -87,8 +87,8 @@ pub(super) fn client(
 ///
 /// # Errors
 ///
-/// If the scheduler refuses the worker for good the first time it registers; or
-/// if the id it was given cannot be kept.
+/// If the scheduler refuses the worker for good the first time it registers, or
+/// whenever it has revoked it; or if the id it was given cannot be kept.
 pub(super) async fn run(
     scheduler: String,
     mut client: SchedulerClient<Channel>,
@@ -196,6 +196,12 @@ async fn register(
                 identity.id.keep(&response.worker_id)?;
                 return Ok(response);
             }
+            Ok(Err(status)) if is_revoked(&status) => {
+                return Err(RunError::Revoked {
+                    name: identity.name.clone(),
+                    message: status.message().to_owned(),
+                });
+            }
             Ok(Err(status)) => match status.code() {
                 Code::AlreadyExists | Code::InvalidArgument | Code::PermissionDenied if first => {
                     return Err(RunError::Refused(status.message().to_owned()));
@@ -214,8 +220,22 @@ async fn register(
     }
 }
 
+/// The code word with which the scheduler refused something.
+pub(super) fn word(status: &Status) -> Option<&str> {
+    status.metadata().get(proto::CODE)?.to_str().ok()
+}
+
+/// Whether the scheduler says that this worker was revoked. Nobody else can: who
+/// answers has shown its certificate.
+pub(super) fn is_revoked(status: &Status) -> bool {
+    word(status) == Some(proto::REVOKED)
+}
+
 /// tonic says "tcp connect error"; its causes say why.
 pub(super) fn innermost(status: &Status) -> String {
+    if let Some(distrust) = Distrust::of(status) {
+        return distrust.why;
+    }
     let mut cause = std::error::Error::source(status);
     while let Some(deeper) = cause.and_then(|error| error.source()) {
         cause = Some(deeper);

@@ -69,7 +69,7 @@ pub(in super::super) fn certificate(signed: Signed) -> api::CertificateResponse 
     api::CertificateResponse {
         certificate: pem(&[signed.certificate]),
         authorities: pem(&signed.authorities),
-        role: signed.about.role,
+        role: signed.role,
         name: signed.about.name,
         expires_at: signed.about.expires_at,
     }
@@ -127,14 +127,17 @@ pub(super) async fn certificates(
     State(scheduler): State<Scheduler>,
 ) -> Json<api::CertificatesResponse> {
     let all = scheduler.access.certificates().into_iter();
-    let certificates = all.map(|certificate| api::Certificate {
-        id: certificate.id,
-        role: certificate.role,
-        name: certificate.name,
-        serial: certificate.serial,
-        issued_at: certificate.issued_at,
-        expires_at: certificate.expires_at,
-        revoked_at: certificate.revoked_at,
+    let certificates = all.map(|certificate| {
+        let is_known = certificate.role.is_some();
+        api::Certificate {
+            id: certificate.id,
+            role: certificate.role,
+            name: certificate.name,
+            serial: certificate.serial,
+            issued_at: is_known.then_some(certificate.issued_at),
+            expires_at: is_known.then_some(certificate.expires_at),
+            revoked_at: certificate.revoked_at,
+        }
     });
     Json(api::CertificatesResponse {
         certificates: certificates.collect(),
@@ -147,7 +150,7 @@ pub(super) async fn revoke_certificate(
     Body(asked): Body<api::RevokeCertificateRequest>,
 ) -> Result<Json<api::DoneResponse>, Error> {
     scheduler.access.revoke(&caller, asked.id).await?;
-    // A worker that nobody believes has left: its name is free, its jobs are lost.
+    // A worker that is not accepted any more has left: its name is free, its jobs are lost.
     let worker = WorkerId::from_bytes(asked.id.into_bytes());
     if scheduler.registry.deregister(worker).is_ok() {
         scheduler.jobs.left(worker);
@@ -175,14 +178,33 @@ pub(super) async fn rotate(
     }))
 }
 
-/// The lines as they were written, each with its hash; with `follow` those that
-/// come as well.
+/// The lines as they were written, each with its hash, or the last of them; with
+/// `follow` those that come as well.
 pub(super) async fn audit(
     State(scheduler): State<Scheduler>,
     Params(asked): Params<api::AuditQuery>,
 ) -> Result<Response, Error> {
+    let after = match asked.tail {
+        _ if asked.after < 0 || asked.tail.is_some_and(|tail| tail < 0) => {
+            return Err(Error::BadRequest(
+                "after and tail are not negative".to_owned(),
+            ));
+        }
+        Some(_) if asked.after > 0 => {
+            let message = "after and tail exclude each other".to_owned();
+            return Err(Error::BadRequest(message));
+        }
+        // The numbers have no gaps.
+        Some(tail) => scheduler
+            .store
+            .last_audit_line()
+            .await?
+            .saturating_sub(tail)
+            .max(0),
+        None => asked.after,
+    };
     let reading = Reading {
-        after: asked.after,
+        after,
         follow: asked.follow,
         progress: scheduler.store.progress(),
         scheduler,

@@ -70,7 +70,7 @@ pub(super) async fn admit(
     let response = tokio::select! {
         response = next.run(request) => response,
         // Of what is held back until something happens, say.
-        () = cut.cancelled() => return Err(Error::Revoked),
+        () = cut.cancelled() => return Err(scheduler.access.why_cut(&caller)),
     };
     Ok(response.map(|body| until_cut(body, caller, scheduler.access)))
 }
@@ -142,11 +142,11 @@ fn until_cut(body: Body, caller: Caller, access: Access) -> Body {
         return body;
     }
     let over = async move {
-        tokio::select! {
-            () = caller.cut.cancelled() => {}
-            () = access.expired(&caller) => {}
-        }
-        Err(axum::Error::new(Error::Revoked))
+        let error = tokio::select! {
+            () = caller.cut.cancelled() => access.why_cut(&caller),
+            () = access.expired(&caller) => Error::Unidentified,
+        };
+        Err(axum::Error::new(error))
     };
     // None: the answer has ended by itself.
     let frames = BodyStream::new(body).map(Some);

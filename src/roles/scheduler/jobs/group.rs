@@ -47,16 +47,16 @@ impl Group {
         let from = self.states.of(before);
         *from = from.saturating_sub(1);
         self.count_in(record);
+        if self.states.live() == 0 {
+            self.ended_at = record.kept_from();
+        }
     }
 
     /// One of its jobs was not counted yet.
     pub(crate) fn count_in(&mut self, record: &Record) {
         *self.states.of(record.api_state()) += 1;
-        if let State::Ended { at, .. } = &record.state {
+        if record.is_final() {
             self.exit_code = self.exit_code.max(exit_code(record));
-            if self.states.live() == 0 {
-                self.ended_at = Some(*at);
-            }
         }
     }
 

@@ -54,7 +54,7 @@ impl Spec {
             .iter()
             .map(|text| text.parse())
             .collect::<Result<Vec<Requirement>, _>>()?;
-        wanted.sort();
+        wanted.sort_by_key(ToString::to_string);
         wanted.dedup();
         let env = asked.env;
         let spec = Self {

@@ -159,6 +159,9 @@ impl Table {
             changes: None,
             group: Arc::new(group),
         };
+        if entry.group.is_final() {
+            self.changed.push(Changed::Group(entry.group.clone()));
+        }
         self.groups.insert(entry.group.id, entry);
     }
 

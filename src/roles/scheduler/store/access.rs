@@ -29,11 +29,12 @@ pub(in crate::roles::scheduler) struct Token {
     pub(in crate::roles::scheduler) revoked_at: Option<Timestamp>,
 }
 
-/// The newest certificate of somebody.
+/// The newest certificate of somebody. Of one that was signed elsewhere, and was
+/// revoked here, only the id is known.
 #[derive(Clone, Debug)]
 pub(in crate::roles::scheduler) struct Certificate {
     pub(in crate::roles::scheduler) id: Uuid,
-    pub(in crate::roles::scheduler) role: Role,
+    pub(in crate::roles::scheduler) role: Option<Role>,
     pub(in crate::roles::scheduler) name: String,
     pub(in crate::roles::scheduler) serial: String,
     pub(in crate::roles::scheduler) issued_at: Timestamp,
@@ -50,10 +51,23 @@ pub(in crate::roles::scheduler) enum AccessChange {
     TokenRevoked(TokenId, Timestamp),
     /// A certificate was signed; with a token, it is spent on it.
     Certificate(Certificate, Option<TokenId>),
-    /// Nobody of this id is believed any more.
+    /// Nobody of this id is accepted any more.
     Revoked(Uuid, Timestamp),
     /// Nothing, but the line of the audit log that comes with it.
     Nothing,
+}
+
+/// What came of such a change. Unless it was done nothing was written, not even
+/// the line of the audit log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::roles::scheduler) enum Written {
+    Done,
+    /// Whom the certificate names was revoked, then.
+    Revoked(Timestamp),
+    /// The token has bought another one, or was revoked.
+    TokenSpent,
+    /// The name of the worker that would join belongs to this one.
+    NameTaken(Uuid),
 }
 
 /// A line of the audit log, before it has its place.
@@ -158,7 +172,10 @@ pub(super) fn load(connection: &Connection) -> Result<(Vec<Token>, Vec<Certifica
         .query_map((), |row| {
             Ok(Certificate {
                 id: Uuid::from_bytes(row.get(0)?),
-                role: parsed(row, 1)?,
+                role: match row.get::<_, String>(3)?.as_str() {
+                    "" => None,
+                    _ => Some(parsed(row, 1)?),
+                },
                 name: row.get(2)?,
                 serial: row.get(3)?,
                 issued_at: time(row.get(4)?),
@@ -170,14 +187,13 @@ pub(super) fn load(connection: &Connection) -> Result<(Vec<Token>, Vec<Certifica
     Ok((tokens, certificates))
 }
 
-/// False if it cannot be done any more: the token is spent, or whom the
-/// certificate names was revoked. Then nothing was written, not even the line.
+/// Does it, unless it cannot be done any more.
 pub(super) fn apply(
     to: &Transaction<'_>,
     change: &AccessChange,
     entry: Option<&AuditEntry>,
-) -> rusqlite::Result<bool> {
-    let done = match change {
+) -> rusqlite::Result<Written> {
+    let written = match change {
         AccessChange::Token(token) => {
             to.prepare_cached(
                 "INSERT INTO tokens
@@ -193,18 +209,18 @@ pub(super) fn apply(
                 token.created_at.as_microsecond(),
                 token.expires_at.as_microsecond(),
             ])?;
-            true
+            Written::Done
         }
         AccessChange::TokenRevoked(id, at) => {
-            to.prepare_cached("UPDATE tokens SET revoked_us = ? WHERE id = ?")?
-                .execute(params![at.as_microsecond(), id.to_string()])?;
-            true
+            to.prepare_cached(
+                "UPDATE tokens SET revoked_us = coalesce(revoked_us, ?) WHERE id = ?",
+            )?
+            .execute(params![at.as_microsecond(), id.to_string()])?;
+            Written::Done
         }
-        AccessChange::Certificate(certificate, token) => match token {
-            // Revoked is revoked, also by somebody who was a moment faster.
-            Some(_) | None if is_revoked(to, certificate.id)? => false,
-            Some(token) if !spend(to, *token, certificate.issued_at)? => false,
-            Some(_) | None => {
+        AccessChange::Certificate(certificate, token) => match hindered(to, certificate, *token)? {
+            Some(hindered) => hindered,
+            None => {
                 to.prepare_cached(
                     "INSERT OR REPLACE INTO certificates
                      (id, role, name, serial, issued_us, expires_us, revoked_us)
@@ -212,39 +228,78 @@ pub(super) fn apply(
                 )?
                 .execute(params![
                     certificate.id.as_bytes(),
-                    certificate.role.as_str(),
+                    certificate.role.map_or("", Role::as_str),
                     certificate.name,
                     certificate.serial,
                     certificate.issued_at.as_microsecond(),
                     certificate.expires_at.as_microsecond(),
                     certificate.revoked_at.map(Timestamp::as_microsecond),
                 ])?;
-                true
+                Written::Done
             }
         },
         AccessChange::Revoked(id, at) => {
-            // One that was signed elsewhere is not known here.
+            // One that was signed elsewhere is not known here. What is revoked again
+            // was revoked before.
             to.prepare_cached(
                 "INSERT INTO certificates (id, role, name, serial, issued_us, expires_us, revoked_us)
-                 VALUES (?1, 'viewer', '', '', 0, 0, ?2)
-                 ON CONFLICT (id) DO UPDATE SET revoked_us = ?2",
+                 VALUES (?1, '', '', '', 0, 0, ?2)
+                 ON CONFLICT (id) DO UPDATE SET revoked_us = coalesce(revoked_us, ?2)",
             )?
             .execute(params![id.as_bytes(), at.as_microsecond()])?;
-            true
+            Written::Done
         }
-        AccessChange::Nothing => true,
+        AccessChange::Nothing => Written::Done,
     };
-    if let Some(entry) = entry.filter(|_| done) {
+    if let Some(entry) = entry.filter(|_| written == Written::Done) {
         append(to, entry)?;
     }
-    Ok(done)
+    Ok(written)
 }
 
-fn is_revoked(to: &Transaction<'_>, id: Uuid) -> rusqlite::Result<bool> {
+/// Why a certificate cannot be given any more, if somebody else was a moment
+/// faster: revoked is revoked, a token is spent once, and a name is one worker's.
+/// If it can, the token is spent.
+fn hindered(
+    to: &Transaction<'_>,
+    certificate: &Certificate,
+    token: Option<TokenId>,
+) -> rusqlite::Result<Option<Written>> {
+    if let Some(at) = revoked_at(to, certificate.id)? {
+        return Ok(Some(Written::Revoked(at)));
+    }
+    let Some(token) = token else {
+        return Ok(None);
+    };
+    if certificate.role == Some(Role::Worker)
+        && let Some(owner) = other_worker(to, certificate)?
+    {
+        return Ok(Some(Written::NameTaken(owner)));
+    }
+    let is_spent = spend(to, token, certificate.issued_at)?;
+    Ok((!is_spent).then_some(Written::TokenSpent))
+}
+
+fn revoked_at(to: &Transaction<'_>, id: Uuid) -> rusqlite::Result<Option<Timestamp>> {
+    let found = to
+        .prepare_cached("SELECT revoked_us FROM certificates WHERE id = ?")?
+        .query_row([id.as_bytes()], |row| some_time(row, 0))
+        .optional()?;
+    Ok(found.flatten())
+}
+
+/// Whose name it would take.
+fn other_worker(to: &Transaction<'_>, certificate: &Certificate) -> rusqlite::Result<Option<Uuid>> {
     to.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM certificates WHERE id = ? AND revoked_us IS NOT NULL)",
+        "SELECT id FROM certificates
+         WHERE role = 'worker' AND name = ? AND id <> ? AND revoked_us IS NULL
+         ORDER BY issued_us, id LIMIT 1",
     )?
-    .query_row([id.as_bytes()], |row| row.get(0))
+    .query_row(
+        params![certificate.name, certificate.id.as_bytes()],
+        |row| Ok(Uuid::from_bytes(row.get(0)?)),
+    )
+    .optional()
 }
 
 fn spend(to: &Transaction<'_>, token: TokenId, at: Timestamp) -> rusqlite::Result<bool> {
@@ -296,6 +351,13 @@ pub(super) fn delete(to: &Transaction<'_>, before: Timestamp) -> rusqlite::Resul
 }
 
 impl Reader {
+    pub(super) fn last_audit_line(&self) -> Result<i64, Error> {
+        let mut last = self
+            .0
+            .prepare_cached("SELECT coalesce(max(number), 0) FROM audit")?;
+        Ok(last.query_row((), |row| row.get(0))?)
+    }
+
     /// At most `limit` lines of the audit log behind the one with this number,
     /// each with its number.
     pub(super) fn audit(&self, after: i64, limit: usize) -> Result<Vec<(i64, String)>, Error> {

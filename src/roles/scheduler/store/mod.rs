@@ -28,7 +28,7 @@ use tokio::sync::{oneshot, watch};
 #[cfg(test)]
 pub(super) use self::tests::scratch;
 pub(super) use self::{
-    access::{AccessChange, AuditEntry, Certificate, Token},
+    access::{AccessChange, AuditEntry, Certificate, Token, Written},
     read::{Cursor, KeptKey},
     writer::{Env, Key},
 };
@@ -343,6 +343,8 @@ fn load_groups(connection: &Connection) -> Result<(Vec<Group>, Shared), Error> {
         connection.prepare("SELECT record, spec, env FROM groups WHERE ended_us IS NULL")?;
     let mut ended = connection
         .prepare("SELECT record FROM jobs WHERE job_group = ? AND ended_us IS NOT NULL")?;
+    let mut lives = connection
+        .prepare("SELECT 1 FROM jobs WHERE job_group = ? AND ended_us IS NULL LIMIT 1")?;
     let mut rows = query.query(())?;
     let (mut groups, mut shared) = (Vec::new(), Shared::new());
     while let Some(row) = rows.next()? {
@@ -353,6 +355,11 @@ fn load_groups(connection: &Connection) -> Result<(Vec<Group>, Shared), Error> {
         while let Some(row) = rows.next()? {
             let record: Record = read::json(&row.get::<_, String>(0)?)?;
             group.count_in(&record);
+            // A crash came between the end of the last job and that of the group.
+            group.ended_at = group.ended_at.max(record.kept_from());
+        }
+        if lives.exists([group.id.as_bytes()])? {
+            group.ended_at = None;
         }
         let env = Arc::new(read::env(row)?);
         shared.insert(group.id, (group.spec.clone(), env));
@@ -436,7 +443,7 @@ impl Store {
         &self,
         change: AccessChange,
         audit: Option<AuditEntry>,
-    ) -> impl Future<Output = Result<bool, Error>> + use<> {
+    ) -> impl Future<Output = Result<Written, Error>> + use<> {
         let (done, answer) = oneshot::channel();
         self.hand_over(Change::Access {
             change,
@@ -444,6 +451,11 @@ impl Store {
             done,
         });
         async move { answer.await.unwrap_or(Err(Error::Ended)) }
+    }
+
+    /// The number of the last line of the audit log; 0: there is none.
+    pub(super) async fn last_audit_line(&self) -> Result<i64, Error> {
+        self.0.readers.with(|read| read.last_audit_line()).await
     }
 
     /// At most `limit` lines of the audit log behind the one with this number.

@@ -5,6 +5,10 @@ use std::time::Instant;
 use super::*;
 use crate::{
     api,
+    identity::{
+        Role,
+        token::{Digest, TokenId},
+    },
     roles::scheduler::{
         about::Drain,
         jobs::{End, Exit, Process, Spec, State, tests::record},
@@ -301,7 +305,7 @@ async fn who_was_revoked_while_a_certificate_was_signed_stays_revoked() {
     let now = Timestamp::now();
     let certificate = Certificate {
         id: uuid::Uuid::new_v4(),
-        role: crate::identity::Role::Worker,
+        role: Some(Role::Worker),
         name: "w1".to_owned(),
         serial: "01".to_owned(),
         issued_at: now,
@@ -309,13 +313,83 @@ async fn who_was_revoked_while_a_certificate_was_signed_stays_revoked() {
         revoked_at: None,
     };
     let sign = || AccessChange::Certificate(certificate.clone(), None);
-    assert!(store.access(sign(), None).await.unwrap());
-    let revoke = AccessChange::Revoked(certificate.id, now);
-    assert!(store.access(revoke, None).await.unwrap());
+    let done = async |change| store.access(change, None).await.unwrap();
+    assert_eq!(done(sign()).await, Written::Done);
+    let revoke = |at| AccessChange::Revoked(certificate.id, at);
+    assert_eq!(done(revoke(now)).await, Written::Done);
+    // It was revoked when it was revoked first.
+    let later = now + jiff::SignedDuration::from_hours(1);
+    assert_eq!(done(revoke(later)).await, Written::Done);
     // What was signed before it comes behind it.
-    assert!(!store.access(sign(), None).await.unwrap());
+    let Written::Revoked(at) = done(sign()).await else {
+        panic!("it was signed");
+    };
+    assert_eq!(at.as_microsecond(), now.as_microsecond());
+    // Of one that was signed elsewhere nothing is known.
+    let elsewhere = uuid::Uuid::new_v4();
+    assert_eq!(
+        done(AccessChange::Revoked(elsewhere, now)).await,
+        Written::Done
+    );
     drop(store);
     writing.end().await.unwrap();
     let (_store, _writing, loaded) = open(folder.path(), KEEP, "a test").unwrap();
-    assert!(loaded.certificates[0].revoked_at.is_some());
+    let of = |id| {
+        loaded
+            .certificates
+            .iter()
+            .find(|known| known.id == id)
+            .unwrap()
+    };
+    let first = of(certificate.id);
+    assert_eq!(first.role, Some(Role::Worker));
+    assert_eq!(
+        first.revoked_at.unwrap().as_microsecond(),
+        now.as_microsecond()
+    );
+    let foreign = of(elsewhere);
+    assert!(foreign.role.is_none() && foreign.revoked_at.is_some());
+}
+
+#[tokio::test]
+async fn of_two_who_join_at_once_under_one_name_one_gets_it() {
+    let (store, now) = (scratch(), Timestamp::now());
+    let token = || Token {
+        id: TokenId::random(),
+        kind: api::TokenKind::Join,
+        role: Role::Worker,
+        name: String::new(),
+        digest: Digest::from_bytes(&[0; 32]).unwrap(),
+        created_at: now,
+        expires_at: now,
+        used_at: None,
+        revoked_at: None,
+    };
+    let tokens = [token(), token()];
+    for token in &tokens {
+        let made = store.access(AccessChange::Token(token.clone()), None).await;
+        assert_eq!(made.unwrap(), Written::Done);
+    }
+    let certificate = |role| Certificate {
+        id: uuid::Uuid::new_v4(),
+        role: Some(role),
+        name: "w1".to_owned(),
+        serial: "01".to_owned(),
+        issued_at: now,
+        expires_at: now,
+        revoked_at: None,
+    };
+    let join = |certificate: &Certificate, token: &Token| {
+        let change = AccessChange::Certificate(certificate.clone(), Some(token.id));
+        store.access(change, None)
+    };
+    let (first, second) = (certificate(Role::Worker), certificate(Role::Worker));
+    // Both are on their way before either is answered.
+    let (one, other) = tokio::join!(join(&first, &tokens[0]), join(&second, &tokens[1]));
+    let taken = Written::NameTaken(first.id);
+    assert_eq!((one.unwrap(), other.unwrap()), (Written::Done, taken));
+    // That has not spent the token, and people may be called like a worker.
+    let user = certificate(Role::Viewer);
+    assert_eq!(join(&user, &tokens[1]).await.unwrap(), Written::Done);
+    assert_eq!(join(&user, &tokens[1]).await.unwrap(), Written::TokenSpent);
 }

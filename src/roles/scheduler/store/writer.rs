@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::{
     Error, Keep, Progress, StoredWorker,
-    access::{self, AccessChange, AuditEntry},
+    access::{self, AccessChange, AuditEntry, Written},
     lock::Lock,
     read,
 };
@@ -76,11 +76,11 @@ pub(super) enum Change {
     /// A group stands otherwise than before.
     Group(Arc<Group>),
     /// A change of who is who, which a full disk refuses as well. Answered with
-    /// whether it was done.
+    /// what came of it.
     Access {
         change: AccessChange,
         audit: Option<AuditEntry>,
-        done: oneshot::Sender<Result<bool, Error>>,
+        done: oneshot::Sender<Result<Written, Error>>,
     },
     /// A job stands otherwise than before. One that ended stays as it is.
     Job(Arc<Record>),
@@ -120,8 +120,8 @@ pub(super) struct Writer {
 #[derive(Default)]
 struct Done {
     finished: u64,
-    /// Whether each change of who is who was done, in their order.
-    access: VecDeque<bool>,
+    /// What came of each change of who is who, in their order.
+    access: VecDeque<Written>,
     deleted: u64,
     more: bool,
 }
@@ -179,8 +179,8 @@ impl Writer {
                                 drop(done.send(Ok(())));
                             }
                             Change::Access { done: tell, .. } => {
-                                let was_done = done.access.pop_front().unwrap_or(false);
-                                drop(tell.send(Ok(was_done)));
+                                let written = done.access.pop_front().ok_or(Error::Ended);
+                                drop(tell.send(written));
                             }
                             _ => {}
                         }
@@ -254,8 +254,8 @@ impl Writer {
                     audit,
                     ..
                 } => {
-                    let was_done = access::apply(&change, what, audit.as_ref())?;
-                    done.access.push_back(was_done);
+                    let written = access::apply(&change, what, audit.as_ref())?;
+                    done.access.push_back(written);
                 }
                 one => done.finished += apply(&change, one)?,
             }

@@ -115,3 +115,42 @@ async fn a_worker_that_turns_a_job_away_does_not_fail_it() {
     assert_eq!(sent.job_id, id);
     scheduler.end().await;
 }
+
+#[tokio::test]
+async fn a_group_whose_jobs_had_all_ended_at_a_crash_has_ended() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let start = json!({"command": "true", "count": 2});
+    let (status, body) = scheduler.post("/start", start).await;
+    assert_eq!((status.as_u16(), &body["count"]), (201, &json!(2)));
+    let group = body["group_id"].as_str().unwrap().to_owned();
+    for _ in 0..2 {
+        let sent = soon(worker.started.recv()).await.unwrap();
+        assert_eq!(sent.env["JOBCTL_COUNT"], "2");
+        scheduler.job(&sent.job_id, "running").await;
+        let end = vec![report(&sent.job_id, ended(proto::JobState::Failed, 4))];
+        worker.beats.send(end, false).await.unwrap();
+    }
+    let whole = json!({ "job_id": group, "wait_ms": 60_000 });
+    let (_, before) = scheduler.post("/query", whole.clone()).await;
+    assert_eq!(
+        (&before["done"], &before["error"]),
+        (&json!(true), &json!(true))
+    );
+    assert_eq!(before["error_text"], "2 of 2 jobs did not succeed");
+    assert_eq!(before["group"]["exit_code"], 4);
+    scheduler
+        .store
+        .committed(scheduler.store.now())
+        .await
+        .unwrap();
+    let store = scheduler.dir.path().join("store.sqlite");
+    let scheduler = scheduler.restart_after(move || {
+        let store = rusqlite::Connection::open(store).unwrap();
+        let undone = "UPDATE groups SET ended_us = NULL,
+            record = json_set(record, '$.ended_at', NULL, '$.states.pending', 2)";
+        assert_eq!(store.execute(undone, ()).unwrap(), 1);
+    });
+    let (_, after) = soon(scheduler).await.post("/query", whole).await;
+    assert_eq!(after["group"], before["group"]);
+}

@@ -1,0 +1,310 @@
+//! Who makes a call, until when they are accepted, and who is cut off.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use jiff::Timestamp;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    super::{error::Error, store::AuditEntry},
+    Access, Known,
+};
+use crate::{
+    api::TokenKind,
+    identity::{
+        Role,
+        rules::{self, Callers, Rule, Verdict},
+        token::{Bearer, TokenId},
+    },
+    ids::{WorkerId, is_name},
+    net::accept::{Connection, Cuts},
+};
+
+/// Somebody, as far as they can be told from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in super::super) enum Subject {
+    /// Of a certificate.
+    Certificate(Uuid),
+    /// Of a bearer token.
+    Token(TokenId),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certificate(id) => id.fmt(f),
+            Self::Token(id) => write!(f, "token {id}"),
+        }
+    }
+}
+
+/// Who makes a call; an extension of every request that was let through.
+#[derive(Clone, Debug)]
+pub(in super::super) struct Caller {
+    /// None: nobody knows.
+    pub(in super::super) role: Option<Role>,
+    pub(super) subject: Option<Subject>,
+    pub(super) name: String,
+    pub(super) address: Option<SocketAddr>,
+    /// Cancelled when they are no longer accepted.
+    pub(in super::super) cut: CancellationToken,
+    /// When what they showed ends.
+    pub(in super::super) expires_at: Option<Timestamp>,
+}
+
+impl Caller {
+    /// Of whom nothing is known but where they are.
+    pub(in super::super) fn nobody(address: Option<SocketAddr>) -> Self {
+        Self {
+            role: None,
+            subject: None,
+            name: String::new(),
+            address,
+            cut: CancellationToken::new(),
+            expires_at: None,
+        }
+    }
+
+    /// Whether the table lets them make this call.
+    pub(in super::super) fn may(&self, rules: &[Rule], call: &str) -> Result<(), Error> {
+        match rules::judge(rules, call, self.role) {
+            Verdict::Allowed => Ok(()),
+            Verdict::Unidentified => Err(Error::Unidentified),
+            Verdict::Forbidden => {
+                let rule = rules.iter().find(|rule| rule.call == call);
+                Err(Error::Forbidden {
+                    who: self.to_string(),
+                    call: call.to_owned(),
+                    takes: match rule.map(|rule| rule.callers) {
+                        Some(Callers::Roles(roles)) => roles.to_vec(),
+                        Some(Callers::Anyone) | None => Vec::new(),
+                    },
+                })
+            }
+        }
+    }
+
+    /// The scheduler itself.
+    pub(in super::super) fn itself() -> Self {
+        Self {
+            role: Some(Role::Scheduler),
+            ..Self::nobody(None)
+        }
+    }
+
+    /// The worker this is; None where there is no TLS, and nobody can tell.
+    pub(in super::super) fn worker(&self) -> Option<WorkerId> {
+        match (self.role, self.subject) {
+            (Some(Role::Worker), Some(Subject::Certificate(id))) => {
+                Some(WorkerId::from_bytes(id.into_bytes()))
+            }
+            _ => None,
+        }
+    }
+
+    /// What a worker is called: as its certificate says. One that has no name in it,
+    /// or none that a worker can bear, leaves it open.
+    pub(in super::super) fn called(&self, asked: String) -> Result<String, Error> {
+        if self.worker().is_none() || !is_name(&self.name) || self.name == asked {
+            return Ok(asked);
+        }
+        let called = self.name.clone();
+        match asked.is_empty() {
+            true => Ok(called),
+            false => Err(Error::NotItsName { called, asked }),
+        }
+    }
+
+    /// A line of the audit log: what they did to what, and what came of it.
+    pub(in super::super) fn did(
+        &self,
+        action: &str,
+        target: impl fmt::Display,
+        details: Value,
+    ) -> AuditEntry {
+        AuditEntry {
+            at: Timestamp::now(),
+            who: self.to_string(),
+            who_id: self.subject.map(|subject| subject.to_string()),
+            address: self.address.map(|address| address.to_string()),
+            action: action.to_owned(),
+            target: target.to_string(),
+            details,
+            result: "ok".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.role, self.name.as_str()) {
+            (None, _) => f.write_str("nobody"),
+            (Some(role), "") => role.fmt(f),
+            (Some(role), name) => write!(f, "{role} {name}"),
+        }
+    }
+}
+
+impl Access {
+    /// Tells when the connections of somebody are to be cut.
+    pub(in super::super) fn cuts(&self) -> Cuts {
+        let access = self.clone();
+        Arc::new(move |identity| access.known().cut_of(Subject::Certificate(identity.id)))
+    }
+
+    /// Who is there. `bearer` is what the request says of a token.
+    pub(in super::super) fn identify(
+        &self,
+        connection: Option<&Connection>,
+        bearer: Option<&str>,
+    ) -> Result<Caller, Error> {
+        let address = connection.map(|connection| connection.address);
+        match bearer {
+            Some(text) => self.bearer(text, address),
+            None => self.certified(connection, address),
+        }
+    }
+
+    /// As [`Access::identify`] where workers call: without TLS nobody can tell
+    /// who they are, and whoever is on this machine passes for one.
+    pub(in super::super) fn identify_worker(
+        &self,
+        connection: Option<&Connection>,
+    ) -> Result<Caller, Error> {
+        let caller = self.identify(connection, None)?;
+        let role = match self.0.plain {
+            true => Some(Role::Worker),
+            false => caller.role,
+        };
+        Ok(Caller { role, ..caller })
+    }
+
+    fn bearer(&self, text: &str, address: Option<SocketAddr>) -> Result<Caller, Error> {
+        let shown: Bearer = text.parse().map_err(|_| Error::BadToken)?;
+        // One look at both: nobody is let in by what was revoked in between, and
+        // nothing is kept of tokens that never were.
+        let mut known = self.known();
+        let token = known.good_token(&shown, TokenKind::Bearer)?;
+        let cut = known.cut_of(Subject::Token(token.id));
+        drop(known);
+        Ok(Caller {
+            role: Some(token.role),
+            subject: Some(Subject::Token(token.id)),
+            name: token.name,
+            address,
+            cut,
+            expires_at: Some(token.expires_at),
+        })
+    }
+
+    fn certified(
+        &self,
+        connection: Option<&Connection>,
+        address: Option<SocketAddr>,
+    ) -> Result<Caller, Error> {
+        let identity = connection.and_then(|connection| connection.identity.as_ref());
+        let Some(identity) = identity else {
+            return Ok(Caller::nobody(address));
+        };
+        let subject = Subject::Certificate(identity.id);
+        let expires_at = connection.and_then(|connection| connection.expires_at);
+        let caller = {
+            let mut known = self.known();
+            known.unless_revoked(identity.id)?;
+            Caller {
+                role: Some(identity.role),
+                subject: Some(subject),
+                name: identity.name.clone(),
+                address,
+                cut: known.cut_of(subject),
+                expires_at: expires_at
+                    .map(|end| Timestamp::try_from(end).unwrap_or(Timestamp::MAX)),
+            }
+        };
+        match self.ends(&caller) {
+            Some(end) if end <= Timestamp::now() => Err(Error::CertificateExpired(end)),
+            Some(_) | None => Ok(caller),
+        }
+    }
+
+    /// Until when a caller is accepted; None: for ever. Who has renewed a
+    /// certificate is accepted as long as with the new one.
+    fn ends(&self, caller: &Caller) -> Option<Timestamp> {
+        let shown = caller.expires_at?;
+        let renewed = match caller.subject {
+            Some(Subject::Certificate(id)) => {
+                let known = self.known();
+                let newest = known.certificates.get(&id);
+                newest.map(|certificate| certificate.expires_at)
+            }
+            Some(Subject::Token(_)) | None => None,
+        };
+        Some(renewed.map_or(shown, |renewed| renewed.max(shown)))
+    }
+
+    /// Why a caller was cut off.
+    pub(in super::super) fn why_cut(&self, caller: &Caller) -> Error {
+        let known = self.known();
+        let revoked = match caller.subject {
+            Some(Subject::Certificate(id)) => known.unless_revoked(id).err(),
+            Some(Subject::Token(id)) => {
+                let token = known.tokens.get(&id);
+                let at = token.and_then(|token| token.revoked_at);
+                let what = "token";
+                at.map(|at| Error::Revoked { what, at })
+            }
+            None => None,
+        };
+        revoked.unwrap_or(Error::AuthorityOver)
+    }
+
+    /// Whether what a caller has shown has ended since.
+    pub(in super::super) fn has_expired(&self, caller: &Caller) -> bool {
+        self.ends(caller).is_some_and(|end| end <= Timestamp::now())
+    }
+
+    /// Whether a caller has a certificate from before it was last decided whom
+    /// to trust, and had better replace it now.
+    pub(in super::super) fn is_behind(&self, caller: &Caller) -> bool {
+        let decided = self.0.authority.as_ref().map(|own| own.ca().decided());
+        let (Some(Some(decided)), Some(Subject::Certificate(id))) = (decided, caller.subject)
+        else {
+            return false;
+        };
+        let known = self.known();
+        let newest = known.certificates.get(&id);
+        newest.is_none_or(|newest| SystemTime::from(newest.issued_at) < decided)
+    }
+
+    /// Returns when it has.
+    pub(in super::super) async fn expired(&self, caller: &Caller) {
+        while let Some(end) = self.ends(caller) {
+            let left = Duration::try_from(end.duration_since(Timestamp::now()));
+            match left {
+                Ok(left) if !left.is_zero() => tokio::time::sleep(left).await,
+                Ok(_) | Err(_) => return,
+            }
+        }
+        std::future::pending().await
+    }
+}
+
+impl Known {
+    /// Tells when somebody is to be cut off.
+    pub(super) fn cut_of(&mut self, subject: Subject) -> CancellationToken {
+        self.cuts.entry(subject).or_default().clone()
+    }
+
+    pub(super) fn cut(&mut self, subject: Subject) {
+        if let Some(cut) = self.cuts.remove(&subject) {
+            cut.cancel();
+        }
+    }
+}

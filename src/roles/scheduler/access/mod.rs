@@ -1,0 +1,114 @@
+//! Who calls, and whether they may: who is known, and what of theirs is accepted.
+//! What each role may call is in `identity/rules.rs`.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `callers.rs` | who makes a call, how long they are accepted, and who is cut off |
+//! | `tokens.rs` | tokens: made, shown, revoked |
+//! | `certificates.rs` | certificates: bought with a token, renewed, revoked |
+//! | `authority.rs` | the cluster's own authority, and the one after it |
+//! | `refusals.rs` | which refusals have a line in the audit log |
+
+mod authority;
+mod callers;
+mod certificates;
+mod refusals;
+mod tokens;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::{authority::Authority, callers::Subject, refusals::Refusals};
+pub(super) use self::{authority::Signing, callers::Caller, certificates::Signed};
+use super::{
+    error::Error,
+    store::{AccessChange, AuditEntry, Certificate, Store, Token},
+};
+use crate::identity::token::TokenId;
+
+/// A handle to who is who; clones share it.
+#[derive(Clone)]
+pub(super) struct Access(Arc<Inner>);
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access").finish_non_exhaustive()
+    }
+}
+
+struct Inner {
+    store: Store,
+    known: Mutex<Known>,
+    /// None: somebody else signs the certificates, or there are none.
+    authority: Option<Authority>,
+    /// Whether workers must show who they are.
+    plain: bool,
+}
+
+#[derive(Default)]
+struct Known {
+    tokens: HashMap<TokenId, Token>,
+    certificates: HashMap<Uuid, Certificate>,
+    /// Of those who have connections or streams open.
+    cuts: HashMap<Subject, CancellationToken>,
+    refusals: Refusals,
+}
+
+impl Access {
+    pub(super) fn new(
+        store: Store,
+        tokens: Vec<Token>,
+        certificates: Vec<Certificate>,
+        plain: bool,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            store,
+            known: Mutex::new(Known::new(tokens, certificates)),
+            authority: None,
+            plain,
+        }))
+    }
+
+    /// Has a line of the audit log on the disk before it returns.
+    pub(super) async fn record(&self, entry: AuditEntry) -> Result<(), Error> {
+        self.0
+            .store
+            .access(AccessChange::Nothing, Some(entry))
+            .await?;
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    fn new(tokens: Vec<Token>, certificates: Vec<Certificate>) -> Self {
+        Self {
+            tokens: tokens.into_iter().map(|token| (token.id, token)).collect(),
+            certificates: certificates
+                .into_iter()
+                .map(|certificate| (certificate.id, certificate))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Drops what ended long ago; the store does the same.
+    fn forget(&mut self) {
+        let long_ago = Timestamp::now().checked_sub(jiff::SignedDuration::from_hours(30 * 24));
+        let long_ago = long_ago.unwrap_or(Timestamp::UNIX_EPOCH);
+        self.tokens.retain(|_, token| token.expires_at > long_ago);
+        self.certificates.retain(|_, certificate| {
+            certificate.expires_at > long_ago || certificate.revoked_at.is_some()
+        });
+    }
+}

@@ -1,0 +1,190 @@
+//! Tokens: made, shown and revoked.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{
+    super::{
+        error::Error,
+        store::{AccessChange, Token},
+    },
+    Access, Caller, Known, Subject,
+};
+use crate::{
+    api::{self, TokenKind},
+    identity::{
+        Role,
+        token::{Bearer, TokenId},
+    },
+};
+
+/// How long a token is good, unless its maker says otherwise.
+const TTL: Duration = Duration::from_secs(3600);
+
+/// The longest it may be.
+const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// So many tokens may be good at the same time.
+const MAX_TOKENS: usize = 10_000;
+
+impl Access {
+    /// Makes a token. The secret is in the answer, and nowhere else.
+    pub(in super::super) async fn create_token(
+        &self,
+        caller: &Caller,
+        asked: &api::CreateTokenRequest,
+    ) -> Result<(Token, Bearer), Error> {
+        let ttl = asked.ttl_ms.map_or(TTL, Duration::from_millis);
+        if ttl.is_zero() || ttl > MAX_TTL {
+            let message = "ttl_ms is not between 1 and ten years".to_owned();
+            return Err(Error::BadRequest(message));
+        }
+        let is_possible = match (asked.kind, asked.role) {
+            (_, Role::Scheduler) => false,
+            (TokenKind::Bearer, Role::Worker) => false,
+            (TokenKind::Join, _) => {
+                self.authority()?;
+                true
+            }
+            (TokenKind::Bearer, _) => true,
+        };
+        if !is_possible {
+            let (kind, role) = (asked.kind.as_str(), asked.role);
+            let message = format!("there are no {kind} tokens for the role {role}");
+            return Err(Error::BadRequest(message));
+        }
+        let name = asked.name.clone().unwrap_or_default();
+        if !name.is_empty() && !crate::ids::is_name(&name) {
+            return Err(Error::BadRequest(format!("'{name}' cannot be a name")));
+        }
+        let bearer = Bearer::random();
+        let created_at = Timestamp::now();
+        let expires_at = created_at.checked_add(ttl);
+        let token = Token {
+            id: bearer.id,
+            kind: asked.kind,
+            role: asked.role,
+            name,
+            digest: bearer.secret.digest(),
+            created_at,
+            expires_at: expires_at.map_err(|error| Error::BadRequest(error.to_string()))?,
+            used_at: None,
+            revoked_at: None,
+        };
+        {
+            let mut known = self.known();
+            let now = Timestamp::now();
+            let good = known.tokens.values().filter(|token| token.expires_at > now);
+            if good.count() >= MAX_TOKENS {
+                return Err(Error::TooManyTokens(MAX_TOKENS));
+            }
+            known.forget();
+        }
+        let details = json!({
+            "kind": token.kind, "role": token.role, "name": token.name,
+            "expires_at": token.expires_at,
+        });
+        let entry = caller.did("create token", token.id, details);
+        let change = AccessChange::Token(token.clone());
+        self.0.store.access(change, Some(entry)).await?;
+        self.known().tokens.insert(token.id, token.clone());
+        Ok((token, bearer))
+    }
+
+    /// A join token as a person passes it on, but for where to go.
+    pub(in super::super) fn join_token(&self, token: &Bearer) -> Result<String, Error> {
+        let authority = self.authority()?.ca().fingerprint();
+        Ok(format!("{authority}.{}", token.reveal()))
+    }
+
+    /// From now on it is not taken.
+    pub(in super::super) async fn revoke_token(
+        &self,
+        caller: &Caller,
+        id: TokenId,
+    ) -> Result<(), Error> {
+        if !self.known().tokens.contains_key(&id) {
+            return Err(Error::TokenNotFound(id));
+        }
+        let now = Timestamp::now();
+        let entry = caller.did("revoke token", id, Value::Null);
+        let change = AccessChange::TokenRevoked(id, now);
+        self.0.store.access(change, Some(entry)).await?;
+        let mut known = self.known();
+        if let Some(token) = known.tokens.get_mut(&id) {
+            token.revoked_at.get_or_insert(now);
+        }
+        known.cut(Subject::Token(id));
+        Ok(())
+    }
+
+    /// Every token, the newest first.
+    pub(in super::super) fn tokens(&self) -> Vec<Token> {
+        let mut tokens: Vec<Token> = self.known().tokens.values().cloned().collect();
+        tokens.sort_by_key(|token| (std::cmp::Reverse(token.created_at), token.id));
+        tokens
+    }
+}
+
+impl Known {
+    /// A token that is what it says it is, and can be used now.
+    pub(super) fn good_token(&self, shown: &Bearer, kind: TokenKind) -> Result<Token, Error> {
+        let token = self.tokens.get(&shown.id).cloned();
+        let token = token.filter(|token| token.digest.is(&shown.secret.digest()));
+        // From here on whoever shows it knows the secret.
+        let token = token.ok_or(Error::BadToken)?;
+        if token.kind != kind {
+            return Err(Error::WrongToken(token.kind));
+        }
+        if let Some(at) = token.revoked_at {
+            let what = "token";
+            return Err(Error::Revoked { what, at });
+        }
+        if token.used_at.is_some() {
+            return Err(Error::TokenSpent);
+        }
+        if token.expires_at <= Timestamp::now() {
+            return Err(Error::TokenExpired(token.expires_at));
+        }
+        Ok(token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roles::scheduler::store;
+
+    #[tokio::test]
+    async fn of_tokens_that_never_were_nothing_is_kept() {
+        let access = Access::new(store::scratch(), Vec::new(), Vec::new(), true);
+        for _ in 0..10 {
+            let stranger = Bearer::random().reveal();
+            let refused = access.identify(None, Some(&stranger)).unwrap_err();
+            assert!(matches!(refused, Error::BadToken));
+        }
+        assert_eq!(access.known().cuts.len(), 0);
+        let asked = api::CreateTokenRequest {
+            kind: TokenKind::Bearer,
+            role: Role::Viewer,
+            name: None,
+            ttl_ms: None,
+        };
+        let made = access.create_token(&Caller::itself(), &asked).await;
+        let (token, secret) = made.unwrap();
+        let caller = access.identify(None, Some(&secret.reveal())).unwrap();
+        assert_eq!(
+            (caller.role, caller.cut.is_cancelled()),
+            (Some(Role::Viewer), false)
+        );
+        access
+            .revoke_token(&Caller::itself(), token.id)
+            .await
+            .unwrap();
+        assert!(caller.cut.is_cancelled());
+        let refused = access.identify(None, Some(&secret.reveal())).unwrap_err();
+        assert!(matches!(refused, Error::Revoked { .. }));
+    }
+}
