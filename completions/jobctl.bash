@@ -1802,7 +1802,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-l -f -v -h --worker --label --script --with --env --cwd --user --name --timeout --priority --no-queue --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-l -f -v -h --worker --label --script --with --env --cwd --user --name --timeout --priority --no-queue --at --in --deadline --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1849,6 +1849,18 @@ _jobctl() {
                     return 0
                     ;;
                 --priority)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --in)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --deadline)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

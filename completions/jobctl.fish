@@ -64,6 +64,9 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l user -d 'Whom to
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l priority -d 'Of jobs that wait, the higher one goes first: low, medium, high or a number' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l at -d 'Do not start it before this time, as `2026-01-02T03:04:05Z`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l in -d 'Do not start it before so long from now, as `10m`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l deadline -d 'Give it up, as `timed_out`, if it has no worker after this time, counted from now or from when it may start' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r

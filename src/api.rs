@@ -97,6 +97,17 @@ pub struct StartRequest {
     /// Refuse the job instead of having it wait for a free slot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_queue: bool,
+    /// Do not start it before this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// Do not start it before so long after it was accepted; instead of
+    /// `not_before`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
+    /// Give it up if it has no worker so long after it was accepted, or after
+    /// `not_before` if that is later: it is `timed_out` then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
 }
 
 /// The highest priority, and with a minus before it the lowest.
@@ -437,7 +448,7 @@ pub enum JobState {
     Failed,
     /// Ended because somebody asked.
     Stopped,
-    /// Ended because of its own timeout.
+    /// Ended because of its own timeout, or it waited longer than its deadline.
     TimedOut,
     /// Its worker has neither a process nor a result of it.
     Lost,
@@ -514,6 +525,12 @@ pub struct Job {
     pub priority: i32,
     /// Counted from the start of the process.
     pub timeout_ms: Option<u64>,
+    /// Before this it is not started.
+    #[serde(default)]
+    pub not_before: Option<Timestamp>,
+    /// How long it may wait for a worker, from when it may start.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
     /// The main process on its worker.
     pub pid: Option<u32>,
     /// What the main process returned, if it returned.

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, env, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::builder::NonEmptyStringValueParser;
+use jiff::Timestamp;
 
 use super::{Caller, Codes, DONE, EXIT_CODES, logs, usage, wait, whole_milliseconds};
 use crate::{
@@ -111,8 +112,27 @@ pub(super) struct Args {
     priority: Option<Priority>,
 
     /// Refuse it instead of having it wait for a free slot
-    #[arg(long, help_heading = "How")]
+    #[arg(long, conflicts_with_all = ["at", "delay"], help_heading = "How")]
     no_queue: bool,
+
+    /// Do not start it before this time, as `2026-01-02T03:04:05Z`
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "When")]
+    at: Option<Timestamp>,
+
+    /// Do not start it before so long from now, as `10m`
+    #[arg(
+        long = "in",
+        value_name = "DURATION",
+        value_parser = config::interval,
+        conflicts_with = "at",
+        help_heading = "When"
+    )]
+    delay: Option<Duration>,
+
+    /// Give it up, as `timed_out`, if it has no worker after this time, counted
+    /// from now or from when it may start
+    #[arg(long, value_name = "DURATION", value_parser = config::interval, help_heading = "When")]
+    deadline: Option<Duration>,
 
     /// Start it once, however often this is asked for under this key
     #[arg(long, value_name = "KEY", value_parser = idempotency_key, help_heading = "How")]
@@ -172,6 +192,13 @@ fn idempotency_key(text: &str) -> Result<String, String> {
         true => Ok(text.to_owned()),
         false => Err(format!("a key is 1 to {MAX_KEY} visible ASCII characters")),
     }
+}
+
+/// As the scheduler takes it.
+fn time(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| {
+        format!("`{text}` is not a time; write it as `2026-01-02T03:04:05Z`, or use `--in 10m`")
+    })
 }
 
 async fn attached(
@@ -280,6 +307,9 @@ fn request(
         labels: args.label.iter().map(ToString::to_string).collect(),
         priority: args.priority,
         no_queue: args.no_queue,
+        not_before: args.at,
+        delay_ms: args.delay.map(whole_milliseconds),
+        deadline_ms: args.deadline.map(whole_milliseconds),
     })
 }
 
@@ -352,6 +382,8 @@ mod tests {
             "--priority",
             "-5",
             "--no-queue",
+            "--deadline",
+            "1h",
             "x",
         ];
         let request = parsed(&line).unwrap();
@@ -363,6 +395,18 @@ mod tests {
         assert_eq!(request.labels, ["role=web", "!gpu"]);
         assert_eq!(request.priority, Some(Priority::Number(-5)));
         assert!(request.no_queue);
+        assert_eq!(request.deadline_ms, Some(3_600_000));
+    }
+
+    #[test]
+    fn a_job_starts_at_a_time_or_after_one() {
+        let request = parsed(&["--at", "2026-01-02T04:04:05+01:00", "x"]).unwrap();
+        let at = request.not_before.unwrap();
+        assert_eq!(at.to_string(), "2026-01-02T03:04:05Z");
+        assert_eq!(
+            parsed(&["--in", "10m", "x"]).unwrap().delay_ms,
+            Some(600_000)
+        );
     }
 
     #[test]
@@ -386,6 +430,12 @@ mod tests {
             &["--wait", "--follow", "x"],
             &["--label", "a b", "x"],
             &["--priority", "urgent", "x"],
+            &["--at", "2h ago", "x"],
+            &["--at", "2026-01-02T03:04:05", "x"],
+            &["--in", "0s", "x"],
+            &["--in", "1m", "--at", "2026-01-02T03:04:05Z", "x"],
+            &["--in", "1m", "--no-queue", "x"],
+            &["--deadline", "soon", "x"],
         ] {
             let error = parsed(line).unwrap_err();
             assert!(error.is::<clap::Error>(), "{line:?}: {error}");

@@ -19,6 +19,7 @@ mod enrolled;
 mod faults;
 mod hostile;
 mod jobs;
+mod later;
 mod logs;
 mod query;
 mod roles;

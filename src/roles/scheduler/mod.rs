@@ -312,6 +312,7 @@ impl Opened {
         };
         tracker.spawn(watch_deadlines(scheduler.clone()));
         tracker.spawn(place_jobs(scheduler.clone()));
+        tracker.spawn(watch_alarms(scheduler.clone()));
         tracker.spawn(note_signs_of_life(scheduler.clone()));
         tracker.spawn(keep_certificates(scheduler.clone()));
         let served = tokio::select! {
@@ -481,6 +482,14 @@ async fn serve(
 async fn place_jobs(scheduler: Scheduler) {
     tokio::select! {
         () = scheduler.jobs.follow_offers() => {}
+        () = scheduler.closing.cancelled() => {}
+    }
+}
+
+/// As their times come.
+async fn watch_alarms(scheduler: Scheduler) {
+    tokio::select! {
+        () = scheduler.jobs.follow_alarms() => {}
         () = scheduler.closing.cancelled() => {}
     }
 }

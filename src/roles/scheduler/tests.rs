@@ -3,6 +3,7 @@
 
 mod durable;
 mod jobs;
+mod later;
 mod output;
 mod queue;
 mod serving;

@@ -2,6 +2,7 @@
 //! from whichever road the news of it came. Who the workers are is in
 //! `registry.rs`, which of them gets a job in `placement.rs`.
 
+mod later;
 mod record;
 mod table;
 #[cfg(test)]
@@ -316,7 +317,7 @@ impl Jobs {
         let details = json!({
             "worker": named.map(|worker| &worker.name), "command": spec.command,
             "path": spec.path, "args": spec.args, "env": spec.env, "cwd": spec.cwd,
-            "name": spec.name,
+            "name": spec.name, "not_before": spec.not_before,
         });
         let audit = asked.caller.did("start", id, details);
         let store = &self.0.store;
@@ -479,7 +480,7 @@ impl Jobs {
     pub(super) async fn stop(&self, id: JobId, stop: Stop) -> Result<(), Error> {
         let record = self.asked_start(id).await?;
         if record.state == State::Queued {
-            self.change(|table| table.apply(id, Event::StoppedBeforeStart));
+            self.change(|table| table.apply(id, Event::stopped_before_start()));
             if self.get(id).await?.is_final() {
                 return self.recorded().await;
             }

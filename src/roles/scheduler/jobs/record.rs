@@ -47,6 +47,12 @@ pub(crate) struct Spec {
     /// What is higher is placed first.
     #[serde(default)]
     pub(crate) priority: i32,
+    /// Before this it is not started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) not_before: Option<Timestamp>,
+    /// How long it may wait for a worker, from when it may start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) deadline: Option<Duration>,
 }
 
 impl Spec {
@@ -61,6 +67,7 @@ impl Spec {
             .collect::<Result<Vec<Requirement>, _>>()?;
         wanted.sort();
         wanted.dedup();
+        let not_before = not_before(&asked)?;
         let env = asked.env;
         let spec = Self {
             command: given(asked.command),
@@ -73,6 +80,8 @@ impl Spec {
             timeout: asked.timeout_ms.map(Duration::from_millis),
             labels: wanted,
             priority: asked.priority.map_or(0, api::Priority::value),
+            not_before,
+            deadline: asked.deadline_ms.map(Duration::from_millis),
         };
         spec.check(&env)?;
         Ok((spec, env))
@@ -130,11 +139,11 @@ impl Spec {
             ));
         }
         let longest = Duration::from_millis(api::MAX_DURATION_MS);
-        if let Some(timeout) = self.timeout
-            && (timeout.is_zero() || timeout > longest)
-        {
-            let most = api::MAX_DURATION_MS;
-            return Err(format!("timeout_ms is not between 1 and {most}"));
+        for (field, duration) in [("timeout_ms", self.timeout), ("deadline_ms", self.deadline)] {
+            if duration.is_some_and(|duration| duration.is_zero() || duration > longest) {
+                let most = api::MAX_DURATION_MS;
+                return Err(format!("{field} is not between 1 and {most}"));
+            }
         }
         if self.labels.len() > labels::MAX {
             return Err(format!("more than {} labels", labels::MAX));
@@ -144,6 +153,22 @@ impl Spec {
             return Err(format!("priority is not between -{highest} and {highest}"));
         }
         Ok(())
+    }
+}
+
+/// Before which time a job is not to be started.
+fn not_before(asked: &api::StartRequest) -> Result<Option<Timestamp>, String> {
+    let at = match (asked.not_before, asked.delay_ms) {
+        (Some(_), Some(_)) => return Err("there are both not_before and delay_ms".to_owned()),
+        (at, None) => at,
+        (None, Some(delay)) if delay > api::MAX_DURATION_MS => {
+            return Err(format!("delay_ms is more than {}", api::MAX_DURATION_MS));
+        }
+        (None, Some(delay)) => now().checked_add(Duration::from_millis(delay)).ok(),
+    };
+    match at.is_some() && asked.no_queue {
+        true => Err("a job that starts later cannot be refused with no_queue".to_owned()),
+        false => Ok(at),
     }
 }
 
@@ -248,9 +273,9 @@ pub(crate) enum Event {
     Gone(Gone),
     /// It is being sent again, to a worker that has proved not to know it.
     SentAgain,
-    /// Its stop was asked for, and its worker has proved not to know it, or it
-    /// never got one.
-    StoppedBeforeStart,
+    /// It is not to be started any more, and its worker has proved not to know it,
+    /// or it has none.
+    GivenUp { end: End, reason: String },
     /// It was given to a worker, and is about to be sent there.
     Placed,
     /// Its worker takes no jobs now, and has not taken this one.
@@ -316,7 +341,7 @@ impl State {
         if *self == Self::Queued {
             return match event {
                 Event::Placed => Some(Self::Pending { call_open: true }),
-                Event::StoppedBeforeStart => Some(stopped_before_start()),
+                Event::GivenUp { end, reason } => Some(given_up(end, reason)),
                 // It is on no worker: none has anything to say of it.
                 Event::Reported(_)
                 | Event::Refused { .. }
@@ -403,17 +428,27 @@ impl State {
             Event::SentAgain => self
                 .may_be_sent()
                 .then_some(Self::Pending { call_open: true }),
-            Event::StoppedBeforeStart => self.may_be_sent().then(stopped_before_start),
+            Event::GivenUp { end, reason } => self.may_be_sent().then(|| given_up(end, reason)),
         }
     }
 }
 
-fn stopped_before_start() -> State {
+impl Event {
+    /// Its stop was asked for.
+    pub(crate) fn stopped_before_start() -> Self {
+        Self::GivenUp {
+            end: End::Stopped(None),
+            reason: "stopped before it was started".to_owned(),
+        }
+    }
+}
+
+fn given_up(end: End, reason: String) -> State {
     State::Ended {
         process: None,
         at: now(),
-        end: End::Stopped(None),
-        reason: "stopped before it was started".to_owned(),
+        end,
+        reason,
     }
 }
 
@@ -520,7 +555,9 @@ impl Record {
                 End::NotStarted { .. } => true,
                 End::Lost => process.is_none(),
                 End::Stopped(exit) => process.is_none() && exit.is_none() && self.output_bytes == 0,
-                End::Succeeded | End::Failed(_) | End::TimedOut(_) => false,
+                // It waited too long.
+                End::TimedOut(_) => self.place.is_none(),
+                End::Succeeded | End::Failed(_) => false,
             },
         }
     }
@@ -623,6 +660,8 @@ impl Record {
             labels: spec.labels.iter().map(ToString::to_string).collect(),
             priority: spec.priority,
             timeout_ms: spec.timeout.map(api::whole_milliseconds),
+            not_before: self.not_before(),
+            deadline_ms: spec.deadline.map(api::whole_milliseconds),
             pid: process.and_then(|process| process.pid),
             exit_code,
             signal,
@@ -728,6 +767,22 @@ pub(crate) mod tests {
             ("name 'a b'", spec(|r| r.name = Some("a b".into()))),
             ("timeout_ms", spec(|r| r.timeout_ms = Some(0))),
             ("timeout_ms", spec(|r| r.timeout_ms = Some(u64::MAX))),
+            ("deadline_ms", spec(|r| r.deadline_ms = Some(0))),
+            ("delay_ms", spec(|r| r.delay_ms = Some(u64::MAX))),
+            (
+                "both",
+                spec(|r| {
+                    r.delay_ms = Some(1);
+                    r.not_before = Some(now());
+                }),
+            ),
+            (
+                "no_queue",
+                spec(|r| {
+                    r.delay_ms = Some(1);
+                    r.no_queue = true;
+                }),
+            ),
             ("label key", spec(|r| r.labels = vec!["a b".into()])),
             (
                 "more than 64 labels",
@@ -819,7 +874,7 @@ pub(crate) mod tests {
             Just(Event::Gone(Gone::Restarted)),
             Just(Event::Gone(Gone::Left)),
             Just(Event::SentAgain),
-            Just(Event::StoppedBeforeStart),
+            Just(Event::stopped_before_start()),
             Just(Event::Placed),
             Just(Event::TurnedAway),
         ]

@@ -11,7 +11,10 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::record::{Event, Place, Record, RecordedStop, State, Status};
+use super::{
+    later::Alarms,
+    record::{Event, Place, Record, RecordedStop, State, Status, now},
+};
 use crate::{
     api,
     ids::{JobId, WorkerId},
@@ -41,6 +44,8 @@ pub(super) struct Table {
     by_time: Order,
     by_name: HashMap<String, Order>,
     queue: Queue,
+    /// When jobs that wait for a time are looked at.
+    pub(super) alarms: Alarms,
     /// The workers that placement knows.
     workers: HashMap<WorkerId, WorkerHandle>,
     on_worker: HashMap<WorkerId, OnWorker>,
@@ -108,18 +113,14 @@ impl Table {
         self.queue.offer(id, seat);
     }
 
-    /// Has a job wait for its turn, if it has no worker and has not ended.
-    pub(super) fn enqueue(&mut self, id: JobId) {
-        if let Some(entry) = self.jobs.get(&id)
-            && entry.record.state == State::Queued
-        {
-            let record = &entry.record;
-            self.queue.add(&record.wanted(), record.turn());
-        }
+    /// Has a job that may start now wait for its turn.
+    pub(super) fn line_up(&mut self, record: &Record) {
+        self.queue.add(&record.wanted(), record.turn());
     }
 
-    /// Takes a job out of the queue again, if it is there.
+    /// Has a job wait no more, for whatever it waits.
     pub(super) fn dequeue(&mut self, record: &Record) {
+        self.alarms.set(record.id, None);
         self.queue.remove(&record.wanted(), record.turn());
     }
 
@@ -138,6 +139,7 @@ impl Table {
                 session: handle.session,
             });
             self.on_worker.entry(worker).or_default().live.insert(id);
+            self.alarms.set(id, None);
             entry.announce();
             tracing::debug!(job_id = %id, worker_id = %worker, "job placed");
             Some((entry.record.clone(), handle))
@@ -147,7 +149,8 @@ impl Table {
 
     /// What a job that has no worker waits for, in one line.
     pub(super) fn why(&self, record: &Record) -> String {
-        self.queue.why(&record.wanted())
+        let not_yet = record.why_not_yet(now());
+        not_yet.unwrap_or_else(|| self.queue.why(&record.wanted()))
     }
 
     /// The values of a job's environment, as long as they are needed.
@@ -199,7 +202,7 @@ impl Table {
         let key = (record.created_at, id);
         self.by_time.remove(&key);
         match &record.state {
-            State::Queued => self.queue.remove(&record.wanted(), record.turn()),
+            State::Queued => self.dequeue(&entry.record),
             State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
                 let was_open = record.state == State::Pending { call_open: true };
                 self.vacate(id, &entry.record.clone(), was_open);
@@ -409,7 +412,7 @@ impl Table {
             return None;
         }
         if record.stop.is_some() {
-            self.apply(id, Event::StoppedBeforeStart);
+            self.apply(id, Event::stopped_before_start());
             return None;
         }
         entry.set_session(session);
@@ -540,7 +543,7 @@ mod tests {
     use super::*;
     use crate::roles::scheduler::jobs::{
         Gone, Process, Spec,
-        record::{End, now, tests::record},
+        record::{End, tests::record},
     };
 
     fn running() -> Record {
