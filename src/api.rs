@@ -108,6 +108,59 @@ pub struct StartRequest {
     /// `not_before` if that is later: it is `timed_out` then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+    /// How often to try again when it failed or timed out, [`MAX_RETRIES`] at most.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
+    /// Before the first retry; then it doubles, up to 5 minutes. Without it 1 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_pause_ms: Option<u64>,
+    /// What to do when it is lost.
+    #[serde(default, skip_serializing_if = "OnLost::is_fail")]
+    pub on_lost: OnLost,
+}
+
+/// The most retries a job may have.
+pub const MAX_RETRIES: u32 = 1000;
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over a reference"
+)]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// What becomes of a job that is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLost {
+    /// It has ended as `lost`.
+    #[default]
+    Fail,
+    /// It goes back to the queue, and may run a second time.
+    Requeue,
+}
+
+impl OnLost {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde hands over a reference"
+    )]
+    fn is_fail(&self) -> bool {
+        *self == Self::Fail
+    }
+}
+
+impl FromStr for OnLost {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "fail" => Ok(Self::Fail),
+            "requeue" => Ok(Self::Requeue),
+            _ => Err(format!("`{text}` is neither fail nor requeue")),
+        }
+    }
 }
 
 /// The highest priority, and with a minus before it the lowest.
@@ -531,6 +584,21 @@ pub struct Job {
     /// How long it may wait for a worker, from when it may start.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// How often it is tried again when it failed or timed out.
+    #[serde(default)]
+    pub retries: u32,
+    /// Before the first retry, where it was asked for.
+    #[serde(default)]
+    pub retry_pause_ms: Option<u64>,
+    /// What is done when it is lost.
+    #[serde(default)]
+    pub on_lost: OnLost,
+    /// Which attempt it has, or had last, counted from 1; 0: none yet.
+    #[serde(default)]
+    pub attempt: u32,
+    /// All of its attempts, the last one included; not in lists of jobs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<Attempt>,
     /// The main process on its worker.
     pub pid: Option<u32>,
     /// What the main process returned, if it returned.
@@ -539,7 +607,7 @@ pub struct Job {
     pub signal: Option<i32>,
     /// Why it never started: `program_not_found`, `not_executable`, … as in [`Error::code`].
     pub start_error: Option<String>,
-    /// Bytes of output, as far as the scheduler has heard; exact once it has ended.
+    /// Bytes of output of all attempts, as far as the scheduler has heard; exact once it has ended.
     pub output_bytes: u64,
     /// When it was accepted.
     pub created_at: Timestamp,
@@ -551,6 +619,37 @@ pub struct Job {
     /// it; sooner only where there are too many.
     #[serde(default)]
     pub kept_until: Option<Timestamp>,
+}
+
+/// One attempt at a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Counted from 1.
+    pub number: u32,
+    /// Its id on its worker; of the first one the job's own.
+    pub run_id: JobId,
+    /// Where it was.
+    pub worker_id: WorkerId,
+    /// That worker's name.
+    pub worker: String,
+    /// How it stands, or how it ended.
+    pub state: JobState,
+    /// How it ended, in one line.
+    pub reason: Option<String>,
+    /// What its main process returned, if it returned.
+    pub exit_code: Option<i32>,
+    /// The signal that ended its main process, if one did.
+    pub signal: Option<i32>,
+    /// Why it never started, as a code word.
+    pub start_error: Option<String>,
+    /// Of its first byte in the output of the job.
+    pub offset: u64,
+    /// Bytes of its output.
+    pub output_bytes: u64,
+    /// When its process started.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
 }
 
 /// Parameters of `GET /logs`.
@@ -565,9 +664,13 @@ pub struct LogsQuery {
     /// End with the job instead of with what is recorded now.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follow: bool,
-    /// The first byte to send.
+    /// The first byte to send, of the output of all attempts; without it the first
+    /// of the last attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
+    /// Only this attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
     /// Begin with the last so many lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail: Option<u64>,

@@ -8,7 +8,10 @@ use jiff::Timestamp;
 
 use super::{Caller, Codes, DONE, EXIT_CODES, logs, usage, wait, whole_milliseconds};
 use crate::{
-    api::{JobState, LogsQuery, MAX_KEY, Priority, QueryRequest, StartRequest, StartResponse},
+    api::{
+        JobState, LogsQuery, MAX_KEY, MAX_RETRIES, OnLost, Priority, QueryRequest, StartRequest,
+        StartResponse,
+    },
     client::render::{self, Look, Timestamps},
     config,
     ids::JobId,
@@ -133,6 +136,37 @@ pub(super) struct Args {
     /// from now or from when it may start
     #[arg(long, value_name = "DURATION", value_parser = config::interval, help_heading = "When")]
     deadline: Option<Duration>,
+
+    /// Try again when it failed or timed out, so often at most: 0 to 1000
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RETRIES)),
+        help_heading = "What follows a failure"
+    )]
+    retries: u32,
+
+    /// Before the first retry; doubles each time, up to 5m [default: 1s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        requires = "retries",
+        value_parser = config::interval,
+        help_heading = "What follows a failure"
+    )]
+    retry_pause: Option<Duration>,
+
+    /// When its worker has lost it: fail, or requeue, and it may run twice
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "fail",
+        hide_default_value = true,
+        help_heading = "What follows a failure"
+    )]
+    on_lost: OnLost,
 
     /// Start it once, however often this is asked for under this key
     #[arg(long, value_name = "KEY", value_parser = idempotency_key, help_heading = "How")]
@@ -310,6 +344,9 @@ fn request(
         not_before: args.at,
         delay_ms: args.delay.map(whole_milliseconds),
         deadline_ms: args.deadline.map(whole_milliseconds),
+        retries: args.retries,
+        retry_pause_ms: args.retry_pause.map(whole_milliseconds),
+        on_lost: args.on_lost,
     })
 }
 

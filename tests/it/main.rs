@@ -22,6 +22,7 @@ mod jobs;
 mod later;
 mod logs;
 mod query;
+mod retries;
 mod roles;
 mod rooms;
 mod start;

@@ -12,7 +12,7 @@ use super::{
     units::{age, length, size, when},
 };
 use crate::{
-    api::{Certificate, Job, JobState, Token, Worker, WorkerState},
+    api::{Certificate, Job, JobState, OnLost, Token, Worker, WorkerState},
     client::{
         audit::Entry,
         contexts::Named,
@@ -281,13 +281,18 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
     let env = (!job.env.is_empty()).then(|| job.env.join(" "));
     let duration =
         |milliseconds| length(SignedDuration::from_millis_i128(i128::from(milliseconds)));
-    in_full([
+    let attempt = (job.retries > 0 || job.attempt > 1).then(|| match job.on_lost {
+        OnLost::Fail => format!("{} of {} at most", job.attempt, job.retries + 1),
+        OnLost::Requeue => job.attempt.to_string(),
+    });
+    let mut text = in_full([
         ("Job", Some(job.id.to_string())),
         ("Name", job.name.as_ref().map(shown)),
         ("State", Some(state)),
         ("Exit code", job.exit_code.map(|code| code.to_string())),
         ("Signal", job.signal.map(|signal| signal.to_string())),
         ("Worker", worker),
+        ("Attempt", attempt),
         ("Process", job.pid.map(|pid| pid.to_string())),
         ("Command", Some(visible(&command_line(job)).into_owned())),
         ("Folder", job.cwd.as_ref().map(shown)),
@@ -308,7 +313,22 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         ),
         ("Ran for", ran(job, now).map(length)),
         ("Output", Some(size(job.output_bytes))),
-    ])
+    ]);
+    // The last one is told of above.
+    for attempt in job.attempts.iter().rev().skip(1).rev() {
+        let (number, worker) = (attempt.number, visible(&attempt.worker));
+        let how = attempt.reason.as_deref().unwrap_or_default();
+        let how = visible(how);
+        let output = size(attempt.output_bytes);
+        let word = attempt.state.as_str();
+        writeln!(
+            text,
+            "{:<12}{word} ({how}) on {worker}, {output} of output",
+            format!("Attempt {number}:")
+        )
+        .unwrap_or_default();
+    }
+    text
 }
 
 /// What runs, as one could type it into a shell.
@@ -358,6 +378,11 @@ pub(super) mod tests {
             timeout_ms: Some(90_000),
             not_before: None,
             deadline_ms: None,
+            retries: 0,
+            retry_pause_ms: None,
+            on_lost: OnLost::Fail,
+            attempt: 1,
+            attempts: Vec::new(),
             pid: Some(17),
             exit_code: Some(3),
             signal: None,

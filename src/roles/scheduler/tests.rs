@@ -6,6 +6,7 @@ mod jobs;
 mod later;
 mod output;
 mod queue;
+mod retries;
 mod serving;
 mod workers;
 

@@ -261,7 +261,10 @@ async fn jobs(
         next: last.map(|record| record.id),
         jobs: page
             .iter()
-            .map(|record| scheduler.jobs.shown(record))
+            .map(|record| api::Job {
+                attempts: Vec::new(),
+                ..scheduler.jobs.shown(record)
+            })
             .collect(),
     }))
 }

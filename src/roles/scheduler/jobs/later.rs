@@ -65,11 +65,14 @@ impl Alarms {
 impl Record {
     /// Before this it is not started.
     pub(super) fn not_before(&self) -> Option<Timestamp> {
-        self.spec.not_before
+        self.retry_at.or(self.spec.not_before)
     }
 
-    /// When it is given up if it has no worker by then.
+    /// When it is given up if it was never given to a worker by then.
     fn given_up_at(&self) -> Option<Timestamp> {
+        if !self.attempts.is_empty() {
+            return None;
+        }
         let from = self.not_before().unwrap_or(self.created_at);
         // A time in the past is no reason to give it up at once.
         let from = from.max(self.created_at);
@@ -84,7 +87,7 @@ impl Record {
         let left = left.round(Unit::Second).unwrap_or(left).max(second);
         let whole = TimestampRound::new().smallest(Unit::Second);
         let at = at.round(whole).unwrap_or(at);
-        Some(format!("starts at {at}, in {left:#}"))
+        Some(self.about_attempts(&format!("starts at {at}, in {left:#}")))
     }
 }
 

@@ -6,8 +6,9 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::attempts::Attempt;
 use crate::{
-    api,
+    api::{self, OnLost},
     ids::{self, JobId, WorkerId},
     labels::{self, Requirement},
     roles::scheduler::{
@@ -53,6 +54,14 @@ pub(crate) struct Spec {
     /// How long it may wait for a worker, from when it may start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) deadline: Option<Duration>,
+    /// How often it is tried again after it failed.
+    #[serde(default)]
+    pub(crate) retries: u32,
+    /// Before the first of them; None: as long as is usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_pause: Option<Duration>,
+    #[serde(default)]
+    pub(crate) on_lost: OnLost,
 }
 
 impl Spec {
@@ -82,6 +91,9 @@ impl Spec {
             priority: asked.priority.map_or(0, api::Priority::value),
             not_before,
             deadline: asked.deadline_ms.map(Duration::from_millis),
+            retries: asked.retries,
+            retry_pause: asked.retry_pause_ms.map(Duration::from_millis),
+            on_lost: asked.on_lost,
         };
         spec.check(&env)?;
         Ok((spec, env))
@@ -139,7 +151,14 @@ impl Spec {
             ));
         }
         let longest = Duration::from_millis(api::MAX_DURATION_MS);
-        for (field, duration) in [("timeout_ms", self.timeout), ("deadline_ms", self.deadline)] {
+        if self.retries > api::MAX_RETRIES {
+            return Err(format!("retries is more than {}", api::MAX_RETRIES));
+        }
+        for (field, duration) in [
+            ("timeout_ms", self.timeout),
+            ("deadline_ms", self.deadline),
+            ("retry_pause_ms", self.retry_pause),
+        ] {
             if duration.is_some_and(|duration| duration.is_zero() || duration > longest) {
                 let most = api::MAX_DURATION_MS;
                 return Err(format!("{field} is not between 1 and {most}"));
@@ -282,6 +301,29 @@ pub(crate) enum Event {
     TurnedAway,
 }
 
+impl End {
+    /// How its process ended, or the code word that says why it has none.
+    pub(crate) fn exit(&self) -> (Option<Exit>, Option<String>) {
+        match self {
+            Self::Succeeded => (Some(Exit::Code(0)), None),
+            Self::Failed(exit) | Self::Stopped(exit) | Self::TimedOut(exit) => (*exit, None),
+            Self::NotStarted { code } => (None, Some(code.clone())),
+            Self::Lost => (None, None),
+        }
+    }
+}
+
+impl Exit {
+    /// The exit code, or the signal.
+    pub(crate) fn parts(exit: Option<Self>) -> (Option<i32>, Option<i32>) {
+        match exit {
+            Some(Self::Code(code)) => (Some(code), None),
+            Some(Self::Signal(signal)) => (None, Some(signal)),
+            None => (None, None),
+        }
+    }
+}
+
 impl State {
     /// An ended job never changes again.
     pub(crate) fn is_final(&self) -> bool {
@@ -325,11 +367,27 @@ impl State {
         }
     }
 
-    fn process(&self) -> Option<Process> {
+    pub(crate) fn process(&self) -> Option<Process> {
         match self {
             Self::Queued | Self::Pending { .. } => None,
             Self::Running(process) => Some(*process),
             Self::Unknown { process, .. } | Self::Ended { process, .. } => *process,
+        }
+    }
+
+    /// As the HTTP API shows it.
+    pub(crate) fn shown(&self) -> api::JobState {
+        match self {
+            Self::Queued | Self::Pending { .. } => api::JobState::Pending,
+            Self::Running(_) => api::JobState::Running,
+            Self::Unknown { .. } => api::JobState::Unknown,
+            Self::Ended { end, .. } => match end {
+                End::Succeeded => api::JobState::Succeeded,
+                End::Failed(_) | End::NotStarted { .. } => api::JobState::Failed,
+                End::Stopped(_) => api::JobState::Stopped,
+                End::TimedOut(_) => api::JobState::TimedOut,
+                End::Lost => api::JobState::Lost,
+            },
         }
     }
 
@@ -433,16 +491,6 @@ impl State {
     }
 }
 
-impl Event {
-    /// Its stop was asked for.
-    pub(crate) fn stopped_before_start() -> Self {
-        Self::GivenUp {
-            end: End::Stopped(None),
-            reason: "stopped before it was started".to_owned(),
-        }
-    }
-}
-
 fn given_up(end: End, reason: String) -> State {
     State::Ended {
         process: None,
@@ -478,6 +526,9 @@ pub(crate) struct Place {
     /// The registration of the worker under which it was sent there, or last
     /// reported from there.
     pub(crate) session: Session,
+    /// Its id there; None: its own, as in every first attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<JobId>,
 }
 
 /// A job and all that is known of it. It is stored in this form, and its spec
@@ -494,11 +545,21 @@ pub(crate) struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) place: Option<Place>,
     pub(crate) state: State,
+    /// Of its last attempt.
     pub(crate) output_bytes: u64,
     pub(crate) created_at: Timestamp,
     /// Asked for while its worker was away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) stop: Option<RecordedStop>,
+    /// Those that ended, and that were or will be followed by another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) attempts: Vec<Attempt>,
+    /// Before this the next attempt does not begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_at: Option<Timestamp>,
+    /// A stop was asked for: no attempt follows the one it has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_last: bool,
 }
 
 /// A stop that waits for the job's worker.
@@ -547,6 +608,9 @@ impl Record {
 
     /// It has ended without ever having had a process.
     pub(crate) fn never_ran(&self) -> bool {
+        if !self.attempts.is_empty() {
+            return false;
+        }
         match &self.state {
             State::Queued | State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
                 false
@@ -605,41 +669,19 @@ impl Record {
     }
 
     pub(crate) fn api_state(&self) -> api::JobState {
-        match &self.state {
-            State::Queued | State::Pending { .. } => api::JobState::Pending,
-            State::Running(_) => api::JobState::Running,
-            State::Unknown { .. } => api::JobState::Unknown,
-            State::Ended { end, .. } => match end {
-                End::Succeeded => api::JobState::Succeeded,
-                End::Failed(_) | End::NotStarted { .. } => api::JobState::Failed,
-                End::Stopped(_) => api::JobState::Stopped,
-                End::TimedOut(_) => api::JobState::TimedOut,
-                End::Lost => api::JobState::Lost,
-            },
-        }
+        self.state.shown()
     }
 
     /// The record as the HTTP API shows it; how long it is kept is not said here.
     pub(crate) fn job(&self) -> api::Job {
         let process = self.state.process();
-        let (exit, start_error, ended_at) = match &self.state {
-            State::Ended { end, at, .. } => match end {
-                End::Succeeded => (Some(Exit::Code(0)), None, Some(*at)),
-                End::Failed(exit) | End::Stopped(exit) | End::TimedOut(exit) => {
-                    (*exit, None, Some(*at))
-                }
-                End::NotStarted { code } => (None, Some(code.clone()), Some(*at)),
-                End::Lost => (None, None, Some(*at)),
-            },
+        let ((exit, start_error), ended_at) = match &self.state {
+            State::Ended { end, at, .. } => (end.exit(), Some(*at)),
             State::Queued | State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
-                (None, None, None)
+                ((None, None), None)
             }
         };
-        let (exit_code, signal) = match exit {
-            Some(Exit::Code(code)) => (Some(code), None),
-            Some(Exit::Signal(signal)) => (None, Some(signal)),
-            None => (None, None),
-        };
+        let (exit_code, signal) = Exit::parts(exit);
         let spec = &self.spec;
         api::Job {
             id: self.id,
@@ -662,11 +704,16 @@ impl Record {
             timeout_ms: spec.timeout.map(api::whole_milliseconds),
             not_before: self.not_before(),
             deadline_ms: spec.deadline.map(api::whole_milliseconds),
+            retries: spec.retries,
+            retry_pause_ms: spec.retry_pause.map(api::whole_milliseconds),
+            on_lost: spec.on_lost,
+            attempt: self.attempt(),
+            attempts: self.shown_attempts(),
             pid: process.and_then(|process| process.pid),
             exit_code,
             signal,
             start_error,
-            output_bytes: self.output_bytes,
+            output_bytes: self.all_output_bytes(),
             created_at: self.created_at,
             started_at: process.and_then(|process| process.since),
             ended_at,
@@ -694,11 +741,15 @@ pub(crate) mod tests {
                 worker: WorkerId::random(),
                 worker_name: "w1".into(),
                 session: Session::random(),
+                run: None,
             }),
             state,
             output_bytes: 0,
             created_at: now(),
             stop: None,
+            attempts: Vec::new(),
+            retry_at: None,
+            is_last: false,
         }
     }
 
@@ -768,6 +819,8 @@ pub(crate) mod tests {
             ("timeout_ms", spec(|r| r.timeout_ms = Some(0))),
             ("timeout_ms", spec(|r| r.timeout_ms = Some(u64::MAX))),
             ("deadline_ms", spec(|r| r.deadline_ms = Some(0))),
+            ("retries", spec(|r| r.retries = 1001)),
+            ("retry_pause_ms", spec(|r| r.retry_pause_ms = Some(0))),
             ("delay_ms", spec(|r| r.delay_ms = Some(u64::MAX))),
             (
                 "both",
@@ -874,7 +927,10 @@ pub(crate) mod tests {
             Just(Event::Gone(Gone::Restarted)),
             Just(Event::Gone(Gone::Left)),
             Just(Event::SentAgain),
-            Just(Event::stopped_before_start()),
+            Just(Event::GivenUp {
+                end: End::Stopped(None),
+                reason: "x".to_owned()
+            }),
             Just(Event::Placed),
             Just(Event::TurnedAway),
         ]

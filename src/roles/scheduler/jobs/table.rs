@@ -49,6 +49,8 @@ pub(super) struct Table {
     /// The workers that placement knows.
     workers: HashMap<WorkerId, WorkerHandle>,
     on_worker: HashMap<WorkerId, OnWorker>,
+    /// The jobs of runs that have ids of their own.
+    pub(super) runs: HashMap<JobId, JobId>,
     /// What the store has not been told yet.
     changed: Vec<Changed>,
     /// Ended, in the order in which the store was told.
@@ -67,7 +69,7 @@ struct Entry {
     record: Arc<Record>,
     /// There from the first waiter until the end.
     changes: Option<watch::Sender<Arc<Record>>>,
-    /// The values of its environment, until its start is confirmed.
+    /// The values of its environment, until it is not started any more.
     env: Arc<Env>,
 }
 
@@ -90,7 +92,7 @@ struct Settled {
 #[derive(Debug)]
 pub(super) enum Due {
     Start(Arc<Record>),
-    Stop(JobId, RecordedStop),
+    Stop(Arc<Record>, RecordedStop),
 }
 
 impl Table {
@@ -133,10 +135,16 @@ impl Table {
             let entry = self.jobs.get_mut(&id)?;
             let record = Arc::make_mut(&mut entry.record);
             record.state = record.state.after(Event::Placed)?;
+            let run = record.next_run();
+            if let Some(run) = run {
+                self.runs.insert(run, id);
+            }
+            record.retry_at = None;
             record.place = Some(Place {
                 worker,
                 worker_name: handle.name.clone(),
                 session: handle.session,
+                run,
             });
             self.on_worker.entry(worker).or_default().live.insert(id);
             self.alarms.set(id, None);
@@ -177,6 +185,9 @@ impl Table {
                 .live
                 .insert(record.id);
             self.queue.occupy(worker);
+            if let Some(run) = record.place.as_ref().and_then(|place| place.run) {
+                self.runs.insert(run, record.id);
+            }
         }
         let entry = Entry {
             record: record.clone(),
@@ -224,6 +235,9 @@ impl Table {
         let Some(worker) = record.worker() else {
             return;
         };
+        if let Some(run) = record.run() {
+            self.runs.remove(&run);
+        }
         if let Some(on_worker) = self.on_worker.get_mut(&worker)
             && on_worker.live.remove(&id)
         {
@@ -285,7 +299,7 @@ impl Table {
         }
         let before = entry.record.clone();
         let record = Arc::make_mut(&mut entry.record);
-        record.state = next;
+        record.state = record.unless_tried_again(next);
         if record.state == State::Queued {
             record.place = None;
         }
@@ -296,7 +310,7 @@ impl Table {
             error = record.error_text(),
             "job changed"
         );
-        if !record.state.is_unconfirmed() {
+        if !record.needs_env() {
             entry.env = Arc::default();
         }
         if record.is_final() {
@@ -330,16 +344,27 @@ impl Table {
 
     /// The worker that the job was sent to takes none, and does not have it: it
     /// waits for another, and that worker gets no more until it offers anew.
-    pub(super) fn turned_away(&mut self, id: JobId) {
+    pub(super) fn turned_away(&mut self, run: JobId) {
+        let Some(id) = self.job_of(run) else {
+            return;
+        };
         if let Some(worker) = self.get(id).and_then(|record| record.worker()) {
             self.queue.close(worker);
         }
         self.apply(id, Event::TurnedAway);
     }
 
+    /// As [`Table::apply`], to the job of this run.
+    pub(super) fn apply_to_run(&mut self, run: JobId, event: Event) {
+        if let Some(id) = self.job_of(run) {
+            self.apply(id, event);
+        }
+    }
+
     /// Takes in what the job's own worker says of it.
-    pub(super) fn report(&mut self, id: JobId, status: Status, session: Option<Session>) {
-        if let Some(entry) = self.jobs.get_mut(&id)
+    pub(super) fn report(&mut self, run: JobId, status: Status, session: Option<Session>) {
+        if let Some(id) = self.job_of(run)
+            && let Some(entry) = self.jobs.get_mut(&id)
             && !entry.record.is_final()
         {
             let record = Arc::make_mut(&mut entry.record);
@@ -352,7 +377,7 @@ impl Table {
     }
 
     /// The worker has told of all its jobs under `session`, or none will ever
-    /// be told of again: what is not `present` and was sent under another
+    /// be told of again: what is not `present`, a run, and was sent under another
     /// session is gone, or is to be sent again.
     pub(super) fn settle(
         &mut self,
@@ -363,8 +388,11 @@ impl Table {
     ) {
         let on_worker = self.on_worker.entry(worker).or_default();
         on_worker.settled = Some(Settled { session, gone });
-        let (named, absent): (Vec<JobId>, Vec<JobId>) =
-            on_worker.live.iter().partition(|id| present.contains(id));
+        let is_named = |id: &&JobId| {
+            let run = self.jobs.get(*id).and_then(|entry| entry.record.run());
+            run.is_some_and(|run| present.contains(&run))
+        };
+        let (named, absent): (Vec<JobId>, Vec<JobId>) = on_worker.live.iter().partition(is_named);
         for id in named {
             if let Some(entry) = self.jobs.get_mut(&id) {
                 entry.set_session(session);
@@ -406,13 +434,14 @@ impl Table {
             }
             let stop = record.stop?;
             Arc::make_mut(&mut entry.record).stop = None;
-            return Some(Due::Stop(id, stop));
+            return Some(Due::Stop(entry.record.clone(), stop));
         }
         if !record.state.may_be_sent() {
             return None;
         }
         if record.stop.is_some() {
-            self.apply(id, Event::stopped_before_start());
+            let stopped = record.stopped_before_start();
+            self.apply(id, stopped);
             return None;
         }
         entry.set_session(session);
@@ -422,10 +451,19 @@ impl Table {
 
     /// Records a stop that cannot be delivered now; None takes it back.
     pub(super) fn want_stop(&mut self, id: JobId, stop: Option<RecordedStop>) {
+        self.edit(id, |record| {
+            record.stop = stop;
+            true
+        });
+    }
+
+    /// Changes something else than the state of a job that has not ended;
+    /// `change` says whether there was something to change.
+    pub(super) fn edit(&mut self, id: JobId, change: impl FnOnce(&mut Record) -> bool) {
         if let Some(entry) = self.jobs.get_mut(&id)
             && !entry.record.is_final()
+            && change(Arc::make_mut(&mut entry.record))
         {
-            Arc::make_mut(&mut entry.record).stop = stop;
             entry.announce();
             self.changed.push(Changed::Job(entry.record.clone()));
         }
@@ -433,7 +471,10 @@ impl Table {
 
     /// The call that starts the job was not answered. If the worker has left
     /// since, that settles it.
-    pub(super) fn unconfirmed(&mut self, id: JobId, why: String) {
+    pub(super) fn unconfirmed(&mut self, run: JobId, why: String) {
+        let Some(id) = self.job_of(run) else {
+            return;
+        };
         self.apply(id, Event::Unconfirmed { why });
         let Some(place) = self.get(id).and_then(|record| record.place.clone()) else {
             return;
@@ -791,7 +832,7 @@ mod tests {
         let present = HashSet::from([job.id]);
         table.settle(job.worker().unwrap(), session, &present, Gone::Restarted);
         let due = table.due(job.worker().unwrap(), session);
-        assert!(matches!(&due[..], [Due::Stop(id, due)] if *id == job.id && *due == stop));
+        assert!(matches!(&due[..], [Due::Stop(due, how)] if due.id == job.id && *how == stop));
         let stopped = table.get(unsent.id).unwrap();
         assert_eq!(stopped.api_state(), api::JobState::Stopped);
         assert!(stopped.never_ran());

@@ -127,8 +127,8 @@ pub(super) struct Loaded {
     /// One more than at the start before.
     pub(super) epoch: u64,
     pub(super) workers: Vec<StoredWorker>,
-    /// The jobs that had not ended, and for those whose start was never
-    /// confirmed the values of their environment.
+    /// The jobs that had not ended, and for those that may be started, or started
+    /// again, the values of their environment.
     pub(super) live: Vec<(Record, Env)>,
     pub(super) tokens: Vec<Token>,
     pub(super) certificates: Vec<Certificate>,

@@ -12,7 +12,7 @@ pub(super) const FILE: &str = "store.sqlite";
 
 /// One entry for each version, the first makes version 1 of an empty file.
 /// Entries are only ever added: each has run on somebody's disk.
-pub(super) const MIGRATIONS: [&str; 3] = [FIRST, access::TABLES, QUEUE];
+pub(super) const MIGRATIONS: [&str; 4] = [FIRST, access::TABLES, QUEUE, ATTEMPTS];
 
 const FIRST: &str = "
 -- Epochs begin with the time, so that those of a store that was made anew are
@@ -106,6 +106,16 @@ CREATE INDEX jobs_by_name ON jobs (name, state, created_us, id)
     WHERE ended_us IS NOT NULL AND name IS NOT NULL;
 CREATE INDEX jobs_by_name_and_worker ON jobs (name, worker, state, created_us, id)
     WHERE ended_us IS NOT NULL AND name IS NOT NULL;
+";
+
+/// Under which ids the workers have the attempts of jobs that had several.
+const ATTEMPTS: &str = "
+CREATE TABLE attempts (
+    run BLOB PRIMARY KEY,
+    job BLOB NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    worker BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX attempts_by_job ON attempts (job);
 ";
 
 /// The version of a store that this binary writes.
