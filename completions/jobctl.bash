@@ -1806,7 +1806,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-l -f -v -h --worker --label --script --with --env --cwd --user --name --timeout --priority --no-queue --at --in --deadline --retries --retry-pause --on-lost --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-l -f -v -h --worker --label --script --with --env --cwd --user --name --timeout --priority --no-queue --at --in --after --after-any --deadline --retries --retry-pause --on-lost --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1861,6 +1861,14 @@ _jobctl() {
                     return 0
                     ;;
                 --in)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --after)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --after-any)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -66,6 +66,8 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End 
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l priority -d 'Of jobs that wait, the higher one goes first: low, medium, high or a number' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l at -d 'Do not start it before this time, as `2026-01-02T03:04:05Z`' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l in -d 'Do not start it before so long from now, as `10m`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l after -d 'Start it when this job has succeeded; may be repeated. If it ends otherwise, this one ends as `stopped`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l after-any -d 'Start it when this job has ended, however that was; may be repeated' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l deadline -d 'Give it up, as `timed_out`, if it has no worker after this time, counted from now or from when it may start' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l retries -d 'Try again when it failed or timed out, so often at most: 0 to 1000' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l retry-pause -d 'Before the first retry; doubles each time, up to 5m [default: 1s]' -r

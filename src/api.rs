@@ -108,6 +108,13 @@ pub struct StartRequest {
     /// `not_before` if that is later: it is `timed_out` then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+    /// Start it when these jobs have succeeded; if one of them ends otherwise, it is
+    /// `stopped`. With `after_any` [`MAX_AFTER`] at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
+    /// Start it when these jobs have ended, however that was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after_any: Vec<String>,
     /// How often to try again when it failed or timed out, [`MAX_RETRIES`] at most.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub retries: u32,
@@ -117,6 +124,30 @@ pub struct StartRequest {
     /// What to do when it is lost.
     #[serde(default, skip_serializing_if = "OnLost::is_fail")]
     pub on_lost: OnLost,
+}
+
+/// The most jobs that a job may wait for.
+pub const MAX_AFTER: usize = 100;
+
+/// What is waited for of another job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// That it succeeds.
+    Succeeded,
+    /// That it ends.
+    Ended,
+}
+
+/// A job for which another one waits, or waited.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prerequisite {
+    /// Which.
+    pub job_id: JobId,
+    /// What is waited for.
+    pub until: Until,
+    /// How it ended; null: it has not, or its record was deleted before.
+    pub state: Option<JobState>,
 }
 
 /// The most retries a job may have.
@@ -219,10 +250,11 @@ impl FromStr for Priority {
 pub struct StartResponse {
     /// The new job.
     pub job_id: JobId,
-    /// `running`, or `pending` where no worker has room for it yet; it may have
-    /// ended by the time this is read.
+    /// `running`, or `pending` where it has to wait; it may have ended by the time this
+    /// is read, or at once, where a job it was to wait for has failed.
     pub state: JobState,
-    /// Of a pending job: what it waits for, in one line.
+    /// Of a pending job what it waits for, and of one that ended without having been
+    /// given to a worker how, in one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -499,7 +531,8 @@ pub enum JobState {
     Succeeded,
     /// Another exit code, a signal nobody here sent, or never started.
     Failed,
-    /// Ended because somebody asked.
+    /// Ended because somebody asked, or not started because a job it was to wait for
+    /// ended otherwise than it should.
     Stopped,
     /// Ended because of its own timeout, or it waited longer than its deadline.
     TimedOut,
@@ -584,6 +617,9 @@ pub struct Job {
     /// How long it may wait for a worker, from when it may start.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// The jobs it waits for, or waited for.
+    #[serde(default)]
+    pub after: Vec<Prerequisite>,
     /// How often it is tried again when it failed or timed out.
     #[serde(default)]
     pub retries: u32,

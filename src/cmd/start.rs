@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::{Caller, Codes, DONE, EXIT_CODES, logs, usage, wait, whole_milliseconds};
 use crate::{
     api::{
-        JobState, LogsQuery, MAX_KEY, MAX_RETRIES, OnLost, Priority, QueryRequest, StartRequest,
+        LogsQuery, MAX_KEY, MAX_RETRIES, OnLost, Priority, QueryRequest, StartRequest,
         StartResponse,
     },
     client::render::{self, Look, Timestamps},
@@ -24,7 +24,8 @@ Examples:
   jobctl start --follow -- make -j4 test   shows its output, ends as it ends
   jobctl start --wait --timeout 10m --worker w1 ./check
   jobctl start --script count.sh --with bash 5
-  jobctl start --env LANG=C --env TOKEN --cwd /srv ./report";
+  jobctl start --env LANG=C --env TOKEN --cwd /srv ./report
+  jobctl start --after build --retries 3 --in 10m ./check";
 
 const USAGE: &str = "\
 jobctl start [OPTIONS] [--] COMMAND [ARG]...
@@ -115,7 +116,7 @@ pub(super) struct Args {
     priority: Option<Priority>,
 
     /// Refuse it instead of having it wait for a free slot
-    #[arg(long, conflicts_with_all = ["at", "delay"], help_heading = "How")]
+    #[arg(long, conflicts_with_all = ["at", "delay", "after", "after_any"], help_heading = "How")]
     no_queue: bool,
 
     /// Do not start it before this time, as `2026-01-02T03:04:05Z`
@@ -131,6 +132,25 @@ pub(super) struct Args {
         help_heading = "When"
     )]
     delay: Option<Duration>,
+
+    /// Start it when this job has succeeded; may be repeated. If it ends otherwise,
+    /// this one ends as `stopped`
+    #[arg(
+        long,
+        value_name = "JOB",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "When"
+    )]
+    after: Vec<String>,
+
+    /// Start it when this job has ended, however that was; may be repeated
+    #[arg(
+        long,
+        value_name = "JOB",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "When"
+    )]
+    after_any: Vec<String>,
 
     /// Give it up, as `timed_out`, if it has no worker after this time, counted
     /// from now or from when it may start
@@ -207,7 +227,7 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
         let start = caller.client.start_with_key(&request, &key);
         let answer = caller.patiently(start).await?;
         let job = answer.job_id;
-        if answer.state == JobState::Pending && render::is_attended() {
+        if answer.reason.is_some() && render::is_attended() {
             render::note(&waiting(&answer));
         }
         // The job is accepted: whoever cannot be told on stdout is to know it still.
@@ -274,7 +294,7 @@ async fn announce(caller: &Caller, started: &StartResponse) {
     if !render::is_attended() {
         return;
     }
-    if started.state == JobState::Pending {
+    if started.reason.is_some() {
         return render::note(&waiting(started));
     }
     let job = started.job_id;
@@ -291,9 +311,10 @@ async fn announce(caller: &Caller, started: &StartResponse) {
 
 fn waiting(started: &StartResponse) -> String {
     let job = started.job_id.short();
-    match &started.reason {
-        Some(reason) => format!("job {job} waits: {reason}"),
-        None => format!("job {job} waits"),
+    let reason = started.reason.as_deref().unwrap_or_default();
+    match started.state.is_final() {
+        true => format!("job {job} was not started: {reason}"),
+        false => format!("job {job} waits: {reason}"),
     }
 }
 
@@ -344,6 +365,8 @@ fn request(
         not_before: args.at,
         delay_ms: args.delay.map(whole_milliseconds),
         deadline_ms: args.deadline.map(whole_milliseconds),
+        after: args.after,
+        after_any: args.after_any,
         retries: args.retries,
         retry_pause_ms: args.retry_pause.map(whole_milliseconds),
         on_lost: args.on_lost,
@@ -473,6 +496,11 @@ mod tests {
             &["--in", "1m", "--at", "2026-01-02T03:04:05Z", "x"],
             &["--in", "1m", "--no-queue", "x"],
             &["--deadline", "soon", "x"],
+            &["--after", "", "x"],
+            &["--after", "a", "--no-queue", "x"],
+            &["--retries", "1001", "x"],
+            &["--retry-pause", "1s", "x"],
+            &["--on-lost", "panic", "x"],
         ] {
             let error = parsed(line).unwrap_err();
             assert!(error.is::<clap::Error>(), "{line:?}: {error}");

@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod after;
 mod attacker;
 mod attacks;
 mod bounds;

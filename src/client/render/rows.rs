@@ -12,7 +12,7 @@ use super::{
     units::{age, length, size, when},
 };
 use crate::{
-    api::{Certificate, Job, JobState, OnLost, Token, Worker, WorkerState},
+    api::{Certificate, Job, JobState, OnLost, Token, Until, Worker, WorkerState},
     client::{
         audit::Entry,
         contexts::Named,
@@ -304,6 +304,7 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
             job.not_before.map(|time| format!("{time:.0}")),
         ),
         ("Deadline", job.deadline_ms.map(duration)),
+        ("After", after(job)),
         ("Created", when(Some(job.created_at))),
         ("Started", when(job.started_at)),
         ("Ended", when(job.ended_at)),
@@ -329,6 +330,20 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         .unwrap_or_default();
     }
     text
+}
+
+/// The jobs it waits for, or waited for.
+fn after(job: &Job) -> Option<String> {
+    let each = job.after.iter().map(|one| {
+        let id = one.job_id.short();
+        match (one.state, one.until) {
+            (Some(state), _) => format!("{id} ({})", state.as_str()),
+            (None, Until::Succeeded) => format!("{id} (to succeed)"),
+            (None, Until::Ended) => format!("{id} (to end)"),
+        }
+    });
+    let each: Vec<_> = each.collect();
+    (!each.is_empty()).then(|| each.join(", "))
 }
 
 /// What runs, as one could type it into a shell.
@@ -378,6 +393,7 @@ pub(super) mod tests {
             timeout_ms: Some(90_000),
             not_before: None,
             deadline_ms: None,
+            after: Vec::new(),
             retries: 0,
             retry_pause_ms: None,
             on_lost: OnLost::Fail,

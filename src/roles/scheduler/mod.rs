@@ -312,7 +312,7 @@ impl Opened {
         };
         tracker.spawn(watch_deadlines(scheduler.clone()));
         tracker.spawn(place_jobs(scheduler.clone()));
-        tracker.spawn(watch_alarms(scheduler.clone()));
+        tracker.spawn(watch_waiting(scheduler.clone()));
         tracker.spawn(note_signs_of_life(scheduler.clone()));
         tracker.spawn(keep_certificates(scheduler.clone()));
         let served = tokio::select! {
@@ -486,10 +486,11 @@ async fn place_jobs(scheduler: Scheduler) {
     }
 }
 
-/// As their times come.
-async fn watch_alarms(scheduler: Scheduler) {
+/// As their times come, and those they wait for end.
+async fn watch_waiting(scheduler: Scheduler) {
     tokio::select! {
         () = scheduler.jobs.follow_alarms() => {}
+        () = scheduler.jobs.follow_strangers() => {}
         () = scheduler.closing.cancelled() => {}
     }
 }

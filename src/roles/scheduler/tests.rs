@@ -1,6 +1,7 @@
 //! The whole role over real HTTP and gRPC on port 0, with a worker that does
 //! what a test tells it.
 
+mod after;
 mod durable;
 mod jobs;
 mod later;

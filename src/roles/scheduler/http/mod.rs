@@ -33,7 +33,7 @@ use super::{
     Scheduler,
     access::Caller,
     error::Error,
-    jobs::{Filter, Record, Spec, Start, Stop, Unplaced, Wait},
+    jobs::{Awaited, Filter, Record, Spec, Start, Stop, Unplaced, Wait},
     logs, signal,
     store::Key,
 };
@@ -115,11 +115,13 @@ async fn start(
         true => Unplaced::Refused,
         false => Unplaced::Waits,
     };
+    let after = Awaited::of(&asked).map_err(Error::BadRequest)?;
     let (spec, env) = Spec::new(asked).map_err(Error::BadRequest)?;
     let start = Start {
         spec,
         env,
         worker,
+        after,
         unplaced,
         key,
         caller,
@@ -129,7 +131,10 @@ async fn start(
     let answer = api::StartResponse {
         job_id: job.id,
         state: job.state,
-        reason: job.reason.filter(|_| !job.state.is_final()),
+        // How one ended that ran meanwhile is another matter.
+        reason: job
+            .reason
+            .filter(|_| !job.state.is_final() || record.place.is_none()),
     };
     Ok((StatusCode::CREATED, Json(answer)))
 }

@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::{
     Jobs,
+    prerequisites::in_vain,
     record::{End, Event, Record, State, now},
     table::Table,
 };
@@ -92,8 +93,8 @@ impl Record {
 }
 
 impl Table {
-    /// Looks at a job that has no worker: it gets in line, waits for its time, or
-    /// has waited too long.
+    /// Looks at a job that has no worker: it gets in line, waits for its time or
+    /// for others, or has waited too long or in vain.
     pub(super) fn enqueue(&mut self, id: JobId) {
         self.look_at(id, now());
     }
@@ -102,19 +103,24 @@ impl Table {
         let Some(record) = self.get(id).filter(|record| record.state == State::Queued) else {
             return;
         };
+        let given_up_at = record.given_up_at();
+        if let (Some(at), Some(deadline)) = (given_up_at, record.spec.deadline)
+            && at <= now
+        {
+            return self.apply(id, given_up(deadline));
+        }
+        if let Some(end) = in_vain(&record) {
+            return self.apply(id, end);
+        }
+        if !record.is_free() {
+            self.alarms.set(id, given_up_at);
+            return self.await_others(&record);
+        }
         if let Some(at) = record.not_before().filter(|at| *at > now) {
             return self.alarms.set(id, Some(at));
         }
-        let given_up_at = record.given_up_at();
-        match (given_up_at, record.spec.deadline) {
-            (Some(at), Some(deadline)) if at <= now => {
-                self.apply(id, given_up(deadline));
-            }
-            _ => {
-                self.alarms.set(id, given_up_at);
-                self.line_up(&record);
-            }
-        }
+        self.alarms.set(id, given_up_at);
+        self.line_up(&record);
     }
 
     fn ring(&mut self) {

@@ -4,6 +4,7 @@
 
 mod attempts;
 mod later;
+mod prerequisites;
 mod record;
 mod table;
 #[cfg(test)]
@@ -25,10 +26,12 @@ use tracing::Instrument as _;
 
 pub(super) use self::{
     attempts::Part,
+    prerequisites::Awaited,
     record::{Doubt, End, Exit, Gone, Place, Process, Record, Spec, State, Status, now},
     table::Filter,
 };
 use self::{
+    prerequisites::Prerequisite,
     record::{Event, RecordedStop, STOP_RECORDED},
     table::{Changed, Due, Table},
     turns::Turns,
@@ -96,6 +99,8 @@ pub(super) struct Start {
     pub(super) env: Env,
     /// The worker that is named.
     pub(super) worker: Option<String>,
+    /// The jobs it waits for.
+    pub(super) after: Vec<Awaited>,
     pub(super) unplaced: Unplaced,
     /// Under which it may be asked for again.
     pub(super) key: Option<Key>,
@@ -153,11 +158,15 @@ impl Jobs {
     /// `live` are the jobs that had not ended when the store was opened.
     pub(super) fn new(needs: Needs, live: Vec<(Record, Env)>) -> Self {
         let mut table = Table::default();
+        let mut waiting = Vec::new();
         for (mut record, env) in live {
             let state = record.state.clone();
             record.state = state.after_restart(record.worker_name());
-            let record = table.insert(record, Arc::new(env));
-            table.enqueue(record.id);
+            waiting.push(table.insert(record, Arc::new(env)).id);
+        }
+        // Some wait for others.
+        for id in waiting {
+            table.enqueue(id);
         }
         Self(Arc::new(Inner {
             table: Mutex::new(table),
@@ -198,7 +207,7 @@ impl Jobs {
         })
     }
 
-    async fn start_once(&self, asked: Start) -> Result<JobId, Error> {
+    async fn start_once(&self, mut asked: Start) -> Result<JobId, Error> {
         // Until the key is recorded, whoever bears it as well has to wait.
         let mut turn = None;
         if let Some(key) = &asked.key {
@@ -221,11 +230,12 @@ impl Jobs {
                 Some(worker)
             }
         };
+        let after = self.prerequisites(std::mem::take(&mut asked.after)).await?;
         let Accepted {
             record,
             worker,
             recorded,
-        } = self.accept(asked, wanted)?;
+        } = self.accept(asked, wanted, after)?;
         if let Err(error) = recorded.await {
             self.change(|table| table.remove(record.id));
             return Err(error.into());
@@ -274,12 +284,19 @@ impl Jobs {
                 kind: Refusal::of_word(code),
                 job: Some(id),
             }),
-            State::Ended { process: None, .. } if record.never_ran() => Err(finished(&record)),
+            State::Ended { process: None, .. } if record.never_ran() && record.place.is_some() => {
+                Err(finished(&record))
+            }
             State::Ended { .. } => Ok(id),
         }
     }
 
-    fn accept(&self, asked: Start, wanted: Option<WorkerHandle>) -> Result<Accepted, Error> {
+    fn accept(
+        &self,
+        asked: Start,
+        wanted: Option<WorkerHandle>,
+        after: Vec<Prerequisite>,
+    ) -> Result<Accepted, Error> {
         let env = Arc::new(asked.env);
         let record = Record {
             id: JobId::random(),
@@ -293,6 +310,7 @@ impl Jobs {
             attempts: Vec::new(),
             retry_at: None,
             is_last: false,
+            after,
         };
         let id = record.id;
         // One lock for choosing and recording, so that starts at the same
@@ -300,7 +318,9 @@ impl Jobs {
         let mut table = self.table();
         self.take_offers(&mut table);
         let mut record = table.insert(record, env.clone());
-        table.enqueue(id);
+        if record.is_free() {
+            table.enqueue(id);
+        }
         let mut worker = None;
         for (placed, on) in table.place() {
             match placed.id == id {
@@ -325,6 +345,7 @@ impl Jobs {
             "path": spec.path, "args": spec.args, "env": spec.env, "cwd": spec.cwd,
             "name": spec.name, "not_before": spec.not_before,
             "retries": spec.retries, "on_lost": spec.on_lost,
+            "after": record.shown_prerequisites(),
         });
         let audit = asked.caller.did("start", id, details);
         let store = &self.0.store;
@@ -785,6 +806,7 @@ impl Jobs {
                     attempts: Vec::new(),
                     retry_at: None,
                     is_last: false,
+                    after: Vec::new(),
                 });
             }
             (None, _) => {
@@ -807,9 +829,10 @@ impl Jobs {
         self.change(|table| table.report(run, status, None));
     }
 
-    /// So much of a run's output was passed on.
+    /// So much of a run's output was passed on. The store is told with the next
+    /// change.
     pub(super) fn seen(&self, run: JobId, bytes: u64) {
-        self.change(|table| table.seen(run, bytes));
+        self.table().seen(run, bytes);
     }
 
     /// `worker` has told of all its jobs: those it did not name, and that were
@@ -834,6 +857,7 @@ impl Jobs {
         let mut table = self.table();
         self.take_offers(&mut table);
         change(&mut table);
+        table.tell_dependents();
         for changed in table.changed() {
             let (ticket, record) = match changed {
                 Changed::Job(record) => (self.0.store.job(record.clone()), record),

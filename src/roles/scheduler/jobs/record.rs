@@ -6,7 +6,7 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::attempts::Attempt;
+use super::{attempts::Attempt, prerequisites::Prerequisite};
 use crate::{
     api::{self, OnLost},
     ids::{self, JobId, WorkerId},
@@ -560,6 +560,9 @@ pub(crate) struct Record {
     /// A stop was asked for: no attempt follows the one it has.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_last: bool,
+    /// It does not start before these have ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) after: Vec<Prerequisite>,
 }
 
 /// A stop that waits for the job's worker.
@@ -709,6 +712,7 @@ impl Record {
             on_lost: spec.on_lost,
             attempt: self.attempt(),
             attempts: self.shown_attempts(),
+            after: self.shown_prerequisites(),
             pid: process.and_then(|process| process.pid),
             exit_code,
             signal,
@@ -750,6 +754,7 @@ pub(crate) mod tests {
             attempts: Vec::new(),
             retry_at: None,
             is_last: false,
+            after: Vec::new(),
         }
     }
 

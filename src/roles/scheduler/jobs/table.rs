@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::{
     later::Alarms,
+    prerequisites::Dependents,
     record::{Event, Place, Record, RecordedStop, State, Status, now},
 };
 use crate::{
@@ -46,6 +47,7 @@ pub(super) struct Table {
     queue: Queue,
     /// When jobs that wait for a time are looked at.
     pub(super) alarms: Alarms,
+    pub(super) dependents: Dependents,
     /// The workers that placement knows.
     workers: HashMap<WorkerId, WorkerHandle>,
     on_worker: HashMap<WorkerId, OnWorker>,
@@ -123,6 +125,7 @@ impl Table {
     /// Has a job wait no more, for whatever it waits.
     pub(super) fn dequeue(&mut self, record: &Record) {
         self.alarms.set(record.id, None);
+        self.dependents.release(record);
         self.queue.remove(&record.wanted(), record.turn());
     }
 
@@ -157,7 +160,7 @@ impl Table {
 
     /// What a job that has no worker waits for, in one line.
     pub(super) fn why(&self, record: &Record) -> String {
-        let not_yet = record.why_not_yet(now());
+        let not_yet = record.why_not_free().or_else(|| record.why_not_yet(now()));
         not_yet.unwrap_or_else(|| self.queue.why(&record.wanted()))
     }
 
@@ -212,6 +215,7 @@ impl Table {
         let record = &entry.record;
         let key = (record.created_at, id);
         self.by_time.remove(&key);
+        self.dependents.removed(id);
         match &record.state {
             State::Queued => self.dequeue(&entry.record),
             State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
@@ -315,6 +319,7 @@ impl Table {
         }
         if record.is_final() {
             record.stop = None;
+            self.dependents.ended(id);
         }
         entry.announce();
         let record = entry.record.clone();
