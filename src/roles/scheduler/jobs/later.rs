@@ -3,7 +3,8 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    future,
+    convert::Infallible,
+    io,
     sync::Arc,
     time::Duration,
 };
@@ -140,21 +141,17 @@ fn given_up(deadline: Duration) -> Event {
 }
 
 impl Jobs {
-    /// Looks at jobs when their time has come. Never returns.
-    pub(in crate::roles::scheduler) async fn follow_alarms(&self) {
+    /// Looks at jobs when their time has come. Returns only if there are no
+    /// alarms to be had.
+    pub(in crate::roles::scheduler) async fn follow_alarms(&self) -> io::Result<Infallible> {
         let earlier = self.table().alarms.earlier.clone();
         loop {
             // Also when a time was set: it may have come.
             self.change(Table::ring);
             let next = self.table().alarms.next();
-            let next = async {
-                match next.map(|at| at.duration_since(Timestamp::now())) {
-                    Some(left) => tokio::time::sleep(left.try_into().unwrap_or_default()).await,
-                    None => future::pending().await,
-                }
-            };
+            self.0.clock.set(next)?;
             tokio::select! {
-                () = next => {}
+                rung = self.0.clock.rings() => rung?,
                 () = earlier.notified() => {}
             }
         }

@@ -38,6 +38,7 @@ use self::{
 };
 use super::{
     access::Caller,
+    clock::Clock,
     error::{Error, Refusal},
     offers::Offers,
     registry::{self, Registry, Session, WorkerHandle},
@@ -65,6 +66,7 @@ pub(super) struct Jobs(Arc<Inner>);
 struct Inner {
     table: Mutex<Table>,
     store: Store,
+    clock: Clock,
     registry: Registry,
     offers: Offers,
     /// Starts that bear the same key go one after the other.
@@ -80,6 +82,8 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Needs {
     pub(super) store: Store,
+    /// For jobs that wait for a time.
+    pub(super) clock: Clock,
     pub(super) registry: Registry,
     /// How long a finished job is kept.
     pub(super) keep_for: Duration,
@@ -171,6 +175,7 @@ impl Jobs {
         Self(Arc::new(Inner {
             table: Mutex::new(table),
             store: needs.store,
+            clock: needs.clock,
             offers: needs.registry.offers(),
             registry: needs.registry,
             turns: Turns::default(),
