@@ -1729,7 +1729,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__logs)
-            opts="-f -n -t -v -h --follow --tail --since --offset --stream --timestamps --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-f -n -t -v -h --follow --tail --since --attempt --offset --stream --timestamps --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1744,6 +1744,10 @@ _jobctl() {
                     return 0
                     ;;
                 --since)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --attempt)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1951,7 +1955,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-l -f -v -h --worker --label --script --with --all --count --each --at-once --stop-on-failure --env --cwd --user --name --timeout --priority --no-queue --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-l -f -v -h --worker --label --script --with --all --count --each --at-once --stop-on-failure --env --cwd --user --name --timeout --priority --no-queue --at --in --after --after-any --deadline --retries --retry-pause --on-lost --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2010,6 +2014,38 @@ _jobctl() {
                     return 0
                     ;;
                 --priority)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --at)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --in)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --after)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --after-any)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --deadline)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --retries)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --retry-pause)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --on-lost)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

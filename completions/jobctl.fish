@@ -67,6 +67,14 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l user -d 'Whom to
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l name -d 'What to call the job; it need not be unique' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l timeout -d 'End it after this time, as `90s` or `10m`' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l priority -d 'Of jobs that wait, the higher one goes first: low, medium, high or a number' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l at -d 'Do not start it before this time, as `2026-01-02T03:04:05Z`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l in -d 'Do not start it before so long from now, as `10m`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l after -d 'Start it when this job has succeeded; may be repeated. If it ends otherwise, this one ends as `stopped`' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l after-any -d 'Start it when this job has ended, however that was; may be repeated' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l deadline -d 'Give it up, as `timed_out`, if it has no worker after this time, counted from now or from when it may start' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l retries -d 'Try again when it failed or timed out, so often at most: 0 to 1000' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l retry-pause -d 'Before the first retry; doubles each time, up to 5m [default: 1s]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l on-lost -d 'When its worker has lost it: fail, or requeue, and it may run twice' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l idempotency-key -d 'Start it once, however often this is asked for under this key' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l context -d 'The context to use [env: JOBCTL_CONTEXT] [default: the current one]' -r
@@ -148,7 +156,8 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -s v -l verbose -d '
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -s n -l tail -d 'Begin with the last N lines' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l since -d 'Begin with what was written since, as `2h ago` or RFC 3339' -r
-complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l offset -d 'Begin with this byte' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l attempt -d 'Only this attempt, counted from 1 [default: the last one and those after it]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l offset -d 'Begin with this byte of all attempts\' output' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l stream -d 'Only one of them: stdout or stderr' -r -f -a "stdout\t''
 stderr\t''"
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l server -d 'The scheduler\'s HTTP API [env: JOBCTL_SERVER] [default: the context\'s]' -r

@@ -98,6 +98,33 @@ pub struct StartRequest {
     /// Refuse the job instead of having it wait for a free slot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_queue: bool,
+    /// Do not start it before this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// Do not start it before so long after it was accepted; instead of
+    /// `not_before`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_ms: Option<u64>,
+    /// Give it up if it has no worker so long after it was accepted, or after
+    /// `not_before` if that is later: it is `timed_out` then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// Start it when these jobs have succeeded; if one of them ends otherwise, it is
+    /// `stopped`. With `after_any` [`MAX_AFTER`] at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
+    /// Start it when these jobs have ended, however that was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after_any: Vec<String>,
+    /// How often to try again when it failed or timed out, [`MAX_RETRIES`] at most.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
+    /// Before the first retry; then it doubles, up to 5 minutes. Without it 1 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_pause_ms: Option<u64>,
+    /// What to do when it is lost.
+    #[serde(default, skip_serializing_if = "OnLost::is_fail")]
+    pub on_lost: OnLost,
     /// A group: one job on each worker that is there and has the labels.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
@@ -236,6 +263,74 @@ pub struct Group {
     pub ended_at: Option<Timestamp>,
 }
 
+/// The most jobs that a job may wait for.
+pub const MAX_AFTER: usize = 100;
+
+/// What is waited for of another job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// That it succeeds.
+    Succeeded,
+    /// That it ends.
+    Ended,
+}
+
+/// A job for which another one waits, or waited.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prerequisite {
+    /// Which.
+    pub job_id: JobId,
+    /// What is waited for.
+    pub until: Until,
+    /// How it ended; null: it has not, or its record was deleted before.
+    pub state: Option<JobState>,
+}
+
+/// The most retries a job may have.
+pub const MAX_RETRIES: u32 = 1000;
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands over a reference"
+)]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// What becomes of a job that is lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLost {
+    /// It has ended as `lost`.
+    #[default]
+    Fail,
+    /// It goes back to the queue, and may run a second time.
+    Requeue,
+}
+
+impl OnLost {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde hands over a reference"
+    )]
+    fn is_fail(&self) -> bool {
+        *self == Self::Fail
+    }
+}
+
+impl FromStr for OnLost {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "fail" => Ok(Self::Fail),
+            "requeue" => Ok(Self::Requeue),
+            _ => Err(format!("`{text}` is neither fail nor requeue")),
+        }
+    }
+}
+
 /// The highest priority, and with a minus before it the lowest.
 pub const MAX_PRIORITY: i32 = 1_000_000;
 
@@ -292,10 +387,11 @@ impl FromStr for Priority {
 pub struct StartResponse {
     /// The new job.
     pub job_id: JobId,
-    /// `running`, or `pending` where no worker has room for it yet; it may have
-    /// ended by the time this is read.
+    /// `running`, or `pending` where it has to wait; it may have ended by the time this
+    /// is read, or at once, where a job it was to wait for has failed.
     pub state: JobState,
-    /// Of a pending job: what it waits for, in one line.
+    /// Of a pending job what it waits for, and of one that ended without having been
+    /// given to a worker how, in one line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
@@ -599,9 +695,10 @@ pub enum JobState {
     Succeeded,
     /// Another exit code, a signal nobody here sent, or never started.
     Failed,
-    /// Ended because somebody asked.
+    /// Ended because somebody asked, or not started because a job it was to wait for
+    /// ended otherwise than it should.
     Stopped,
-    /// Ended because of its own timeout.
+    /// Ended because of its own timeout, or it waited longer than its deadline.
     TimedOut,
     /// Its worker has neither a process nor a result of it.
     Lost,
@@ -687,6 +784,30 @@ pub struct Job {
     pub priority: i32,
     /// Counted from the start of the process.
     pub timeout_ms: Option<u64>,
+    /// Before this it is not started.
+    #[serde(default)]
+    pub not_before: Option<Timestamp>,
+    /// How long it may wait for a worker, from when it may start.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+    /// The jobs it waits for, or waited for.
+    #[serde(default)]
+    pub after: Vec<Prerequisite>,
+    /// How often it is tried again when it failed or timed out.
+    #[serde(default)]
+    pub retries: u32,
+    /// Before the first retry, where it was asked for.
+    #[serde(default)]
+    pub retry_pause_ms: Option<u64>,
+    /// What is done when it is lost.
+    #[serde(default)]
+    pub on_lost: OnLost,
+    /// Which attempt it has, or had last, counted from 1; 0: none yet.
+    #[serde(default)]
+    pub attempt: u32,
+    /// All of its attempts, the last one included; not in lists of jobs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<Attempt>,
     /// The main process on its worker.
     pub pid: Option<u32>,
     /// What the main process returned, if it returned.
@@ -695,7 +816,7 @@ pub struct Job {
     pub signal: Option<i32>,
     /// Why it never started: `program_not_found`, `not_executable`, … as in [`Error::code`].
     pub start_error: Option<String>,
-    /// Bytes of output, as far as the scheduler has heard; exact once it has ended.
+    /// Bytes of output of all attempts, as far as the scheduler has heard; exact once it has ended.
     pub output_bytes: u64,
     /// When it was accepted.
     pub created_at: Timestamp,
@@ -707,6 +828,37 @@ pub struct Job {
     /// it; sooner only where there are too many.
     #[serde(default)]
     pub kept_until: Option<Timestamp>,
+}
+
+/// One attempt at a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Counted from 1.
+    pub number: u32,
+    /// Its id on its worker; of the first one the job's own.
+    pub run_id: JobId,
+    /// Where it was.
+    pub worker_id: WorkerId,
+    /// That worker's name.
+    pub worker: String,
+    /// How it stands, or how it ended.
+    pub state: JobState,
+    /// How it ended, in one line.
+    pub reason: Option<String>,
+    /// What its main process returned, if it returned.
+    pub exit_code: Option<i32>,
+    /// The signal that ended its main process, if one did.
+    pub signal: Option<i32>,
+    /// Why it never started, as a code word.
+    pub start_error: Option<String>,
+    /// Of its first byte in the output of the job.
+    pub offset: u64,
+    /// Bytes of its output.
+    pub output_bytes: u64,
+    /// When its process started.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
 }
 
 /// Parameters of `GET /logs`.
@@ -721,9 +873,13 @@ pub struct LogsQuery {
     /// End with the job instead of with what is recorded now.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follow: bool,
-    /// The first byte to send.
+    /// The first byte to send, of the output of all attempts; without it the first
+    /// of the last attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset: Option<u64>,
+    /// Only this attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
     /// Begin with the last so many lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail: Option<u64>,

@@ -49,7 +49,16 @@ pub(super) struct Args {
     #[arg(long, value_name = "TIME", value_parser = since, help_heading = "Which part")]
     since: Option<Timestamp>,
 
-    /// Begin with this byte
+    /// Only this attempt, counted from 1 [default: the last one and those after it]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = "Which part"
+    )]
+    attempt: Option<u32>,
+
+    /// Begin with this byte of all attempts' output
     #[arg(
         long,
         value_name = "BYTE",
@@ -122,6 +131,7 @@ async fn query(args: Args, caller: &Caller) -> anyhow::Result<(Named, LogsQuery)
         worker_id: None,
         follow: args.follow,
         offset: args.offset,
+        attempt: args.attempt,
         tail: args.tail,
         since: args.since,
         stream: args.stream.map(|stream| match stream {

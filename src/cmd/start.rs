@@ -9,12 +9,13 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use clap::builder::NonEmptyStringValueParser;
+use jiff::Timestamp;
 
 use super::{Caller, Codes, DONE, EXIT_CODES, group, logs, usage, wait, whole_milliseconds};
 use crate::{
     api::{
-        JobState, LogsQuery, MAX_GROUP, MAX_KEY, PassedOver, Priority, QueryAnswer, QueryRequest,
-        StartRequest, StartResponse,
+        LogsQuery, MAX_GROUP, MAX_KEY, MAX_RETRIES, OnLost, PassedOver, Priority, QueryAnswer,
+        QueryRequest, StartRequest, StartResponse,
     },
     client::render::{self, Look, Timestamps},
     config,
@@ -28,7 +29,8 @@ Examples:
   jobctl start --follow -- make -j4 test   shows its output, ends as it ends
   jobctl start --wait --timeout 10m --worker w1 ./check
   jobctl start --script count.sh --with bash 5
-  jobctl start --env LANG=C --env TOKEN --cwd /srv ./report";
+  jobctl start --env LANG=C --env TOKEN --cwd /srv ./report
+  jobctl start --after build --retries 3 --in 10m ./check";
 
 const USAGE: &str = "\
 jobctl start [OPTIONS] [--] COMMAND [ARG]...
@@ -164,8 +166,81 @@ pub(super) struct Args {
     priority: Option<Priority>,
 
     /// Refuse it instead of having it wait for a free slot
-    #[arg(long, conflicts_with = "many", help_heading = "How")]
+    #[arg(
+        long,
+        conflicts_with_all = ["at", "delay", "after", "after_any", "many"],
+        help_heading = "How"
+    )]
     no_queue: bool,
+
+    /// Do not start it before this time, as `2026-01-02T03:04:05Z`
+    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "When")]
+    at: Option<Timestamp>,
+
+    /// Do not start it before so long from now, as `10m`
+    #[arg(
+        long = "in",
+        value_name = "DURATION",
+        value_parser = config::interval,
+        conflicts_with = "at",
+        help_heading = "When"
+    )]
+    delay: Option<Duration>,
+
+    /// Start it when this job has succeeded; may be repeated. If it ends otherwise,
+    /// this one ends as `stopped`
+    #[arg(
+        long,
+        value_name = "JOB",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "When"
+    )]
+    after: Vec<String>,
+
+    /// Start it when this job has ended, however that was; may be repeated
+    #[arg(
+        long,
+        value_name = "JOB",
+        value_parser = NonEmptyStringValueParser::new(),
+        help_heading = "When"
+    )]
+    after_any: Vec<String>,
+
+    /// Give it up, as `timed_out`, if it has no worker after this time, counted
+    /// from now or from when it may start
+    #[arg(long, value_name = "DURATION", value_parser = config::interval, help_heading = "When")]
+    deadline: Option<Duration>,
+
+    /// Try again when it failed or timed out, so often at most: 0 to 1000
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        hide_default_value = true,
+        value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_RETRIES)),
+        help_heading = "What follows a failure"
+    )]
+    retries: u32,
+
+    /// Before the first retry; doubles each time, up to 5m [default: 1s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        requires = "retries",
+        value_parser = config::interval,
+        help_heading = "What follows a failure"
+    )]
+    retry_pause: Option<Duration>,
+
+    /// When its worker has lost it: fail, or requeue, and it may run twice
+    #[arg(
+        long,
+        value_name = "WHAT",
+        default_value = "fail",
+        hide_default_value = true,
+        help_heading = "What follows a failure"
+    )]
+    on_lost: OnLost,
 
     /// Start it once, however often this is asked for under this key
     #[arg(long, value_name = "KEY", value_parser = idempotency_key, help_heading = "How")]
@@ -214,7 +289,7 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
         let start = caller.client.start_with_key(&request, &key);
         let answer = caller.patiently(start).await?;
         let job = answer.job_id;
-        if answer.state == JobState::Pending && render::is_attended() {
+        if answer.reason.is_some() && render::is_attended() {
             render::note(&waiting(&answer));
         }
         // The job is accepted: whoever cannot be told on stdout is to know it still.
@@ -287,6 +362,13 @@ fn idempotency_key(text: &str) -> Result<String, String> {
     }
 }
 
+/// As the scheduler takes it.
+fn time(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| {
+        format!("`{text}` is not a time; write it as `2026-01-02T03:04:05Z`, or use `--in 10m`")
+    })
+}
+
 async fn attached(
     request: &StartRequest,
     key: &str,
@@ -326,7 +408,7 @@ async fn announce(caller: &Caller, started: &StartResponse) {
     if !render::is_attended() {
         return;
     }
-    if started.state == JobState::Pending {
+    if started.reason.is_some() {
         return render::note(&waiting(started));
     }
     let job = started.job_id;
@@ -347,9 +429,10 @@ async fn announce(caller: &Caller, started: &StartResponse) {
 
 fn waiting(started: &StartResponse) -> String {
     let job = started.job_id.short();
-    match &started.reason {
-        Some(reason) => format!("job {job} waits: {reason}"),
-        None => format!("job {job} waits"),
+    let reason = started.reason.as_deref().unwrap_or_default();
+    match started.state.is_final() {
+        true => format!("job {job} was not started: {reason}"),
+        false => format!("job {job} waits: {reason}"),
     }
 }
 
@@ -402,6 +485,14 @@ fn request(
         each: args.each.as_deref().map(lines).transpose()?,
         at_once: args.at_once,
         stop_on_failure: args.stop_on_failure,
+        not_before: args.at,
+        delay_ms: args.delay.map(whole_milliseconds),
+        deadline_ms: args.deadline.map(whole_milliseconds),
+        after: args.after,
+        after_any: args.after_any,
+        retries: args.retries,
+        retry_pause_ms: args.retry_pause.map(whole_milliseconds),
+        on_lost: args.on_lost,
     })
 }
 
@@ -474,6 +565,8 @@ mod tests {
             "--priority",
             "-5",
             "--no-queue",
+            "--deadline",
+            "1h",
             "x",
         ];
         let request = parsed(&line).unwrap();
@@ -485,6 +578,18 @@ mod tests {
         assert_eq!(request.labels, ["role=web", "!gpu"]);
         assert_eq!(request.priority, Some(Priority::Number(-5)));
         assert!(request.no_queue);
+        assert_eq!(request.deadline_ms, Some(3_600_000));
+    }
+
+    #[test]
+    fn a_job_starts_at_a_time_or_after_one() {
+        let request = parsed(&["--at", "2026-01-02T04:04:05+01:00", "x"]).unwrap();
+        let at = request.not_before.unwrap();
+        assert_eq!(at.to_string(), "2026-01-02T03:04:05Z");
+        assert_eq!(
+            parsed(&["--in", "10m", "x"]).unwrap().delay_ms,
+            Some(600_000)
+        );
     }
 
     #[test]
@@ -508,6 +613,17 @@ mod tests {
             &["--wait", "--follow", "x"],
             &["--label", "a b", "x"],
             &["--priority", "urgent", "x"],
+            &["--at", "2h ago", "x"],
+            &["--at", "2026-01-02T03:04:05", "x"],
+            &["--in", "0s", "x"],
+            &["--in", "1m", "--at", "2026-01-02T03:04:05Z", "x"],
+            &["--in", "1m", "--no-queue", "x"],
+            &["--deadline", "soon", "x"],
+            &["--after", "", "x"],
+            &["--after", "a", "--no-queue", "x"],
+            &["--retries", "1001", "x"],
+            &["--retry-pause", "1s", "x"],
+            &["--on-lost", "panic", "x"],
         ] {
             let error = parsed(line).unwrap_err();
             assert!(error.is::<clap::Error>(), "{line:?}: {error}");

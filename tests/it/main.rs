@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod after;
 mod attacker;
 mod attacks;
 mod bounds;
@@ -20,10 +21,12 @@ mod faults;
 mod groups;
 mod hostile;
 mod jobs;
+mod later;
 mod logs;
 mod membership;
 mod query;
 mod queue;
+mod retries;
 mod roles;
 mod rooms;
 mod start;

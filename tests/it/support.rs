@@ -51,13 +51,15 @@ pub(crate) fn gone(pid: &str) -> bool {
 
 /// The living processes that bear a job's mark in their environment.
 pub(crate) fn processes_of(id: JobId) -> Vec<String> {
-    let mark = format!("JOBCTL_JOB_ID={id}\0");
+    // A run of a job has its own id.
+    let marks = ["JOBCTL_JOB_ID", "JOBCTL_RUN_ID"].map(|name| format!("{name}={id}\0"));
     fs::read_dir("/proc")
         .unwrap()
         .filter_map(|entry| {
             let pid = entry.ok()?.file_name().into_string().ok()?;
             let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
-            let marked = environ.windows(mark.len()).any(|w| w == mark.as_bytes());
+            let has = |mark: &String| environ.windows(mark.len()).any(|w| w == mark.as_bytes());
+            let marked = marks.iter().any(has);
             (marked && !gone(&pid)).then_some(pid)
         })
         .collect()

@@ -13,7 +13,7 @@ use super::{
     units::{self, age, length, size, when},
 };
 use crate::{
-    api::{Certificate, Job, JobState, Token, Worker, WorkerState},
+    api::{Certificate, Job, JobState, OnLost, Token, Until, Worker, WorkerState},
     client::{
         audit::Entry,
         contexts::Named,
@@ -402,7 +402,11 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
     });
     let duration =
         |milliseconds| length(SignedDuration::from_millis_i128(i128::from(milliseconds)));
-    in_full([
+    let attempt = (job.retries > 0 || job.attempt > 1).then(|| match job.on_lost {
+        OnLost::Fail => format!("{} of {} at most", job.attempt, job.retries + 1),
+        OnLost::Requeue => job.attempt.to_string(),
+    });
+    let mut text = in_full([
         ("Job", Some(job.id.to_string())),
         ("Name", job.name.as_ref().map(shown)),
         ("Group", group),
@@ -410,12 +414,19 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         ("Exit code", job.exit_code.map(|code| code.to_string())),
         ("Signal", job.signal.map(|signal| signal.to_string())),
         ("Worker", worker),
+        ("Attempt", attempt),
         ("Process", job.pid.map(|pid| pid.to_string())),
         ("Command", Some(visible(&command_line(job)).into_owned())),
         ("Folder", job.cwd.as_ref().map(shown)),
         ("User", job.user.as_ref().map(shown)),
         ("Variables", env.as_ref().map(shown)),
         ("Timeout", job.timeout_ms.map(duration)),
+        (
+            "Not before",
+            job.not_before.map(|time| format!("{time:.0}")),
+        ),
+        ("Deadline", job.deadline_ms.map(duration)),
+        ("After", after(job)),
         ("Created", when(Some(job.created_at))),
         ("Started", when(job.started_at)),
         ("Ended", when(job.ended_at)),
@@ -425,7 +436,36 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         ),
         ("Ran for", ran(job, now).map(length)),
         ("Output", Some(size(job.output_bytes))),
-    ])
+    ]);
+    // The last one is told of above.
+    for attempt in job.attempts.iter().rev().skip(1).rev() {
+        let (number, worker) = (attempt.number, visible(&attempt.worker));
+        let how = attempt.reason.as_deref().unwrap_or_default();
+        let how = visible(how);
+        let output = size(attempt.output_bytes);
+        let word = attempt.state.as_str();
+        writeln!(
+            text,
+            "{:<12}{word} ({how}) on {worker}, {output} of output",
+            format!("Attempt {number}:")
+        )
+        .unwrap_or_default();
+    }
+    text
+}
+
+/// The jobs it waits for, or waited for.
+fn after(job: &Job) -> Option<String> {
+    let each = job.after.iter().map(|one| {
+        let id = one.job_id.short();
+        match (one.state, one.until) {
+            (Some(state), _) => format!("{id} ({})", state.as_str()),
+            (None, Until::Succeeded) => format!("{id} (to succeed)"),
+            (None, Until::Ended) => format!("{id} (to end)"),
+        }
+    });
+    let each: Vec<_> = each.collect();
+    (!each.is_empty()).then(|| each.join(", "))
 }
 
 /// What runs, as one could type it into a shell.
@@ -471,6 +511,14 @@ pub(super) mod tests {
             labels: Vec::new(),
             priority: 0,
             timeout_ms: Some(90_000),
+            not_before: None,
+            deadline_ms: None,
+            after: Vec::new(),
+            retries: 0,
+            retry_pause_ms: None,
+            on_lost: OnLost::Fail,
+            attempt: 1,
+            attempts: Vec::new(),
             pid: Some(17),
             exit_code: Some(3),
             signal: None,

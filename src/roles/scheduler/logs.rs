@@ -15,12 +15,11 @@ use futures_util::stream;
 use http_body_util::StreamBody;
 use prost::Message as _;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     Scheduler,
     error::{Error, Refusal},
-    jobs::{Jobs, Record},
+    jobs::{Part, Record, State},
     wire,
     worker_rpc::{Output, OutputRequest},
 };
@@ -166,18 +165,29 @@ fn trailers(record: &Record) -> HeaderMap {
     trailers
 }
 
-/// Output that is ready to be sent.
+/// Output that is ready to be sent: of one attempt after the other.
 pub(super) struct Follower {
-    id: JobId,
-    jobs: Jobs,
-    closing: CancellationToken,
-    /// None: there is nothing but the end to send.
-    output: Option<Output>,
+    scheduler: Scheduler,
+    record: watch::Receiver<Arc<Record>>,
     follow: bool,
+    /// Nothing but one attempt was asked for.
+    one_attempt: bool,
+    stream: proto::OutputStream,
+    /// The attempt whose output is being sent; None: there has been none.
+    part: Option<Part>,
+    source: Source,
     /// The end of what was sent.
     offset: u64,
-    record: watch::Receiver<Arc<Record>>,
     ended: bool,
+}
+
+/// Where the output of an attempt comes from.
+enum Source {
+    Worker(Box<Output>),
+    /// Its worker has it no more: so many bytes are missing.
+    Gone(u64),
+    /// There is nothing (more) of it.
+    Over,
 }
 
 /// Waits until the job has started and its worker has agreed to send, so that
@@ -188,28 +198,47 @@ pub(super) async fn open(
     asked: &api::LogsQuery,
     headers: &HeaderMap,
 ) -> Result<Follower, Error> {
-    let request = decode(asked, headers)?;
+    let (request, offset) = decode(asked, headers)?;
     let changes = scheduler.jobs.watch(id).await?;
-    let record = match request.follow {
+    // What earlier attempts have written can be sent before the next one begins.
+    let is_first = changes.borrow().attempts.is_empty();
+    let record = match request.follow && is_first {
         true => scheduler.jobs.settled_start(id).await?,
         false => scheduler.jobs.asked_start(id).await?,
     };
-    let (follow, offset) = (request.follow, request.offset);
-    Ok(Follower {
-        id,
-        jobs: scheduler.jobs.clone(),
-        closing: scheduler.closing.clone(),
-        output: output(scheduler, &record, &changes, request).await?,
-        follow,
-        offset,
+    let parts = record.parts();
+    let part = match (asked.attempt, offset) {
+        (Some(number), _) => {
+            let part = parts.iter().find(|part| part.number == number);
+            let missing = || Error::BadRequest(format!("job {id} has had no attempt {number}"));
+            Some(part.ok_or_else(missing)?)
+        }
+        // Behind the last byte of one attempt the next one begins.
+        (None, Some(offset)) => parts.iter().rev().find(|part| part.begin <= offset),
+        (None, None) => parts.last(),
+    };
+    let mut follower = Follower {
+        scheduler: scheduler.clone(),
         record: changes,
+        follow: request.follow,
+        one_attempt: asked.attempt.is_some(),
+        stream: request.stream,
+        part: part.cloned(),
+        source: Source::Over,
+        offset: offset.unwrap_or_else(|| part.map_or(0, |part| part.begin)),
         ended: false,
-    })
+    };
+    follower.open(&record, request).await?;
+    Ok(follower)
 }
 
-fn decode(asked: &api::LogsQuery, headers: &HeaderMap) -> Result<OutputRequest, Error> {
+/// What is asked of a worker, and where to begin in the output of all attempts.
+fn decode(
+    asked: &api::LogsQuery,
+    headers: &HeaderMap,
+) -> Result<(OutputRequest, Option<u64>), Error> {
     let mut request = OutputRequest {
-        offset: asked.offset.unwrap_or_default(),
+        offset: 0,
         follow: asked.follow,
         tail: asked.tail,
         since_us: asked.since.map(|since| since.as_microsecond()),
@@ -219,68 +248,27 @@ fn decode(asked: &api::LogsQuery, headers: &HeaderMap) -> Result<OutputRequest, 
             Some(api::Stream::Stderr) => proto::OutputStream::Stderr,
         },
     };
-    if let Some(last) = headers.get(LAST_EVENT_ID) {
-        let offset = last.to_str().ok().and_then(|text| text.parse().ok());
-        request.offset =
-            offset.ok_or_else(|| Error::BadRequest("last-event-id is not an offset".to_owned()))?;
-        // Where to begin was decided the first time; deciding it again would
-        // skip what was written meanwhile.
-        request.tail = None;
-        request.since_us = None;
-    }
-    Ok(request)
+    let Some(last) = headers.get(LAST_EVENT_ID) else {
+        return Ok((request, asked.offset));
+    };
+    let offset = last.to_str().ok().and_then(|text| text.parse().ok());
+    let offset =
+        offset.ok_or_else(|| Error::BadRequest("last-event-id is not an offset".to_owned()))?;
+    // Where to begin was decided the first time; deciding it again would
+    // skip what was written meanwhile.
+    request.tail = None;
+    request.since_us = None;
+    Ok((request, Some(offset)))
 }
 
-/// The worker's stream; None where there is nothing but the end to send.
-async fn output(
-    scheduler: &Scheduler,
-    record: &Record,
-    changes: &watch::Receiver<Arc<Record>>,
-    request: OutputRequest,
-) -> Result<Option<Output>, Error> {
-    let offset = request.offset;
-    let Some(place) = record.place.as_ref().filter(|_| !record.never_ran()) else {
-        return match offset {
-            0 => Ok(None),
-            _ => Err(Error::OffsetPastEnd {
-                job: record.id,
-                offset,
-                end: 0,
-            }),
-        };
-    };
-    let asked = match scheduler.registry.get(place.worker) {
-        Ok(worker) => match worker.is_ready() {
-            Ok(()) => worker.rpc.output(record.id, request).await,
-            Err(error) => Err(error),
-        },
-        Err(error) => Err(error),
-    };
-    let error = match asked {
-        Ok(output) => return Ok(Some(output)),
-        Err(error) => error.about(record.id),
-    };
-    // The worker may have told of the end while it was asked.
-    let record = changes.borrow().clone();
-    let gone = matches!(
-        error,
-        Error::WorkerNotFound { .. }
-            | Error::WorkerLeft(_)
-            | Error::Refused {
-                kind: Refusal::JobNotFound,
-                ..
-            }
-    );
-    if !gone || !record.is_final() {
-        return Err(error);
-    }
-    // Output that existed is never passed over in silence.
-    match record.api_state() == api::JobState::Lost || record.output_bytes <= offset {
-        true => Ok(None),
-        false => Err(Error::OutputGone {
-            job: record.id,
-            worker: record.worker_name().to_owned(),
-        }),
+impl Drop for Follower {
+    /// Where a lost attempt's output ends, and that of the next begins, is not
+    /// before what somebody has read of it.
+    fn drop(&mut self) {
+        if let (Source::Worker(_), Some(part)) = (&self.source, &self.part) {
+            let seen = self.offset.saturating_sub(part.begin);
+            self.scheduler.jobs.seen(part.run, seen);
+        }
     }
 }
 
@@ -288,11 +276,12 @@ impl Follower {
     /// The answer; its body ends in an error, and so the connection breaks, if
     /// the output breaks off.
     pub(super) fn into_response(self, format: Format) -> Response {
+        let id = self.record.borrow().id;
         let frames = stream::try_unfold(self, move |mut follower| async move {
             let frame = match follower.next(format).await {
                 Ok(frame) => frame,
                 Err(error) => {
-                    tracing::info!(job_id = %follower.id, %error, "output broke off");
+                    tracing::info!(job_id = %id, %error, "output broke off");
                     // The server sends what it has when a body makes it wait, and
                     // throws it away when a body fails: what was read goes out first.
                     tokio::task::yield_now().await;
@@ -315,64 +304,208 @@ impl Follower {
         response
     }
 
+    /// Asks the worker of the attempt for its output, from the offset on.
+    async fn open(&mut self, record: &Record, request: OutputRequest) -> Result<(), Error> {
+        let past_end = || Error::OffsetPastEnd {
+            job: record.id,
+            offset: self.offset,
+            end: 0,
+        };
+        let part = match &self.part {
+            Some(part) if !record.never_ran() => part,
+            _ if self.offset == 0 => return Ok(()),
+            _ => return Err(past_end()),
+        };
+        let offset = self.offset.saturating_sub(part.begin);
+        let request = OutputRequest { offset, ..request };
+        let asked = match self.scheduler.registry.get(part.place.worker) {
+            Ok(worker) => match worker.is_ready() {
+                Ok(()) => worker.rpc.output(part.run, request).await,
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        };
+        let error = match asked {
+            Ok(output) => {
+                self.source = Source::Worker(Box::new(output));
+                return Ok(());
+            }
+            Err(error) => error.about(record.id),
+        };
+        let gone = matches!(
+            error,
+            Error::WorkerNotFound { .. }
+                | Error::WorkerLeft(_)
+                | Error::Refused {
+                    kind: Refusal::JobNotFound,
+                    ..
+                }
+        );
+        // The worker may have told of the end while it was asked.
+        let record = self.record.borrow().clone();
+        let earlier = self.bytes_of_earlier(part);
+        if !gone || !(record.is_final() || earlier.is_some()) {
+            return Err(error);
+        }
+        if let Some(bytes) = earlier {
+            self.source = Source::Gone(bytes.saturating_sub(offset));
+            return Ok(());
+        }
+        // Output that existed is never passed over in silence.
+        match record.api_state() == api::JobState::Lost || record.output_bytes <= offset {
+            true => Ok(()),
+            false => Err(Error::OutputGone {
+                job: record.id,
+                worker: record.worker_name().to_owned(),
+            }),
+        }
+    }
+
+    /// How much this attempt has written, if there was one after it, or will be.
+    fn bytes_of_earlier(&self, part: &Part) -> Option<u64> {
+        let record = self.record.borrow();
+        let earlier = record.attempts.get(part.number as usize - 1);
+        earlier.map(|attempt| attempt.output_bytes)
+    }
+
     async fn next(&mut self, format: Format) -> Result<Option<Frame>, Error> {
-        if self.ended {
+        while !self.ended {
+            let frame = match &mut self.source {
+                Source::Worker(_) => self.read(format).await?,
+                Source::Gone(0) => {
+                    self.source = Source::Over;
+                    None
+                }
+                Source::Gone(missing) => {
+                    let gap = proto::StreamJobResponse {
+                        offset: self.offset,
+                        gap: std::mem::take(missing),
+                        ..Default::default()
+                    };
+                    self.offset = end_of(&gap);
+                    (format != Format::Text).then(|| format.output(gap))
+                }
+                Source::Over => match self.next_attempt().await? {
+                    true => None,
+                    false => {
+                        self.ended = true;
+                        let record = self.record.borrow().clone();
+                        let status = wire::status_of(&record);
+                        Some(self.last(format, &record, status))
+                    }
+                },
+            };
+            if frame.is_some() {
+                return Ok(frame);
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the worker sends next; None if that is nothing to pass on.
+    async fn read(&mut self, format: Format) -> Result<Option<Frame>, Error> {
+        let (Source::Worker(output), Some(part)) = (&mut self.source, &self.part) else {
+            return Ok(None);
+        };
+        let id = self.record.borrow().id;
+        let message = tokio::select! {
+            biased;
+            () = self.scheduler.closing.cancelled() => return Err(Error::ShuttingDown),
+            message = output.next() => message,
+        };
+        let message = message.map_err(|status| {
+            tracing::debug!(job_id = %id, %status, "the worker's stream broke");
+            Error::OutputBroken(id)
+        })?;
+        let Some(mut message) = message else {
+            return Err(Error::OutputBroken(id));
+        };
+        message.offset = message.offset.saturating_add(part.begin);
+        if let Some(end) = message.end {
+            self.offset = message.offset;
+            return self.attempt_ended(format, end);
+        }
+        if message.gap == 0 && message.output.is_empty() {
             return Ok(None);
         }
-        while let Some(output) = &mut self.output {
-            let message = tokio::select! {
-                biased;
-                () = self.closing.cancelled() => return Err(Error::ShuttingDown),
-                message = output.next() => message,
-            };
-            let message = message.map_err(|status| {
-                tracing::debug!(job_id = %self.id, %status, "the worker's stream broke");
-                Error::OutputBroken(self.id)
-            })?;
-            let Some(message) = message else {
-                return Err(Error::OutputBroken(self.id));
-            };
-            if let Some(end) = message.end {
-                self.offset = message.offset;
-                return self.end(format, end).map(Some);
-            }
-            if message.gap == 0 && message.output.is_empty() {
-                continue;
-            }
-            self.offset = end_of(&message);
-            // Raw bytes have no room for words.
-            if format != Format::Text || !message.output.is_empty() {
-                return Ok(Some(format.output(message)));
-            }
-        }
-        self.ended = true;
-        let record = self.record.borrow().clone();
-        let status = wire::status_of(&record);
-        Ok(Some(self.last(format, &record, status)))
+        self.offset = end_of(&message);
+        // Raw bytes have no room for words.
+        let is_gap = message.output.is_empty();
+        Ok((format != Format::Text || !is_gap).then(|| format.output(message)))
     }
 
-    fn last(&self, format: Format, record: &Record, status: proto::JobStatus) -> Frame {
-        format.end(self.offset, record, self.jobs.shown(record), status)
-    }
-
-    /// The worker has sent everything. Whoever follows to the end finds the
-    /// record final afterwards.
-    fn end(&mut self, format: Format, end: proto::JobStatus) -> Result<Frame, Error> {
-        match wire::status(&end).filter(|status| status.state.is_final()) {
-            Some(status) => self.jobs.ended(self.id, status),
-            // A worker that has only the output left leaves it to our record.
-            None if self.follow && !self.record.borrow().is_final() => {
-                return Err(Error::OutputBroken(self.id));
-            }
-            None => {}
+    /// The worker has sent everything of this attempt. Whoever follows to the end
+    /// finds the record final afterwards.
+    fn attempt_ended(
+        &mut self,
+        format: Format,
+        end: proto::JobStatus,
+    ) -> Result<Option<Frame>, Error> {
+        let Some(part) = self.part.clone() else {
+            return Ok(None);
+        };
+        let said = wire::status(&end).filter(|status| status.state.is_final());
+        let has_ended = said.is_some();
+        if let Some(status) = said {
+            self.scheduler.jobs.ended(part.run, status);
+        }
+        let record = self.record.borrow().clone();
+        let is_earlier = self.bytes_of_earlier(&part).is_some();
+        if is_earlier && !self.one_attempt {
+            self.source = Source::Over;
+            return Ok(None);
+        }
+        // A worker that has only the output left leaves it to our record.
+        if !has_ended && self.follow && !is_earlier && !record.is_final() {
+            return Err(Error::OutputBroken(record.id));
         }
         self.ended = true;
-        let record = self.record.borrow().clone();
-        let status = match record.is_final() {
+        let status = match record.is_final() && !is_earlier {
             true => wire::status_of(&record),
             false => end,
         };
-        Ok(self.last(format, &record, status))
+        Ok(Some(self.last(format, &record, status)))
+    }
+
+    /// Goes on with the attempt behind this one; waits for it if the output is
+    /// followed. Returns whether there is one.
+    async fn next_attempt(&mut self) -> Result<bool, Error> {
+        let Some(number) = self.part.as_ref().map(|part| part.number) else {
+            return Ok(false);
+        };
+        if self.one_attempt {
+            return Ok(false);
+        }
+        let id = self.record.borrow().id;
+        let jobs = &self.scheduler.jobs;
+        let record = match self.follow {
+            true => {
+                let begun = jobs.wait(id, |record| {
+                    record.attempt() > number && !matches!(record.state, State::Pending { .. })
+                });
+                begun.await?
+            }
+            false => jobs.asked_start(id).await?,
+        };
+        let parts = record.parts();
+        let Some(next) = parts.into_iter().find(|part| part.number > number) else {
+            return Ok(false);
+        };
+        self.offset = next.begin;
+        self.part = Some(next);
+        self.source = Source::Over;
+        let request = OutputRequest {
+            follow: self.follow,
+            stream: self.stream,
+            ..OutputRequest::default()
+        };
+        self.open(&record, request).await?;
+        Ok(true)
+    }
+
+    fn last(&self, format: Format, record: &Record, status: proto::JobStatus) -> Frame {
+        let job = self.scheduler.jobs.shown(record);
+        format.end(self.offset, record, job, status)
     }
 }
 
@@ -409,11 +542,11 @@ mod tests {
             ..Default::default()
         };
         let mut headers = HeaderMap::new();
-        let fresh = decode(&asked, &headers).unwrap();
-        assert_eq!((fresh.offset, fresh.tail), (1, Some(10)));
+        let (fresh, offset) = decode(&asked, &headers).unwrap();
+        assert_eq!((offset, fresh.tail), (Some(1), Some(10)));
         headers.insert(LAST_EVENT_ID, "7".parse().unwrap());
-        let resumed = decode(&asked, &headers).unwrap();
-        assert_eq!((resumed.offset, resumed.tail), (7, None));
+        let (resumed, offset) = decode(&asked, &headers).unwrap();
+        assert_eq!((offset, resumed.tail), (Some(7), None));
         assert_eq!(resumed.since_us, None);
         headers.insert(LAST_EVENT_ID, "x".parse().unwrap());
         assert!(decode(&asked, &headers).is_err());

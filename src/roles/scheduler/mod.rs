@@ -4,6 +4,7 @@
 
 mod about;
 mod access;
+mod clock;
 mod error;
 mod grpc;
 mod http;
@@ -29,6 +30,7 @@ use uuid::Uuid;
 pub use self::store::Error as StoreError;
 use self::{
     access::{Access, Caller, Signing},
+    clock::Clock,
     grpc::Service,
     jobs::{Jobs, Needs, Stop, Wait},
     registry::{Passed, Registry},
@@ -115,6 +117,9 @@ pub enum Error {
     /// A listener does not say where it listens.
     #[error("cannot serve")]
     Listener(#[source] io::Error),
+    /// There is no timer to be had.
+    #[error("cannot set a timer")]
+    Clock(#[source] io::Error),
     /// The cluster's authority cannot be had.
     #[error("cannot use the authority of the cluster")]
     Authority(#[from] ca::Error),
@@ -300,6 +305,7 @@ impl Opened {
         );
         let needs = Needs {
             store: store.clone(),
+            clock: Clock::new().map_err(Error::Clock)?,
             registry: registry.clone(),
             keep_for: config.keep_for,
             call_deadline: config.call_deadline,
@@ -319,10 +325,13 @@ impl Opened {
         };
         tracker.spawn(watch_deadlines(scheduler.clone(), tracker.clone()));
         tracker.spawn(place_jobs(scheduler.clone()));
+        tracker.spawn(watch_strangers(scheduler.clone()));
         tracker.spawn(note_signs_of_life(scheduler.clone()));
         tracker.spawn(keep_certificates(scheduler.clone()));
+        let waiting = scheduler.jobs.clone();
         let served = tokio::select! {
             served = serve(&config, listeners, scheduler, tls, &tracker) => served,
+            Err(error) = waiting.follow_alarms() => Err(Error::Clock(error)),
             error = writing.failed() => Err(Error::Store(error)),
         };
         drop(ending);
@@ -488,6 +497,14 @@ async fn serve(
 async fn place_jobs(scheduler: Scheduler) {
     tokio::select! {
         () = scheduler.jobs.follow_offers() => {}
+        () = scheduler.closing.cancelled() => {}
+    }
+}
+
+/// As those they wait for end.
+async fn watch_strangers(scheduler: Scheduler) {
+    tokio::select! {
+        () = scheduler.jobs.follow_strangers() => {}
         () = scheduler.closing.cancelled() => {}
     }
 }

@@ -1,10 +1,13 @@
 //! The whole role over real HTTP and gRPC on port 0, with a worker that does
 //! what a test tells it.
 
+mod after;
 mod durable;
 mod jobs;
+mod later;
 mod output;
 mod queue;
+mod retries;
 mod serving;
 mod workers;
 

@@ -107,7 +107,7 @@ pub(super) fn beat(wire: &mut proto::HeartbeatRequest) -> Beat {
 /// One line of a heartbeat; None where it cannot be understood.
 pub(super) fn report(wire: proto::JobReport) -> Option<Report> {
     Some(Report {
-        job: wire.job_id.parse().ok()?,
+        run: wire.job_id.parse().ok()?,
         status: status(wire.status.as_ref()?)?,
         spec: wire.spec.map(|spec| {
             let created_at = time(spec.created_us);
@@ -135,11 +135,12 @@ fn spec(wire: proto::StartJobRequest) -> Spec {
 pub(super) fn start_request(record: &Record, env: &Env, epoch: u64) -> proto::StartJobRequest {
     let spec = &record.spec;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let attempt = record.attempt();
     let session = record.place.as_ref().map(|place| place.session.to_string());
     proto::StartJobRequest {
         command: text(&spec.command),
         path: text(&spec.path),
-        job_id: record.id.to_string(),
+        job_id: record.run().unwrap_or(record.id).to_string(),
         args: spec.args.clone(),
         env: env.clone().into_iter().chain(of_group(record)).collect(),
         cwd: text(&spec.cwd),
@@ -149,6 +150,14 @@ pub(super) fn start_request(record: &Record, env: &Env, epoch: u64) -> proto::St
         session: session.unwrap_or_default(),
         created_us: record.created_at.as_microsecond(),
         epoch,
+        attempt_of: match attempt {
+            1 => String::new(),
+            _ => record.id.to_string(),
+        },
+        attempt: match attempt {
+            1 => 0,
+            later => later,
+        },
     }
 }
 

@@ -18,7 +18,7 @@ pub mod record;
 mod spawn;
 mod tree;
 
-pub use self::tree::kill_orphans;
+pub use self::tree::{MARK, kill_orphans};
 
 use std::{
     fs::File,

@@ -121,11 +121,9 @@ pub fn kill_orphans(
     if let Some(cgroup) = cgroup {
         kill_cgroup(cgroup)?;
     }
-    let mark = format!("JOBCTL_JOB_ID={job_id}");
     let bears_mark = |pid: i32| {
         let environment = read_of(pid, "environ")?;
-        let mut variables = environment.split(|byte| *byte == 0);
-        io::Result::Ok(variables.any(|variable| variable == mark.as_bytes()))
+        io::Result::Ok(is_of(&environment, &job_id.to_string()))
     };
     let session = match main {
         Some((leader, birth)) if is_session_of(leader, birth, bears_mark)? => Some(leader),
@@ -168,6 +166,23 @@ pub fn kill_orphans(
         std::thread::sleep(Duration::from_millis(5));
     }
     Err(io::Error::other("some of its processes cannot be killed"))
+}
+
+/// The variable with the id under which a worker has a job.
+pub const MARK: &str = "JOBCTL_RUN_ID";
+
+/// Whether this is the environment of a process of this very job.
+fn is_of(environment: &[u8], id: &str) -> bool {
+    let value = |name: &str| {
+        let mut variables = environment.split(|byte| *byte == 0);
+        variables.find_map(|variable| {
+            let value = variable.strip_prefix(name.as_bytes())?;
+            value.strip_prefix(b"=")
+        })
+    };
+    // Without the mark it was started by a worker that knew of no attempts.
+    let marked = value(MARK).or_else(|| value("JOBCTL_JOB_ID"));
+    marked == Some(id.as_bytes())
 }
 
 /// Whether the session that `leader` led is still the one it led, and not a later
@@ -527,6 +542,16 @@ mod tests {
         );
         kill_orphans(JobId::random(), Some((leader.id(), birth)), None).unwrap();
         assert_eq!(stat_of(member.parse().unwrap()), None);
+    }
+
+    #[test]
+    fn an_attempt_is_not_another_one_of_its_job() {
+        let of = |environment: &str| is_of(environment.replace(' ', "\0").as_bytes(), "b");
+        assert!(of("A=a JOBCTL_JOB_ID=a JOBCTL_RUN_ID=b C=c"));
+        assert!(of("JOBCTL_JOB_ID=b"), "of an older worker");
+        assert!(!of("JOBCTL_JOB_ID=b JOBCTL_RUN_ID=c"), "a later attempt");
+        assert!(!of("JOBCTL_JOB_ID=bb XJOBCTL_JOB_ID=b"));
+        assert!(!of(""));
     }
 
     #[test]

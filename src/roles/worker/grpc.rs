@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     error::Error,
-    job::{End, How, Job, Spec, State},
+    job::{Attempt, End, How, Job, Spec, State},
     jobs::Jobs,
     output::{Follower, OpenError, Piece, Wanted},
     shim::whole_milliseconds,
@@ -293,6 +293,10 @@ pub(super) fn full_report(job: &Job) -> proto::JobReport {
             session: String::new(),
             created_us: spec.created.as_microsecond(),
             epoch: 0,
+            attempt_of: spec
+                .attempt
+                .map_or_else(String::new, |one| one.of.to_string()),
+            attempt: spec.attempt.map_or(0, |one| one.number),
         }),
         ..report(job)
     }
@@ -400,6 +404,13 @@ fn spec(request: proto::StartJobRequest, worker: &str, bounds: &Bounds) -> Resul
         id: match request.job_id.as_str() {
             "" => JobId::random(),
             text => id(text)?,
+        },
+        attempt: match request.attempt_of.as_str() {
+            "" => None,
+            text => Some(Attempt {
+                of: id(text)?,
+                number: request.attempt,
+            }),
         },
         command: given(request.command),
         path: given(request.path),

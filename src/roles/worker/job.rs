@@ -54,6 +54,18 @@ pub(super) struct Spec {
     pub(super) name: Option<String>,
     pub(super) timeout: Option<Duration>,
     pub(super) created: Timestamp,
+    /// None: a job's first one.
+    #[serde(default)]
+    pub(super) attempt: Option<Attempt>,
+}
+
+/// A job that is started again has another id here.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Attempt {
+    /// The job.
+    pub(super) of: JobId,
+    /// Counted from 1.
+    pub(super) number: u32,
 }
 
 impl Spec {
@@ -781,6 +793,7 @@ mod tests {
             env: BTreeMap::new(),
             cwd: None,
             user: None,
+            attempt: None,
             name: None,
             timeout: None,
             created: Timestamp::now(),

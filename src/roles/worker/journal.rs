@@ -439,6 +439,7 @@ mod tests {
             env: BTreeMap::new(),
             cwd: None,
             user: None,
+            attempt: None,
             name: None,
             timeout: None,
             created: Timestamp::from_microsecond(1_700_000_000_000_000).unwrap(),

@@ -23,6 +23,7 @@ use super::{
     rules::Allowed,
     users::{User, Users},
 };
+use crate::roles::shim;
 
 /// What a job gets of the worker's own environment, where the worker has it;
 /// beside it only what the job asked for, and what names the job.
@@ -244,7 +245,16 @@ fn environment(spec: &Spec, user: Option<&User>) -> BTreeMap<String, String> {
     }
     environment.extend(spec.env.clone());
     // Last, so that a job can always tell who it is.
-    environment.insert("JOBCTL_JOB_ID".to_owned(), spec.id.to_string());
+    let (job, attempt) = spec
+        .attempt
+        .map_or((spec.id, 1), |one| (one.of, one.number));
+    for (name, value) in [
+        ("JOBCTL_JOB_ID", job.to_string()),
+        ("JOBCTL_ATTEMPT", attempt.to_string()),
+        (shim::MARK, spec.id.to_string()),
+    ] {
+        environment.insert(name.to_owned(), value);
+    }
     if let Some(path) = &spec.path {
         environment.insert("JOBCTL_SCRIPT".to_owned(), path.clone());
     }
@@ -265,7 +275,10 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
     use super::*;
-    use crate::{ids::JobId, roles::worker::rules::Commands};
+    use crate::{
+        ids::JobId,
+        roles::worker::{job::Attempt, rules::Commands},
+    };
 
     struct Place {
         root: tempfile::TempDir,
@@ -298,6 +311,7 @@ mod tests {
             env: BTreeMap::new(),
             cwd: None,
             user: None,
+            attempt: None,
             name: None,
             timeout: None,
             created: jiff::Timestamp::now(),
@@ -497,6 +511,16 @@ mod tests {
         spec.env.insert("GREETING".into(), "hello".into());
         let env = environment(&spec, None);
         assert_eq!(env["JOBCTL_JOB_ID"], spec.id.to_string());
+        assert_eq!(env["JOBCTL_ATTEMPT"], "1");
+        let of = JobId::random();
+        let again = Spec {
+            attempt: Some(Attempt { of, number: 2 }),
+            ..spec.clone()
+        };
+        let again = environment(&again, None);
+        assert_eq!(again["JOBCTL_JOB_ID"], of.to_string());
+        assert_eq!(again["JOBCTL_ATTEMPT"], "2");
+        assert_eq!(again["JOBCTL_RUN_ID"], spec.id.to_string());
         assert_eq!(env["GREETING"], "hello");
         assert_eq!(env["JOBCTL_SCRIPT"], "count.sh");
         assert!(

@@ -34,7 +34,9 @@ use super::{
     Scheduler,
     access::Caller,
     error::Error,
-    jobs::{Filter, Group, Kind, Named, Record, Spec, Start, StartGroup, Stop, Unplaced, Wait},
+    jobs::{
+        Awaited, Filter, Group, Kind, Named, Record, Spec, Start, StartGroup, Stop, Unplaced, Wait,
+    },
     logs, signal,
     store::Key,
 };
@@ -138,11 +140,13 @@ async fn start(
         true => Unplaced::Refused,
         false => Unplaced::Waits,
     };
+    let after = Awaited::of(&asked).map_err(Error::BadRequest)?;
     let (spec, env) = Spec::new(asked, &scheduler.bounds).map_err(Error::BadRequest)?;
     let start = Start {
         spec,
         env,
         worker,
+        after,
         unplaced,
         key,
         caller,
@@ -152,7 +156,10 @@ async fn start(
     let answer = api::StartResponse {
         job_id: job.id,
         state: job.state,
-        reason: job.reason.filter(|_| !job.state.is_final()),
+        // How one ended that ran meanwhile is another matter.
+        reason: job
+            .reason
+            .filter(|_| !job.state.is_final() || record.place.is_none()),
     };
     Ok((StatusCode::CREATED, Json(StartAnswer::Job(answer))))
 }
@@ -189,6 +196,7 @@ async fn start_group(
         (false, None, Some(items)) => Kind::Each(checked(items, scheduler.bounds.arg_bytes)?),
         _ => return bad("all, count and each exclude each other".to_owned()),
     };
+    let after = Awaited::of(&asked).map_err(Error::BadRequest)?;
     let (worker, at_once) = (asked.worker_id.clone(), asked.at_once);
     let stop_on_failure = asked.stop_on_failure;
     let (spec, env) = Spec::new(asked, &scheduler.bounds).map_err(Error::BadRequest)?;
@@ -199,6 +207,7 @@ async fn start_group(
         worker,
         at_once,
         stop_on_failure,
+        after,
         key,
         caller,
     };
@@ -403,7 +412,10 @@ fn shown(scheduler: &Scheduler, page: &[Arc<Record>], more: bool) -> Json<api::J
         next: last.map(|record| record.id),
         jobs: page
             .iter()
-            .map(|record| scheduler.jobs.shown(record))
+            .map(|record| api::Job {
+                attempts: Vec::new(),
+                ..scheduler.jobs.shown(record)
+            })
             .collect(),
     })
 }

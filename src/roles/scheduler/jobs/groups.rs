@@ -9,6 +9,7 @@ use tracing::Instrument as _;
 
 use super::{
     Group, Jobs, Named, Record, Spec, State, Stop, add,
+    prerequisites::{Awaited, Prerequisite},
     record::{Member, now},
 };
 use crate::{
@@ -36,6 +37,8 @@ pub(in crate::roles::scheduler) struct StartGroup {
     /// No more than so many of its jobs on workers at a time.
     pub(in crate::roles::scheduler) at_once: Option<u32>,
     pub(in crate::roles::scheduler) stop_on_failure: bool,
+    /// Whom its jobs wait for.
+    pub(in crate::roles::scheduler) after: Vec<Awaited>,
     /// Under which it may be asked for again.
     pub(in crate::roles::scheduler) key: Option<Key>,
     pub(in crate::roles::scheduler) caller: Caller,
@@ -78,7 +81,7 @@ impl Jobs {
 
     async fn start_group_once(
         &self,
-        asked: StartGroup,
+        mut asked: StartGroup,
     ) -> Result<(Arc<Group>, Vec<PassedOver>), Error> {
         // Until the key is recorded, whoever bears it as well has to wait.
         let mut _turn = None;
@@ -91,6 +94,7 @@ impl Jobs {
                 return Ok((self.get_group(group).await?, Vec::new()));
             }
         }
+        let after = self.prerequisites(std::mem::take(&mut asked.after)).await?;
         let (parts, passed_over) = self.parts(&asked)?;
         let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let group = Group {
@@ -106,7 +110,7 @@ impl Jobs {
             ended_at: None,
             stopped: None,
         };
-        let jobs: Arc<[Record]> = jobs_of(&group, parts).collect();
+        let jobs: Arc<[Record]> = jobs_of(&group, parts, &after).collect();
         let env = Arc::new(asked.env);
         let spec = &group.spec;
         let details = json!({
@@ -303,7 +307,11 @@ impl Jobs {
     }
 }
 
-fn jobs_of(group: &Group, parts: Vec<Part>) -> impl Iterator<Item = Record> {
+fn jobs_of(
+    group: &Group,
+    parts: Vec<Part>,
+    after: &[Prerequisite],
+) -> impl Iterator<Item = Record> {
     parts.into_iter().zip(0..).map(|(part, index)| Record {
         id: JobId::random(),
         spec: group.spec.clone(),
@@ -320,5 +328,9 @@ fn jobs_of(group: &Group, parts: Vec<Part>) -> impl Iterator<Item = Record> {
         output_bytes: 0,
         created_at: group.created_at,
         stop: None,
+        attempts: Vec::new(),
+        retry_at: None,
+        is_last: false,
+        after: after.to_vec(),
     })
 }

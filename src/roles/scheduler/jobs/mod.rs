@@ -2,8 +2,11 @@
 //! from whichever road the news of it came. Who the workers are is in
 //! `registry.rs`, which of them gets a job in `placement.rs`.
 
+mod attempts;
 mod group;
 mod groups;
+mod later;
+mod prerequisites;
 mod record;
 mod table;
 #[cfg(test)]
@@ -24,18 +27,22 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 pub(super) use self::{
+    attempts::Part,
     group::Group,
     groups::{Kind, StartGroup},
+    prerequisites::Awaited,
     record::{Doubt, End, Exit, Gone, Place, Process, Record, Spec, State, Status, now},
     table::Filter,
 };
 use self::{
+    prerequisites::Prerequisite,
     record::{Event, RecordedStop, STOP_RECORDED},
     table::{Changed, Due, Ended, Table},
     turns::Turns,
 };
 use super::{
     access::Caller,
+    clock::Clock,
     error::{Error, Refusal},
     offers::Offers,
     registry::{self, Registry, Session, WorkerHandle},
@@ -63,6 +70,7 @@ pub(super) struct Jobs(Arc<Inner>);
 struct Inner {
     table: Mutex<Table>,
     store: Store,
+    clock: Clock,
     registry: Registry,
     offers: Offers,
     /// Starts that bear the same key go one after the other.
@@ -78,6 +86,8 @@ struct Inner {
 #[derive(Debug)]
 pub(super) struct Needs {
     pub(super) store: Store,
+    /// For jobs that wait for a time.
+    pub(super) clock: Clock,
     pub(super) registry: Registry,
     /// How long a finished job is kept.
     pub(super) keep_for: Duration,
@@ -97,6 +107,8 @@ pub(super) struct Start {
     pub(super) env: Env,
     /// The worker that is named.
     pub(super) worker: Option<String>,
+    /// The jobs it waits for.
+    pub(super) after: Vec<Awaited>,
     pub(super) unplaced: Unplaced,
     /// Under which it may be asked for again.
     pub(super) key: Option<Key>,
@@ -124,7 +136,8 @@ struct Accepted {
 /// What a worker reports of one of its jobs.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
-    pub(super) job: JobId,
+    /// The id under which the worker has it: of this very attempt.
+    pub(super) run: JobId,
     pub(super) status: Status,
     /// What was asked for, and when; for a scheduler that forgot it.
     pub(super) spec: Option<(Spec, Timestamp)>,
@@ -164,15 +177,20 @@ impl Jobs {
         for group in groups {
             table.insert_group(group);
         }
+        let mut waiting = Vec::new();
         for (mut record, env) in live {
             let state = record.state.clone();
             record.state = state.after_restart(record.worker_name());
-            let record = table.insert(record, env);
-            table.enqueue(record.id);
+            waiting.push(table.insert(record, env).id);
+        }
+        // Some wait for others.
+        for id in waiting {
+            table.enqueue(id);
         }
         Self(Arc::new(Inner {
             table: Mutex::new(table),
             store: needs.store,
+            clock: needs.clock,
             offers: needs.registry.offers(),
             registry: needs.registry,
             turns: Turns::default(),
@@ -209,7 +227,7 @@ impl Jobs {
         })
     }
 
-    async fn start_once(&self, asked: Start) -> Result<JobId, Error> {
+    async fn start_once(&self, mut asked: Start) -> Result<JobId, Error> {
         // Until the key is recorded, whoever bears it as well has to wait.
         let mut turn = None;
         if let Some(key) = &asked.key {
@@ -224,11 +242,12 @@ impl Jobs {
         }
         let wanted = asked.worker.as_deref();
         let wanted = wanted.map(|named| self.wanted(named)).transpose()?;
+        let after = self.prerequisites(std::mem::take(&mut asked.after)).await?;
         let Accepted {
             record,
             worker,
             recorded,
-        } = self.accept(asked, wanted)?;
+        } = self.accept(asked, wanted, after)?;
         if let Err(error) = recorded.await {
             self.change(|table| table.remove(record.id));
             return Err(error.into());
@@ -277,7 +296,7 @@ impl Jobs {
                 end: End::NotStarted { code },
                 reason,
                 ..
-            } => Err(Error::Refused {
+            } if record.attempts.is_empty() => Err(Error::Refused {
                 code: code.clone(),
                 message: reason
                     .strip_prefix(COULD_NOT_START)
@@ -286,12 +305,19 @@ impl Jobs {
                 kind: Refusal::of_word(code),
                 job: Some(id),
             }),
-            State::Ended { process: None, .. } if record.never_ran() => Err(finished(&record)),
+            State::Ended { process: None, .. } if record.never_ran() && record.place.is_some() => {
+                Err(finished(&record))
+            }
             State::Ended { .. } => Ok(id),
         }
     }
 
-    fn accept(&self, asked: Start, wanted: Option<WorkerHandle>) -> Result<Accepted, Error> {
+    fn accept(
+        &self,
+        asked: Start,
+        wanted: Option<WorkerHandle>,
+        after: Vec<Prerequisite>,
+    ) -> Result<Accepted, Error> {
         let env = Arc::new(asked.env);
         let record = Record {
             id: JobId::random(),
@@ -303,6 +329,10 @@ impl Jobs {
             output_bytes: 0,
             created_at: now(),
             stop: None,
+            attempts: Vec::new(),
+            retry_at: None,
+            is_last: false,
+            after,
         };
         let id = record.id;
         // One lock for choosing and recording, so that starts at the same
@@ -310,7 +340,9 @@ impl Jobs {
         let mut table = self.table();
         self.take_offers(&mut table);
         let mut record = table.insert(record, env.clone());
-        table.enqueue(id);
+        if record.is_free() {
+            table.enqueue(id);
+        }
         let mut worker = None;
         for (placed, on) in table.place() {
             match placed.id == id {
@@ -333,7 +365,9 @@ impl Jobs {
         let details = json!({
             "worker": named.map(|worker| &worker.name), "command": spec.command,
             "path": spec.path, "args": spec.args, "env": spec.env, "cwd": spec.cwd,
-            "name": spec.name,
+            "name": spec.name, "not_before": spec.not_before,
+            "retries": spec.retries, "on_lost": spec.on_lost,
+            "after": record.shown_prerequisites(),
         });
         let audit = asked.caller.did("start", id, details);
         let store = &self.0.store;
@@ -365,19 +399,22 @@ impl Jobs {
     async fn send(&self, record: &Record, worker: &WorkerHandle) -> Result<JobId, Error> {
         let env = self.table().env(record.id);
         let answer = worker.rpc.start(record, &env).await;
-        self.started(record.id, answer, worker).await
+        self.started(record, answer, worker).await
     }
 
     async fn started(
         &self,
-        id: JobId,
+        sent: &Record,
         answer: Result<Option<Status>, Error>,
         worker: &WorkerHandle,
     ) -> Result<JobId, Error> {
+        let id = sent.id;
+        // What is answered may be about an attempt that is over by now.
+        let run = sent.run().unwrap_or(id);
         let answer = match answer {
             // It was sent before, and the answer was lost.
             Err(Error::Refused { code, .. }) if code == "job_exists" => {
-                let status = worker.rpc.query(id).await;
+                let status = worker.rpc.query(run).await;
                 status.map_err(Error::unanswered)
             }
             Err(error) => Err(match error {
@@ -394,14 +431,14 @@ impl Jobs {
                     state: State::Running(Process::default()),
                     output_bytes: 0,
                 });
-                self.change(|table| table.report(id, status, None));
-                if self.owes_stop(id) {
+                self.change(|table| table.report(run, status, None));
+                if self.owes_stop(run) {
                     self.catch_up(worker.id);
                 }
                 Ok(id)
             }
             Err(Error::Refused { code, .. }) if code == api::code::WORKER_DRAINING => {
-                self.change(|table| table.turned_away(id));
+                self.change(|table| table.turned_away(run));
                 self.recorded().await?;
                 Ok(id)
             }
@@ -415,9 +452,12 @@ impl Jobs {
                     code: code.clone(),
                     reason: format!("{COULD_NOT_START}{message}"),
                 };
-                self.change(|table| table.apply(id, event));
+                self.change(|table| table.apply_to_run(run, event));
                 // Or after a crash it would be sent again, and might start.
                 self.recorded().await?;
+                if !self.get(id).await?.is_final() {
+                    return Ok(id);
+                }
                 Err(Error::Refused {
                     code,
                     message,
@@ -426,7 +466,7 @@ impl Jobs {
                 })
             }
             Err(error) => {
-                self.change(|table| table.unconfirmed(id, error.to_string()));
+                self.change(|table| table.unconfirmed(run, error.to_string()));
                 worker.ask_anew();
                 self.catch_up(worker.id);
                 Err(error.about(id))
@@ -456,7 +496,7 @@ impl Jobs {
             self.0.tracker.spawn(async move {
                 match due {
                     Due::Start(record) => jobs.start_again(&record, &worker).await,
-                    Due::Stop(id, stop) => jobs.stop_now(id, stop, &worker).await,
+                    Due::Stop(record, stop) => jobs.stop_now(&record, stop, &worker).await,
                 }
             });
         }
@@ -469,13 +509,15 @@ impl Jobs {
         }
     }
 
-    async fn stop_now(&self, id: JobId, recorded: RecordedStop, worker: &WorkerHandle) {
+    async fn stop_now(&self, record: &Record, recorded: RecordedStop, worker: &WorkerHandle) {
+        let id = record.id;
         let stop = Stop {
             signal: recorded.signal,
             grace: recorded.grace,
             wait: Wait::Sent,
         };
-        let left = match worker.rpc.stop(id, stop).await {
+        let run = record.run().unwrap_or(id);
+        let left = match worker.rpc.stop(run, stop).await {
             Ok(()) => {
                 tracing::info!(job_id = %id, worker_id = %worker.id, "recorded stop delivered");
                 None
@@ -494,9 +536,11 @@ impl Jobs {
     /// If its worker is away, the stop is recorded, delivered when it is back,
     /// and the answer is an error that says so.
     pub(super) async fn stop(&self, id: JobId, stop: Stop) -> Result<(), Error> {
+        self.change(|table| table.make_last(id));
         let record = self.asked_start(id).await?;
         if record.state == State::Queued {
-            self.change(|table| table.apply(id, Event::StoppedBeforeStart { why: None }));
+            let stopped = record.stopped_before_start(None);
+            self.change(|table| table.apply(id, stopped));
             if self.get(id).await?.is_final() {
                 return self.recorded().await;
             }
@@ -516,7 +560,7 @@ impl Jobs {
                 why: "has not confirmed the start yet".to_owned(),
                 job: None,
             }),
-            Ok(()) => worker.rpc.stop(id, stop).await,
+            Ok(()) => worker.rpc.stop(record.run().unwrap_or(id), stop).await,
             Err(error) => Err(error),
         };
         match sent {
@@ -764,12 +808,12 @@ impl Jobs {
         api::Job { kept_until, ..job }
     }
 
-    /// Those of `jobs` that are not here and not on the disk: only their worker
-    /// knows them.
+    /// Those of `jobs`, runs, that are not here and not on the disk: only their
+    /// worker knows them.
     pub(super) async fn unknown(&self, jobs: Vec<JobId>) -> Result<HashSet<JobId>, Error> {
         let mut unknown: HashSet<JobId> = {
             let table = self.table();
-            let absent = jobs.into_iter().filter(|id| table.get(*id).is_none());
+            let absent = jobs.into_iter().filter(|run| !table.knows(*run));
             absent.collect()
         };
         if !unknown.is_empty() {
@@ -791,8 +835,9 @@ impl Jobs {
         report: Report,
         unknown: &HashSet<JobId>,
     ) -> bool {
-        let id = report.job;
-        self.change(|table| match (table.get(id), report.spec) {
+        let id = report.run;
+        let known = |table: &Table| table.get(table.job_of(id)?);
+        self.change(|table| match (known(table), report.spec) {
             (Some(record), _) if record.worker() == Some(worker.id) => {
                 table.report(id, report.status, Some(worker.session));
             }
@@ -812,30 +857,42 @@ impl Jobs {
                         worker: worker.id,
                         worker_name: worker.name.clone(),
                         session: worker.session,
+                        run: None,
                     }),
                     state: report.status.state,
                     output_bytes: report.status.output_bytes,
                     created_at,
                     stop: None,
+                    attempts: Vec::new(),
+                    retry_at: None,
+                    is_last: false,
+                    after: Vec::new(),
                 });
             }
             (None, _) => {
-                tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a finished job");
+                tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a finished job, or of an earlier attempt");
             }
         });
         self.owes_stop(id)
     }
 
     /// A stop may have been recorded while it was not known whether the job runs.
-    fn owes_stop(&self, id: JobId) -> bool {
-        let record = self.table().get(id);
+    fn owes_stop(&self, run: JobId) -> bool {
+        let table = self.table();
+        let record = table.job_of(run).and_then(|id| table.get(id));
         record.is_some_and(|record| record.stop.is_some())
     }
 
     /// Takes in a job's end from the end of its output, which may be here
     /// before the worker's report.
-    pub(super) fn ended(&self, id: JobId, status: Status) {
-        self.change(|table| table.report(id, status, None));
+    pub(super) fn ended(&self, run: JobId, status: Status) {
+        self.change(|table| table.report(run, status, None));
+    }
+
+    /// So much of a run's output was passed on. The store is told with the next
+    /// change.
+    pub(super) fn seen(&self, run: JobId, bytes: u64) {
+        self.table().seen(run, bytes);
     }
 
     /// `worker` has told of all its jobs: those it did not name, and that were
@@ -876,6 +933,7 @@ impl Jobs {
                 jobs.stop_all(running, Stop::default()).await;
             });
         }
+        table.tell_dependents();
         for changed in table.changed() {
             let store = &self.0.store;
             let (ticket, ended) = match changed {

@@ -6,8 +6,9 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::{attempts::Attempt, prerequisites::Prerequisite};
 use crate::{
-    api,
+    api::{self, OnLost},
     ids::{self, GroupId, JobId, WorkerId},
     labels::{self, Requirement},
     net::bounds::Bounds,
@@ -42,6 +43,20 @@ pub(crate) struct Spec {
     /// What is higher is placed first.
     #[serde(default)]
     pub(crate) priority: i32,
+    /// Before this it is not started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) not_before: Option<Timestamp>,
+    /// How long it may wait for a worker, from when it may start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) deadline: Option<Duration>,
+    /// How often it is tried again after it failed.
+    #[serde(default)]
+    pub(crate) retries: u32,
+    /// Before the first of them; None: as long as is usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_pause: Option<Duration>,
+    #[serde(default)]
+    pub(crate) on_lost: OnLost,
 }
 
 impl Spec {
@@ -56,6 +71,7 @@ impl Spec {
             .collect::<Result<Vec<Requirement>, _>>()?;
         wanted.sort_by_key(ToString::to_string);
         wanted.dedup();
+        let not_before = not_before(&asked)?;
         let env = asked.env;
         let spec = Self {
             command: given(asked.command),
@@ -68,6 +84,11 @@ impl Spec {
             timeout: asked.timeout_ms.map(Duration::from_millis),
             labels: wanted,
             priority: asked.priority.map_or(0, api::Priority::value),
+            not_before,
+            deadline: asked.deadline_ms.map(Duration::from_millis),
+            retries: asked.retries,
+            retry_pause: asked.retry_pause_ms.map(Duration::from_millis),
+            on_lost: asked.on_lost,
         };
         spec.check(&env, bounds)?;
         Ok((spec, env))
@@ -116,11 +137,18 @@ impl Spec {
             ));
         }
         let longest = Duration::from_millis(api::MAX_DURATION_MS);
-        if let Some(timeout) = self.timeout
-            && (timeout.is_zero() || timeout > longest)
-        {
-            let most = api::MAX_DURATION_MS;
-            return Err(format!("timeout_ms is not between 1 and {most}"));
+        if self.retries > api::MAX_RETRIES {
+            return Err(format!("retries is more than {}", api::MAX_RETRIES));
+        }
+        for (field, duration) in [
+            ("timeout_ms", self.timeout),
+            ("deadline_ms", self.deadline),
+            ("retry_pause_ms", self.retry_pause),
+        ] {
+            if duration.is_some_and(|duration| duration.is_zero() || duration > longest) {
+                let most = api::MAX_DURATION_MS;
+                return Err(format!("{field} is not between 1 and {most}"));
+            }
         }
         if self.labels.len() > labels::MAX {
             return Err(format!("more than {} labels", labels::MAX));
@@ -130,6 +158,22 @@ impl Spec {
             return Err(format!("priority is not between -{highest} and {highest}"));
         }
         Ok(())
+    }
+}
+
+/// Before which time a job is not to be started.
+fn not_before(asked: &api::StartRequest) -> Result<Option<Timestamp>, String> {
+    let at = match (asked.not_before, asked.delay_ms) {
+        (Some(_), Some(_)) => return Err("there are both not_before and delay_ms".to_owned()),
+        (at, None) => at,
+        (None, Some(delay)) if delay > api::MAX_DURATION_MS => {
+            return Err(format!("delay_ms is more than {}", api::MAX_DURATION_MS));
+        }
+        (None, Some(delay)) => now().checked_add(Duration::from_millis(delay)).ok(),
+    };
+    match at.is_some() && asked.no_queue {
+        true => Err("a job that starts later cannot be refused with no_queue".to_owned()),
+        false => Ok(at),
     }
 }
 
@@ -236,13 +280,36 @@ pub(crate) enum Event {
     Gone(Gone),
     /// It is being sent again, to a worker that has proved not to know it.
     SentAgain,
-    /// Its stop was asked for, and its worker has proved not to know it, or it
-    /// never got one.
-    StoppedBeforeStart { why: Option<String> },
+    /// It is not to be started any more, and its worker has proved not to know it,
+    /// or it has none.
+    GivenUp { end: End, reason: String },
     /// It was given to a worker, and is about to be sent there.
     Placed,
     /// Its worker takes no jobs now, and has not taken this one.
     TurnedAway,
+}
+
+impl End {
+    /// How its process ended, or the code word that says why it has none.
+    pub(crate) fn exit(&self) -> (Option<Exit>, Option<String>) {
+        match self {
+            Self::Succeeded => (Some(Exit::Code(0)), None),
+            Self::Failed(exit) | Self::Stopped(exit) | Self::TimedOut(exit) => (*exit, None),
+            Self::NotStarted { code } => (None, Some(code.clone())),
+            Self::Lost => (None, None),
+        }
+    }
+}
+
+impl Exit {
+    /// The exit code, or the signal.
+    pub(crate) fn parts(exit: Option<Self>) -> (Option<i32>, Option<i32>) {
+        match exit {
+            Some(Self::Code(code)) => (Some(code), None),
+            Some(Self::Signal(signal)) => (None, Some(signal)),
+            None => (None, None),
+        }
+    }
 }
 
 impl State {
@@ -288,11 +355,27 @@ impl State {
         }
     }
 
-    fn process(&self) -> Option<Process> {
+    pub(crate) fn process(&self) -> Option<Process> {
         match self {
             Self::Queued | Self::Pending { .. } => None,
             Self::Running(process) => Some(*process),
             Self::Unknown { process, .. } | Self::Ended { process, .. } => *process,
+        }
+    }
+
+    /// As the HTTP API shows it.
+    pub(crate) fn shown(&self) -> api::JobState {
+        match self {
+            Self::Queued | Self::Pending { .. } => api::JobState::Pending,
+            Self::Running(_) => api::JobState::Running,
+            Self::Unknown { .. } => api::JobState::Unknown,
+            Self::Ended { end, .. } => match end {
+                End::Succeeded => api::JobState::Succeeded,
+                End::Failed(_) | End::NotStarted { .. } => api::JobState::Failed,
+                End::Stopped(_) => api::JobState::Stopped,
+                End::TimedOut(_) => api::JobState::TimedOut,
+                End::Lost => api::JobState::Lost,
+            },
         }
     }
 
@@ -304,7 +387,7 @@ impl State {
         if *self == Self::Queued {
             return match event {
                 Event::Placed => Some(Self::Pending { call_open: true }),
-                Event::StoppedBeforeStart { why } => Some(stopped_before_start(why)),
+                Event::GivenUp { end, reason } => Some(given_up(end, reason)),
                 // It is on no worker: none has anything to say of it.
                 Event::Reported(_)
                 | Event::Refused { .. }
@@ -392,20 +475,17 @@ impl State {
             Event::SentAgain => self
                 .may_be_sent()
                 .then_some(Self::Pending { call_open: true }),
-            Event::StoppedBeforeStart { why } => {
-                self.may_be_sent().then(|| stopped_before_start(why))
-            }
+            Event::GivenUp { end, reason } => self.may_be_sent().then(|| given_up(end, reason)),
         }
     }
 }
 
-fn stopped_before_start(why: Option<String>) -> State {
-    let because = why.map(|why| format!(": {why}")).unwrap_or_default();
+fn given_up(end: End, reason: String) -> State {
     State::Ended {
         process: None,
         at: now(),
-        end: End::Stopped(None),
-        reason: format!("stopped before it was started{because}"),
+        end,
+        reason,
     }
 }
 
@@ -435,6 +515,9 @@ pub(crate) struct Place {
     /// The registration of the worker under which it was sent there, or last
     /// reported from there.
     pub(crate) session: Session,
+    /// Its id there; None: its own, as in every first attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<JobId>,
 }
 
 /// A job's part in its group.
@@ -469,11 +552,24 @@ pub(crate) struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) place: Option<Place>,
     pub(crate) state: State,
+    /// Of its last attempt.
     pub(crate) output_bytes: u64,
     pub(crate) created_at: Timestamp,
     /// Asked for while its worker was away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) stop: Option<RecordedStop>,
+    /// Those that ended, and that were or will be followed by another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) attempts: Vec<Attempt>,
+    /// Before this the next attempt does not begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_at: Option<Timestamp>,
+    /// A stop was asked for: no attempt follows the one it has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_last: bool,
+    /// It does not start before these have ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) after: Vec<Prerequisite>,
 }
 
 /// A stop that waits for the job's worker.
@@ -548,6 +644,9 @@ impl Record {
 
     /// It has ended without ever having had a process.
     pub(crate) fn never_ran(&self) -> bool {
+        if !self.attempts.is_empty() {
+            return false;
+        }
         match &self.state {
             State::Queued | State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
                 false
@@ -556,7 +655,9 @@ impl Record {
                 End::NotStarted { .. } => true,
                 End::Lost => process.is_none(),
                 End::Stopped(exit) => process.is_none() && exit.is_none() && self.output_bytes == 0,
-                End::Succeeded | End::Failed(_) | End::TimedOut(_) => false,
+                // It waited too long.
+                End::TimedOut(_) => self.place.is_none(),
+                End::Succeeded | End::Failed(_) => false,
             },
         }
     }
@@ -604,41 +705,19 @@ impl Record {
     }
 
     pub(crate) fn api_state(&self) -> api::JobState {
-        match &self.state {
-            State::Queued | State::Pending { .. } => api::JobState::Pending,
-            State::Running(_) => api::JobState::Running,
-            State::Unknown { .. } => api::JobState::Unknown,
-            State::Ended { end, .. } => match end {
-                End::Succeeded => api::JobState::Succeeded,
-                End::Failed(_) | End::NotStarted { .. } => api::JobState::Failed,
-                End::Stopped(_) => api::JobState::Stopped,
-                End::TimedOut(_) => api::JobState::TimedOut,
-                End::Lost => api::JobState::Lost,
-            },
-        }
+        self.state.shown()
     }
 
     /// The record as the HTTP API shows it; how long it is kept is not said here.
     pub(crate) fn job(&self) -> api::Job {
         let process = self.state.process();
-        let (exit, start_error, ended_at) = match &self.state {
-            State::Ended { end, at, .. } => match end {
-                End::Succeeded => (Some(Exit::Code(0)), None, Some(*at)),
-                End::Failed(exit) | End::Stopped(exit) | End::TimedOut(exit) => {
-                    (*exit, None, Some(*at))
-                }
-                End::NotStarted { code } => (None, Some(code.clone()), Some(*at)),
-                End::Lost => (None, None, Some(*at)),
-            },
+        let ((exit, start_error), ended_at) = match &self.state {
+            State::Ended { end, at, .. } => (end.exit(), Some(*at)),
             State::Queued | State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
-                (None, None, None)
+                ((None, None), None)
             }
         };
-        let (exit_code, signal) = match exit {
-            Some(Exit::Code(code)) => (Some(code), None),
-            Some(Exit::Signal(signal)) => (None, Some(signal)),
-            None => (None, None),
-        };
+        let (exit_code, signal) = Exit::parts(exit);
         let spec = &self.spec;
         api::Job {
             id: self.id,
@@ -665,11 +744,19 @@ impl Record {
             labels: spec.labels.iter().map(ToString::to_string).collect(),
             priority: spec.priority,
             timeout_ms: spec.timeout.map(api::whole_milliseconds),
+            not_before: self.not_before(),
+            deadline_ms: spec.deadline.map(api::whole_milliseconds),
+            retries: spec.retries,
+            retry_pause_ms: spec.retry_pause.map(api::whole_milliseconds),
+            on_lost: spec.on_lost,
+            attempt: self.attempt(),
+            attempts: self.shown_attempts(),
+            after: self.shown_prerequisites(),
             pid: process.and_then(|process| process.pid),
             exit_code,
             signal,
             start_error,
-            output_bytes: self.output_bytes,
+            output_bytes: self.all_output_bytes(),
             created_at: self.created_at,
             started_at: process.and_then(|process| process.since),
             ended_at,
@@ -698,11 +785,16 @@ pub(crate) mod tests {
                 worker: WorkerId::random(),
                 worker_name: "w1".into(),
                 session: Session::random(),
+                run: None,
             }),
             state,
             output_bytes: 0,
             created_at: now(),
             stop: None,
+            attempts: Vec::new(),
+            retry_at: None,
+            is_last: false,
+            after: Vec::new(),
         }
     }
 
@@ -774,6 +866,24 @@ pub(crate) mod tests {
             (
                 "`a b` is not `key=value`",
                 spec(|r| r.labels = vec!["a b".into()]),
+            ),
+            ("deadline_ms", spec(|r| r.deadline_ms = Some(0))),
+            ("retries", spec(|r| r.retries = 1001)),
+            ("retry_pause_ms", spec(|r| r.retry_pause_ms = Some(0))),
+            ("delay_ms", spec(|r| r.delay_ms = Some(u64::MAX))),
+            (
+                "both",
+                spec(|r| {
+                    r.delay_ms = Some(1);
+                    r.not_before = Some(now());
+                }),
+            ),
+            (
+                "no_queue",
+                spec(|r| {
+                    r.delay_ms = Some(1);
+                    r.no_queue = true;
+                }),
             ),
             (
                 "more than 64 labels",
@@ -865,7 +975,10 @@ pub(crate) mod tests {
             Just(Event::Gone(Gone::Restarted)),
             Just(Event::Gone(Gone::Left)),
             Just(Event::SentAgain),
-            Just(Event::StoppedBeforeStart { why: None }),
+            Just(Event::GivenUp {
+                end: End::Stopped(None),
+                reason: "x".to_owned()
+            }),
             Just(Event::Placed),
             Just(Event::TurnedAway),
         ]

@@ -13,7 +13,9 @@ use tokio::sync::watch;
 
 use super::{
     group::Group,
-    record::{Event, Place, Record, RecordedStop, State, Status},
+    later::Alarms,
+    prerequisites::{Dependents, group_as_job},
+    record::{Event, Place, Record, RecordedStop, State, Status, now},
 };
 use crate::{
     api::{self, PassedOver},
@@ -48,9 +50,14 @@ pub(super) struct Table {
     by_time: Order,
     by_name: HashMap<String, Order>,
     queue: Queue,
+    /// When jobs that wait for a time are looked at.
+    pub(super) alarms: Alarms,
+    pub(super) dependents: Dependents,
     /// The workers that placement knows.
     workers: HashMap<WorkerId, WorkerHandle>,
     on_worker: HashMap<WorkerId, OnWorker>,
+    /// The jobs of runs that have ids of their own.
+    pub(super) runs: HashMap<JobId, JobId>,
     /// What the store has not been told yet.
     changed: Vec<Changed>,
     /// Ended, in the order in which the store was told.
@@ -87,7 +94,7 @@ struct Entry {
     record: Arc<Record>,
     /// There from the first waiter until the end.
     changes: Option<watch::Sender<Arc<Record>>>,
-    /// The values of its environment, until its start is confirmed.
+    /// The values of its environment, until it is not started any more.
     env: Arc<Env>,
 }
 
@@ -110,7 +117,7 @@ struct Settled {
 #[derive(Debug)]
 pub(super) enum Due {
     Start(Arc<Record>),
-    Stop(JobId, RecordedStop),
+    Stop(Arc<Record>, RecordedStop),
 }
 
 impl Table {
@@ -131,22 +138,6 @@ impl Table {
             self.workers.remove(&id);
         }
         self.queue.offer(id, seat);
-    }
-
-    /// Has a job wait for its turn, if it has no worker and has not ended.
-    pub(super) fn enqueue(&mut self, id: JobId) {
-        let Some(entry) = self.jobs.get(&id) else {
-            return;
-        };
-        let record = &entry.record;
-        if record.state != State::Queued {
-            return;
-        }
-        let group = record.group().and_then(|group| self.groups.get(&group));
-        match group.and_then(|entry| entry.group.stopped.clone()) {
-            Some(why) => self.apply(id, Event::StoppedBeforeStart { why: Some(why) }),
-            None => self.queue.add(&record.wanted(), record.turn()),
-        }
     }
 
     /// A group whose jobs are inserted next; they are counted as they come.
@@ -205,8 +196,9 @@ impl Table {
         let members: Vec<JobId> = entry.members.values().copied().collect();
         let mut running = Vec::new();
         for id in members {
-            let why = Some(why.to_owned());
-            self.apply(id, Event::StoppedBeforeStart { why });
+            if let Some(record) = self.get(id) {
+                self.apply(id, record.stopped_before_start(Some(why)));
+            }
             if self.get(id).is_some_and(|record| !record.is_final()) {
                 running.push(id);
             }
@@ -219,8 +211,15 @@ impl Table {
         std::mem::take(&mut self.failed)
     }
 
-    /// Takes a job out of the queue again, if it is there.
+    /// Has a job that may start now wait for its turn.
+    pub(super) fn line_up(&mut self, record: &Record) {
+        self.queue.add(&record.wanted(), record.turn());
+    }
+
+    /// Has a job wait no more, for whatever it waits.
     pub(super) fn dequeue(&mut self, record: &Record) {
+        self.alarms.set(record.id, None);
+        self.dependents.release(record);
         self.queue.remove(&record.wanted(), record.turn());
     }
 
@@ -247,12 +246,19 @@ impl Table {
             let entry = self.jobs.get_mut(&id)?;
             let record = Arc::make_mut(&mut entry.record);
             record.state = record.state.after(Event::Placed)?;
+            let run = record.next_run();
+            if let Some(run) = run {
+                self.runs.insert(run, id);
+            }
+            record.retry_at = None;
             record.place = Some(Place {
                 worker,
                 worker_name: handle.name.clone(),
                 session: handle.session,
+                run,
             });
             self.on_worker.entry(worker).or_default().live.insert(id);
+            self.alarms.set(id, None);
             entry.announce();
             tracing::debug!(job_id = %id, worker_id = %worker, "job placed");
             Some((entry.record.clone(), handle))
@@ -262,7 +268,8 @@ impl Table {
 
     /// What a job that has no worker waits for, in one line.
     pub(super) fn why(&self, record: &Record) -> String {
-        self.queue.why(&record.wanted())
+        let not_yet = record.why_not_free().or_else(|| record.why_not_yet(now()));
+        not_yet.unwrap_or_else(|| self.queue.why(&record.wanted()))
     }
 
     /// The values of a job's environment, as long as they are needed.
@@ -289,6 +296,9 @@ impl Table {
                 .live
                 .insert(record.id);
             self.queue.occupy(worker, record.bound_by());
+            if let Some(run) = record.place.as_ref().and_then(|place| place.run) {
+                self.runs.insert(run, record.id);
+            }
         }
         if let Some(member) = &record.member
             && let Some(entry) = self.groups.get_mut(&member.group)
@@ -319,8 +329,9 @@ impl Table {
         let record = &entry.record;
         let key = (record.created_at, id);
         self.by_time.remove(&key);
+        self.dependents.removed(id);
         match &record.state {
-            State::Queued => self.queue.remove(&record.wanted(), record.turn()),
+            State::Queued => self.dequeue(&entry.record),
             State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
                 let was_open = record.state == State::Pending { call_open: true };
                 self.vacate(id, &entry.record.clone(), was_open);
@@ -347,6 +358,9 @@ impl Table {
         let Some(worker) = record.worker() else {
             return;
         };
+        if let Some(run) = record.run() {
+            self.runs.remove(&run);
+        }
         if let Some(on_worker) = self.on_worker.get_mut(&worker)
             && on_worker.live.remove(&id)
         {
@@ -411,7 +425,7 @@ impl Table {
         }
         let before = entry.record.clone();
         let record = Arc::make_mut(&mut entry.record);
-        record.state = next;
+        record.state = record.unless_tried_again(next);
         if record.state == State::Queued {
             record.place = None;
         }
@@ -422,11 +436,12 @@ impl Table {
             error = record.error_text(),
             "job changed"
         );
-        if !record.state.is_unconfirmed() {
+        if !record.needs_env() {
             entry.env = Arc::default();
         }
         if record.is_final() {
             record.stop = None;
+            self.dependents.ended(id);
         }
         entry.announce();
         let record = entry.record.clone();
@@ -483,22 +498,34 @@ impl Table {
         if entry.group.is_final() {
             entry.changes = None;
             self.queue.unbound(entry.group.id);
+            self.dependents.ended(group_as_job(entry.group.id));
             self.changed.push(Changed::Group(entry.group.clone()));
         }
     }
 
     /// The worker that the job was sent to takes none, and does not have it: it
     /// waits for another, and that worker gets no more until it offers anew.
-    pub(super) fn turned_away(&mut self, id: JobId) {
+    pub(super) fn turned_away(&mut self, run: JobId) {
+        let Some(id) = self.job_of(run) else {
+            return;
+        };
         if let Some(worker) = self.get(id).and_then(|record| record.worker()) {
             self.queue.close(worker);
         }
         self.apply(id, Event::TurnedAway);
     }
 
+    /// As [`Table::apply`], to the job of this run.
+    pub(super) fn apply_to_run(&mut self, run: JobId, event: Event) {
+        if let Some(id) = self.job_of(run) {
+            self.apply(id, event);
+        }
+    }
+
     /// Takes in what the job's own worker says of it.
-    pub(super) fn report(&mut self, id: JobId, status: Status, session: Option<Session>) {
-        if let Some(entry) = self.jobs.get_mut(&id)
+    pub(super) fn report(&mut self, run: JobId, status: Status, session: Option<Session>) {
+        if let Some(id) = self.job_of(run)
+            && let Some(entry) = self.jobs.get_mut(&id)
             && !entry.record.is_final()
         {
             let record = Arc::make_mut(&mut entry.record);
@@ -511,7 +538,7 @@ impl Table {
     }
 
     /// The worker has told of all its jobs under `session`, or none will ever
-    /// be told of again: what is not `present` and was sent under another
+    /// be told of again: what is not `present`, a run, and was sent under another
     /// session is gone, or is to be sent again.
     pub(super) fn settle(
         &mut self,
@@ -525,8 +552,11 @@ impl Table {
             session,
             gone: gone.clone(),
         });
-        let (named, absent): (Vec<JobId>, Vec<JobId>) =
-            on_worker.live.iter().partition(|id| present.contains(id));
+        let is_named = |id: &&JobId| {
+            let run = self.jobs.get(*id).and_then(|entry| entry.record.run());
+            run.is_some_and(|run| present.contains(&run))
+        };
+        let (named, absent): (Vec<JobId>, Vec<JobId>) = on_worker.live.iter().partition(is_named);
         for id in named {
             if let Some(entry) = self.jobs.get_mut(&id) {
                 entry.set_session(session);
@@ -568,13 +598,14 @@ impl Table {
             }
             let stop = record.stop?;
             Arc::make_mut(&mut entry.record).stop = None;
-            return Some(Due::Stop(id, stop));
+            return Some(Due::Stop(entry.record.clone(), stop));
         }
         if !record.state.may_be_sent() {
             return None;
         }
         if record.stop.is_some() {
-            self.apply(id, Event::StoppedBeforeStart { why: None });
+            let stopped = record.stopped_before_start(None);
+            self.apply(id, stopped);
             return None;
         }
         entry.set_session(session);
@@ -584,10 +615,19 @@ impl Table {
 
     /// Records a stop that cannot be delivered now; None takes it back.
     pub(super) fn want_stop(&mut self, id: JobId, stop: Option<RecordedStop>) {
+        self.edit(id, |record| {
+            record.stop = stop;
+            true
+        });
+    }
+
+    /// Changes something else than the state of a job that has not ended;
+    /// `change` says whether there was something to change.
+    pub(super) fn edit(&mut self, id: JobId, change: impl FnOnce(&mut Record) -> bool) {
         if let Some(entry) = self.jobs.get_mut(&id)
             && !entry.record.is_final()
+            && change(Arc::make_mut(&mut entry.record))
         {
-            Arc::make_mut(&mut entry.record).stop = stop;
             entry.announce();
             self.changed.push(Changed::Job(entry.record.clone()));
         }
@@ -595,7 +635,10 @@ impl Table {
 
     /// The call that starts the job was not answered. If the worker has left
     /// since, that settles it.
-    pub(super) fn unconfirmed(&mut self, id: JobId, why: String) {
+    pub(super) fn unconfirmed(&mut self, run: JobId, why: String) {
+        let Some(id) = self.job_of(run) else {
+            return;
+        };
         self.apply(id, Event::Unconfirmed { why });
         let Some(place) = self.get(id).and_then(|record| record.place.clone()) else {
             return;
@@ -705,7 +748,7 @@ mod tests {
     use super::*;
     use crate::roles::scheduler::jobs::{
         Gone, Process, Spec,
-        record::{End, now, tests::record},
+        record::{End, tests::record},
     };
 
     fn running() -> Record {
@@ -953,7 +996,7 @@ mod tests {
         let present = HashSet::from([job.id]);
         table.settle(job.worker().unwrap(), session, &present, Gone::Restarted);
         let due = table.due(job.worker().unwrap(), session);
-        assert!(matches!(&due[..], [Due::Stop(id, due)] if *id == job.id && *due == stop));
+        assert!(matches!(&due[..], [Due::Stop(due, how)] if due.id == job.id && *how == stop));
         let stopped = table.get(unsent.id).unwrap();
         assert_eq!(stopped.api_state(), api::JobState::Stopped);
         assert!(stopped.never_ran());

@@ -135,8 +135,8 @@ pub(super) struct Loaded {
     /// One more than at the start before.
     pub(super) epoch: u64,
     pub(super) workers: Vec<StoredWorker>,
-    /// The jobs that had not ended, and for those whose start was never
-    /// confirmed the values of their environment.
+    /// The jobs that had not ended, and for those that may be started, or started
+    /// again, the values of their environment.
     pub(super) live: Vec<(Record, Arc<Env>)>,
     /// The groups that had not ended, with those of their jobs counted that had.
     pub(super) groups: Vec<Group>,

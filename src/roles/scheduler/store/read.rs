@@ -236,10 +236,11 @@ impl Reader {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Those of `jobs` that are recorded, or were and are being forgotten.
+    /// Those of `jobs`, runs, that are recorded, or were and are being forgotten.
     pub(super) fn known(&self, jobs: &[JobId]) -> Result<HashSet<JobId>, Error> {
         let mut query = self.0.prepare_cached(
             "SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?1)
+                 OR EXISTS (SELECT 1 FROM attempts WHERE run = ?1)
                  OR EXISTS (SELECT 1 FROM forget WHERE job = ?1)",
         )?;
         let mut known = HashSet::new();

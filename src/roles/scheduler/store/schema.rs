@@ -12,7 +12,7 @@ pub(super) const FILE: &str = "store.sqlite";
 
 /// One entry for each version, the first makes version 1 of an empty file.
 /// Entries are only ever added: each has run on somebody's disk.
-pub(super) const MIGRATIONS: [&str; 4] = [FIRST, access::TABLES, WORKERS, QUEUE];
+pub(super) const MIGRATIONS: [&str; 5] = [FIRST, access::TABLES, WORKERS, QUEUE, ATTEMPTS];
 
 const FIRST: &str = "
 -- Epochs begin with the time, so that those of a store that was made anew are
@@ -128,6 +128,16 @@ const WORKERS: &str = "
 -- What the worker told of itself, and what admins have ordered of it, as JSON.
 ALTER TABLE workers ADD COLUMN told TEXT NOT NULL DEFAULT '{}';
 ALTER TABLE workers ADD COLUMN orders TEXT NOT NULL DEFAULT '{}';
+";
+
+/// Under which ids the workers have the attempts of jobs that had several.
+const ATTEMPTS: &str = "
+CREATE TABLE attempts (
+    run BLOB PRIMARY KEY,
+    job BLOB NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    worker BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX attempts_by_job ON attempts (job);
 ";
 
 /// The version of a store that this binary writes.

@@ -447,10 +447,19 @@ fn update(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<u64> {
             worker(record),
             record.api_state().as_str(),
             record.kept_from().map(Timestamp::as_microsecond),
-            record.state.is_unconfirmed(),
+            record.needs_env(),
             json(record),
             record.id.as_bytes(),
         ])?;
+    if changed > 0 && !record.attempts.is_empty() {
+        let mut write = to
+            .prepare_cached("INSERT OR IGNORE INTO attempts (run, job, worker) VALUES (?, ?, ?)")?;
+        // Those before were written when they were the last.
+        for part in record.parts().iter().rev().take(2) {
+            let (run, worker) = (part.run.as_bytes(), part.place.worker.as_bytes());
+            write.execute(params![run, record.id.as_bytes(), worker])?;
+        }
+    }
     Ok(u64::from(changed > 0 && record.is_final()))
 }
 
@@ -467,6 +476,10 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
     )?;
     let mut forget =
         to.prepare_cached("INSERT OR IGNORE INTO forget (worker, job) VALUES (?, ?)")?;
+    let mut forget_attempts = to.prepare_cached(
+        "INSERT OR IGNORE INTO forget (worker, job)
+         SELECT worker, run FROM attempts WHERE job = ?",
+    )?;
     let mut delete = to.prepare_cached("DELETE FROM jobs WHERE number = ?")?;
     let mut empty = to.prepare_cached(
         "DELETE FROM groups WHERE id = ?1
@@ -491,7 +504,10 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
         if deleted >= surplus && ended_us >= before {
             break;
         }
-        if let Some(worker) = worker {
+        let attempts = forget_attempts.execute([job.as_bytes()])?;
+        if let Some(worker) = worker
+            && attempts == 0
+        {
             forget.execute(params![worker, job.as_bytes()])?;
         }
         delete.execute([number])?;
