@@ -83,7 +83,9 @@ impl GroupBar {
         self.bar.set_position(states.ended().into());
         self.bar.set_message(text.clone());
         let tenths = tenths(group);
-        if !is_attended() && tenths > self.tenths.replace(tenths) {
+        // The end is told by whoever waited for it.
+        let is_step = tenths > self.tenths.replace(tenths) && group.ended_at.is_none();
+        if !is_attended() && is_step {
             let (id, ended, count) = (group.id.short(), states.ended(), group.count);
             note(&format!("group {id}: {ended}/{count} {text}"));
         }

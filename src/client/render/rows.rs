@@ -395,6 +395,7 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
     };
     let shown = |text: &String| visible(text).into_owned();
     let env = (!job.env.is_empty()).then(|| job.env.join(" "));
+    let labels = (!job.labels.is_empty()).then(|| job.labels.join(", "));
     let group = job.group_id.map(|group| match (job.index, &job.item) {
         (Some(index), Some(item)) => format!("{group}/{index} ({})", visible(item)),
         (Some(index), None) => format!("{group}/{index}"),
@@ -419,6 +420,11 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         ("Command", Some(visible(&command_line(job)).into_owned())),
         ("Folder", job.cwd.as_ref().map(shown)),
         ("User", job.user.as_ref().map(shown)),
+        ("Labels", labels),
+        (
+            "Priority",
+            (job.priority != 0).then(|| job.priority.to_string()),
+        ),
         ("Variables", env.as_ref().map(shown)),
         ("Timeout", job.timeout_ms.map(duration)),
         (
