@@ -96,22 +96,33 @@ fn marked(marks: &Path, number: u64, bytes: u64, code: u64) -> StartRequest {
 /// The answer to a start.
 struct Started {
     id: JobId,
-    /// With 201: it runs. Otherwise with the reason why it never will.
-    accepted: bool,
+    promise: Promise,
+}
+
+/// What an answer says of its job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Promise {
+    /// 201: it runs.
+    Began,
+    /// 201: it is recorded, and goes to a worker as soon as one has room.
+    Waits,
+    /// An error, with the reason why it never will begin.
+    NeverBegins,
 }
 
 /// Asks until there is an answer that will not change.
 async fn start(client: &Client, request: &StartRequest, key: &str) -> Started {
     loop {
-        let (id, accepted) = match client.start_with_key(request, key).await {
-            Ok(started) => (started.job_id, true),
+        let (id, promise) = match client.start_with_key(request, key).await {
+            Ok(started) if started.state == JobState::Pending => (started.job_id, Promise::Waits),
+            Ok(started) => (started.job_id, Promise::Began),
             // Recorded, and then its worker was killed before there was a process.
             Err(Error::Refused { error, .. }) if error.error.contains("lost: ") => {
-                (error.job_id.unwrap(), false)
+                (error.job_id.unwrap(), Promise::NeverBegins)
             }
             // Recorded as one that the worker did not take.
             Err(Error::Refused { error, .. }) if error.code == "worker_draining" => {
-                (error.job_id.unwrap(), false)
+                (error.job_id.unwrap(), Promise::NeverBegins)
             }
             Err(Error::Refused { status, error }) if status < 500 => panic!("{error:?}"),
             Err(_) => {
@@ -119,7 +130,7 @@ async fn start(client: &Client, request: &StartRequest, key: &str) -> Started {
                 continue;
             }
         };
-        return Started { id, accepted };
+        return Started { id, promise };
     }
 }
 
@@ -144,13 +155,13 @@ async fn end(client: &Client, id: JobId) -> Job {
 struct Asked {
     number: u64,
     started: Started,
-    /// Between the first attempt and the answer.
-    worker_was_killed: bool,
+    /// How often the worker had been killed before the first attempt.
+    kills_before: u64,
 }
 
-/// Every start that was answered with 201 began once, and has the end and all the
-/// output of what ran. Every other one never began, and had its worker killed
-/// while it was asked for.
+/// Every start that was answered with 201 and ran began once, and has the end and
+/// all the output of what ran; so has every one that waited, unless it is lost. What
+/// is lost never began, and had its worker killed after it was asked for.
 async fn survive(seed: u64, jobs: u64) {
     let (mut victims, client) = Victims::start().await;
     let mut chance = Chance(seed);
@@ -170,7 +181,7 @@ async fn survive(seed: u64, jobs: u64) {
                 asked.push(Asked {
                     number,
                     started,
-                    worker_was_killed: kills.load(Ordering::SeqCst) > before,
+                    kills_before: before,
                 });
             }
             asked
@@ -232,7 +243,12 @@ async fn survive(seed: u64, jobs: u64) {
         let bytes = within(output(&client, id)).await;
         assert_eq!(bytes.len() as u64, job.output_bytes, "{told}");
         assert!(bytes.iter().all(|byte| *byte == 0), "{told}");
-        if asked.started.accepted {
+        let promise = asked.started.promise;
+        // Its worker was killed when it had noted that it begins the job, and before
+        // it did; whether it did cannot be known to anybody.
+        let never_began = job.state == JobState::Lost && promise != Promise::Began;
+        assert!(never_began || promise != Promise::NeverBegins, "{told}");
+        if !never_began {
             assert_eq!(mark, format!("{id}\n"), "one start, and its own; {told}");
             let (state, code) = match number % 5 {
                 0 => (JobState::Succeeded, 0),
@@ -241,7 +257,8 @@ async fn survive(seed: u64, jobs: u64) {
             assert_eq!((job.state, job.exit_code), (state, Some(code)), "{told}");
             assert_eq!(job.output_bytes, number * 37, "{told}");
         } else {
-            assert!(asked.worker_was_killed, "lost without a reason; {told}");
+            let killed = kills.load(Ordering::SeqCst) > asked.kills_before;
+            assert!(killed, "lost without a reason; {told}");
             assert_eq!((job.state, job.exit_code), (JobState::Lost, None), "{told}");
             assert_eq!((mark.as_str(), job.output_bytes), ("", 0), "{told}");
         }
@@ -302,7 +319,11 @@ async fn one_key_is_one_job_through_kills_of_the_scheduler() {
         while let Some(answer) = within(starts.join_next()).await {
             answers.push(answer.unwrap());
         }
-        assert!(answers.iter().all(|answer| answer.accepted));
+        assert!(
+            answers
+                .iter()
+                .all(|answer| answer.promise != Promise::NeverBegins)
+        );
         let ids: HashSet<_> = answers.iter().map(|answer| answer.id).collect();
         assert_eq!(ids.len(), 1);
         let id = *ids.iter().next().unwrap();
@@ -636,13 +657,16 @@ async fn a_start_in_the_moment_of_a_shutdown_has_a_truthful_end() {
         let code = worker.code().await;
         assert!(matches!(code, Some(0) | None), "{code:?}");
         victims.restart_worker();
-        let Started { id, accepted } = within(starting).await.unwrap();
+        let Started { id, promise } = within(starting).await.unwrap();
         let job = within(end(&client, id)).await;
         let mark = fs::read_to_string(marks.join(number.to_string())).unwrap_or_default();
         let began_once = mark == format!("{id}\n") && job.exit_code == Some(3);
         let never_began = mark.is_empty() && job.exit_code.is_none() && job.state.is_final();
-        let truthful = if accepted { began_once } else { never_began };
-        assert!(truthful, "accepted {accepted}, mark {mark:?}: {job:?}");
+        let truthful = match promise {
+            Promise::Began | Promise::Waits => began_once,
+            Promise::NeverBegins => never_began,
+        };
+        assert!(truthful, "{promise:?}, mark {mark:?}: {job:?}");
     }
 }
 

@@ -469,7 +469,14 @@ impl Jobs {
                 self.change(|table| table.unconfirmed(run, error.to_string()));
                 worker.ask_anew();
                 self.catch_up(worker.id);
-                Err(error.about(id))
+                match self.get(id).await?.state {
+                    // The worker has left, and does not have it.
+                    State::Queued => Ok(id),
+                    State::Pending { .. }
+                    | State::Running(_)
+                    | State::Unknown { .. }
+                    | State::Ended { .. } => Err(error.about(id)),
+                }
             }
         }
     }

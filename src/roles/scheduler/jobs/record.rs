@@ -275,8 +275,8 @@ pub(crate) enum Event {
     Unconfirmed { why: String },
     /// The worker has not answered for a while.
     WorkerUnreachable { why: String },
-    /// The worker cannot have it. One that was never confirmed to run goes only
-    /// with a worker that left: otherwise it is sent again.
+    /// The worker cannot have it. One that was never confirmed to run is sent again,
+    /// or if its worker left, goes to another.
     Gone(Gone),
     /// It is being sent again, to a worker that has proved not to know it.
     SentAgain,
@@ -458,6 +458,9 @@ impl State {
             Event::Gone(gone) => match (self, &gone) {
                 (Self::Pending { call_open: true }, _) => None,
                 (_, Gone::Restarted) if self.is_unconfirmed() => None,
+                // It says goodbye only when it has told of every job that it began,
+                // and begins none after that.
+                (_, Gone::Left) if self.is_unconfirmed() => Some(Self::Queued),
                 _ => {
                     let reason = match gone {
                         Gone::Restarted => "lost: worker restarted".to_owned(),

@@ -960,7 +960,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_left_is_sent_nothing_again() {
+    fn what_a_worker_that_left_never_began_goes_to_another() {
         let mut table = Table::default();
         let job = insert(&mut table, record(State::Pending { call_open: true }));
         table.settle(
@@ -971,8 +971,8 @@ mod tests {
         );
         assert!(!table.get(job.id).unwrap().is_final());
         table.unconfirmed(job.id, "no answer".to_owned());
-        let lost = table.get(job.id).unwrap();
-        assert_eq!(lost.error_text(), "lost: worker left");
+        let waiting = table.get(job.id).unwrap();
+        assert_eq!((&waiting.state, &waiting.place), (&State::Queued, &None));
     }
 
     #[test]
