@@ -36,6 +36,7 @@ use self::{
 use crate::{
     api,
     identity::{Role, ca, tls::Tls, token::Fingerprint},
+    ids::WorkerId,
     net::{accept, bounds::Bounds, dial},
     proto::{self, scheduler_server::SchedulerServer},
 };
@@ -149,6 +150,15 @@ struct Scheduler {
     /// Ends whatever would stay open by itself: followers, waiting requests,
     /// heartbeats.
     closing: CancellationToken,
+}
+
+impl Scheduler {
+    /// The worker of this id has left: its name is free, and its jobs are lost.
+    fn leave(&self, worker: WorkerId) -> Result<(), error::Error> {
+        self.registry.deregister(worker)?;
+        self.jobs.left(worker);
+        Ok(())
+    }
 }
 
 /// Opens the scheduler and serves; see [`Opened::run`].
