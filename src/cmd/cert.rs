@@ -162,15 +162,17 @@ fn found(all: &[Certificate], asked: &str) -> Result<(Uuid, String), Unmatched> 
             (Some(role), name) => format!("{role} {name} ({id})"),
         }
     };
-    let by_id: Vec<_> = all.iter().filter(of_id).collect();
-    let mut matching = by_id;
-    if matching.is_empty() {
-        matching = all.iter().filter(|known| known.name == asked).collect();
-        // The same name may have been given again.
-        if matching.iter().any(|known| known.revoked_at.is_none()) {
-            matching.retain(|known| known.revoked_at.is_none());
-        }
+    let mut matching: Vec<_> = all.iter().filter(|known| known.name == asked).collect();
+    // The same name may have been given again.
+    if matching.iter().any(|known| known.revoked_at.is_none()) {
+        matching.retain(|known| known.revoked_at.is_none());
     }
+    // Workers choose their names: one that is also the beginning of an id is not
+    // taken for either.
+    matching.extend(
+        all.iter()
+            .filter(|known| known.name != asked && of_id(known)),
+    );
     match asked.parse::<Uuid>() {
         // One that was signed elsewhere can be revoked all the same.
         Ok(id) if matching.is_empty() => Ok((id, id.to_string())),
@@ -229,6 +231,11 @@ mod tests {
         }
         all[0].revoked_at = Some(Timestamp::UNIX_EPOCH);
         assert_eq!(id(&all, "alice").unwrap(), all[1].id);
+        all.push(certificate(0xdddd_0004, Role::Worker, "bbbb"));
+        let error = found(&all, "bbbb").unwrap_err().to_string();
+        let words = "worker bbbb (dddd00040000), worker w1 (bbbb00030000)";
+        assert!(error.ends_with(words), "{error}");
+        assert_eq!(id(&all, "dddd").unwrap(), all[3].id);
         let elsewhere = Uuid::from_u128(7);
         assert_eq!(id(&all, &elsewhere.to_string()).unwrap(), elsewhere);
     }

@@ -207,6 +207,12 @@ impl Caller {
             (code::BAD_TOKEN | code::TOKEN_EXPIRED | code::REVOKED, None) => {
                 Some(self.let_in_again())
             }
+            // Contexts do not say who a token is.
+            (code::FORBIDDEN, None) if self.proof.token().is_some() => Some(
+                "have an admin make a token of that role: `jobctl token create --bearer --role \
+                 ROLE --out FILE`"
+                    .to_owned(),
+            ),
             (code::FORBIDDEN, None) => Some(format!(
                 "see who you are with `{} context show`, and have an admin make a token of \
                  that role: `jobctl token create --role ROLE`",
@@ -568,6 +574,21 @@ mod tests {
             let hint = caller.hint(&refused(status, word)).unwrap();
             assert!(hint.contains(command), "{word}: {hint}");
         }
+        let folder = tempfile::tempdir().unwrap();
+        let token_file = folder.path().join("token");
+        let token = identity::token::Bearer::random().reveal();
+        files::write(&token_file, token.as_bytes()).unwrap();
+        let reach = Reach {
+            server: Some("https://a:3000".parse().unwrap()),
+            token_file: Some(token_file),
+            ..Reach::default()
+        };
+        let program = Caller::among(reach, Effect::Reads, |_| None).unwrap();
+        let hint = program.hint(&refused(403, "forbidden")).unwrap();
+        assert!(
+            hint.contains("--bearer") && !hint.contains("context"),
+            "{hint}"
+        );
         let hint = caller.hint(&untrusted()).unwrap();
         assert!(hint.contains("`jobctl login TOKEN@HOST:PORT`"), "{hint}");
         let hint = caller.hint(&not_accepted()).unwrap();

@@ -19,6 +19,7 @@ use futures_util::{
 };
 use rustls::pki_types::CertificateDer;
 use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
 
 use super::{
     Scheduler,
@@ -89,6 +90,16 @@ impl SchedulerService for Service {
                 boot_id: asked.boot_id,
             })
             .inspect_err(|error| tracing::warn!(%error, "a registration was refused"))?;
+        // Who revoked it since it was let in may have looked before it was there.
+        if let Some(own) = caller.worker()
+            && self
+                .scheduler
+                .access
+                .is_revoked(Uuid::from_bytes(*own.as_bytes()))
+        {
+            self.scheduler.leave(own)?;
+            return Err(self.scheduler.access.why_cut(&caller).into());
+        }
         let interval = api::whole_milliseconds(self.heartbeat_interval);
         Ok(Response::new(proto::RegisterWorkerResponse {
             success: true,
@@ -105,8 +116,7 @@ impl SchedulerService for Service {
     ) -> Result<Response<proto::DeregisterWorkerResponse>, Status> {
         let caller = caller(&request);
         let id = itself(&caller, &request.into_inner().worker_id)?;
-        self.scheduler.registry.deregister(id)?;
-        self.scheduler.jobs.left(id);
+        self.scheduler.leave(id)?;
         Ok(Response::new(proto::DeregisterWorkerResponse {
             success: true,
         }))

@@ -159,6 +159,15 @@ struct Scheduler {
     closing: CancellationToken,
 }
 
+impl Scheduler {
+    /// The worker of this id has left: its name is free, and its jobs are lost.
+    fn leave(&self, worker: WorkerId) -> Result<(), error::Error> {
+        self.registry.deregister(worker)?;
+        self.jobs.left(worker);
+        Ok(())
+    }
+}
+
 /// Opens the scheduler and serves; see [`Opened::run`].
 pub async fn run(
     config: Config,

@@ -721,16 +721,13 @@ impl Registry {
             let member = members.get(&id).ok_or_else(|| unknown(id))?;
             return Ok(member.handle());
         }
-        if let Some(member) = members.values().find(|member| *member.name == *asked) {
-            return Ok(member.handle());
-        }
-        let mut found: Vec<&Member> = match ids::is_prefix(asked) {
-            true => members
-                .values()
-                .filter(|member| member.id.starts_with(asked))
-                .collect(),
-            false => Vec::new(),
-        };
+        // Workers choose their names: none gets what is meant for another by bearing
+        // the beginning of its id.
+        let is_prefix = ids::is_prefix(asked);
+        let mut found: Vec<&Member> = members
+            .values()
+            .filter(|member| *member.name == *asked || (is_prefix && member.id.starts_with(asked)))
+            .collect();
         found.sort_by_key(|member| member.id);
         match found.as_slice() {
             [] => Err(Error::WorkerNotFound {
@@ -1075,6 +1072,13 @@ mod tests {
         for asked in [text.as_str(), "web1", &text[..13]] {
             assert_eq!(registry.find(asked).unwrap().id, id, "{asked}");
         }
+        let namesake = join(&registry, &text[..8]).worker.id;
+        let Err(Error::AmbiguousWorker { candidates, .. }) = registry.find(&text[..8]) else {
+            panic!("one is named as the id of another begins");
+        };
+        assert_eq!(candidates.len(), 2);
+        assert_eq!(registry.find(&text[..13]).unwrap().id, id);
+        assert_eq!(registry.find(&namesake.to_string()).unwrap().id, namesake);
         let Err(Error::WorkerNotFound { meant, .. }) = registry.find("wbe1") else {
             panic!("nobody is called wbe1");
         };

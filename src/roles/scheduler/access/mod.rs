@@ -31,7 +31,7 @@ use super::{
     error::Error,
     store::{AccessChange, AuditEntry, Certificate, Store, Token},
 };
-use crate::identity::token::TokenId;
+use crate::identity::{Role, token::TokenId};
 
 /// A handle to who is who; clones share it.
 #[derive(Clone)]
@@ -108,7 +108,34 @@ impl Known {
         let long_ago = long_ago.unwrap_or(Timestamp::UNIX_EPOCH);
         self.tokens.retain(|_, token| token.expires_at > long_ago);
         self.certificates.retain(|_, certificate| {
-            certificate.expires_at > long_ago || certificate.revoked_at.is_some()
+            certificate.expires_at > long_ago
+                || certificate.revoked_at.is_some()
+                || certificate.role == Some(Role::Worker)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_worker_is_its_own_however_long_it_was_off() {
+        let of = |role, name: &str| Certificate {
+            id: Uuid::new_v4(),
+            role: Some(role),
+            name: name.to_owned(),
+            serial: String::new(),
+            issued_at: Timestamp::UNIX_EPOCH,
+            expires_at: Timestamp::UNIX_EPOCH,
+            revoked_at: None,
+        };
+        let worker = of(Role::Worker, "w1");
+        let certificates = vec![worker.clone(), of(Role::Viewer, "vera")];
+        let store = super::super::store::scratch();
+        let access = Access::new(store, Vec::new(), certificates, false);
+        access.known().forget();
+        assert_eq!(access.worker_called("w1"), Some(worker.id));
+        assert_eq!(access.certificates().len(), 1);
     }
 }

@@ -152,8 +152,10 @@ pub(super) async fn revoke_certificate(
     scheduler.access.revoke(&caller, asked.id).await?;
     // A worker that is not accepted any more has left: its name is free, its jobs are lost.
     let worker = WorkerId::from_bytes(asked.id.into_bytes());
-    if scheduler.registry.deregister(worker).is_ok() {
-        scheduler.jobs.left(worker);
+    match scheduler.leave(worker) {
+        // It is a user's, or the worker's that never registered.
+        Ok(()) | Err(Error::WorkerNotFound { .. }) => {}
+        Err(error) => return Err(error),
     }
     Ok(Json(api::DoneResponse { success: true }))
 }

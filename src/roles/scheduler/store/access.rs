@@ -336,7 +336,7 @@ pub(super) fn append(to: &Transaction<'_>, entry: &AuditEntry) -> rusqlite::Resu
 }
 
 /// Deletes lines of the audit log that are older than `before`, but for the
-/// last, and tokens and certificates that ended long ago.
+/// last, tokens that ended long ago, and certificates of users that did.
 pub(super) fn delete(to: &Transaction<'_>, before: Timestamp) -> rusqlite::Result<()> {
     to.prepare_cached(
         "DELETE FROM audit WHERE at_us < ? AND number < (SELECT max(number) FROM audit)",
@@ -345,8 +345,12 @@ pub(super) fn delete(to: &Transaction<'_>, before: Timestamp) -> rusqlite::Resul
     let long_ago = Timestamp::now().as_microsecond() - FORGET_AFTER_US;
     to.prepare_cached("DELETE FROM tokens WHERE expires_us < ?")?
         .execute([long_ago])?;
-    to.prepare_cached("DELETE FROM certificates WHERE expires_us < ? AND revoked_us IS NULL")?
-        .execute([long_ago])?;
+    // A worker that was off for longer is that worker still.
+    to.prepare_cached(
+        "DELETE FROM certificates
+         WHERE expires_us < ? AND revoked_us IS NULL AND role <> 'worker'",
+    )?
+    .execute([long_ago])?;
     Ok(())
 }
 
@@ -368,5 +372,42 @@ impl Reader {
         let lines = lines.query_map([after, limit], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let lines: rusqlite::Result<_> = lines.collect();
         Ok(lines?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_ended_long_ago_is_forgotten_unless_it_is_a_worker_or_revoked() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(TABLES).unwrap();
+        let change = connection.transaction().unwrap();
+        let mut ids = Vec::new();
+        for role in [Role::Viewer, Role::Worker, Role::Admin] {
+            let certificate = Certificate {
+                id: Uuid::new_v4(),
+                role: Some(role),
+                name: "x".to_owned(),
+                serial: "1".to_owned(),
+                issued_at: Timestamp::UNIX_EPOCH,
+                expires_at: Timestamp::UNIX_EPOCH,
+                revoked_at: None,
+            };
+            ids.push(certificate.id);
+            let signed = AccessChange::Certificate(certificate, None);
+            assert_eq!(apply(&change, &signed, None).unwrap(), Written::Done);
+        }
+        let revoked = AccessChange::Revoked(ids[2], Timestamp::now());
+        apply(&change, &revoked, None).unwrap();
+        delete(&change, Timestamp::UNIX_EPOCH).unwrap();
+        change.commit().unwrap();
+        let (_, left) = load(&connection).unwrap();
+        let mut left: Vec<Uuid> = left.iter().map(|certificate| certificate.id).collect();
+        left.sort();
+        ids.remove(0);
+        ids.sort();
+        assert_eq!(left, ids);
     }
 }

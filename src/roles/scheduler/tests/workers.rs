@@ -1,6 +1,7 @@
 //! Workers: who is let in, who is given up, and what becomes of their jobs.
 
 use super::*;
+use crate::proto::scheduler_server::Scheduler as SchedulerService;
 
 #[tokio::test]
 async fn registrations_are_checked() {
@@ -42,6 +43,68 @@ async fn registrations_are_checked() {
     let status = stale.over().await;
     assert_eq!(status.metadata().get(proto::CODE).unwrap(), "session_over");
     scheduler.end().await;
+}
+
+/// As when its request was let in just before, and nothing of it was there yet.
+#[tokio::test]
+async fn whoever_was_revoked_while_it_registered_has_left() {
+    let closing = CancellationToken::new();
+    let store = store::scratch();
+    let calls = Calls {
+        deadline: LIMIT,
+        epoch: 1,
+        followers: 1,
+        job_followers: 1,
+        security: dial::Security::Insecure,
+    };
+    let registry = Registry::new(LIMIT, calls, store.clone(), Vec::new());
+    let needs = Needs {
+        store: store.clone(),
+        registry: registry.clone(),
+        keep_for: LIMIT,
+        call_deadline: LIMIT,
+        tracker: TaskTracker::new(),
+        closing: closing.clone(),
+    };
+    let access = Access::new(store.clone(), Vec::new(), Vec::new(), false);
+    let scheduler = Scheduler {
+        store,
+        jobs: Jobs::new(needs, Vec::new()),
+        registry: registry.clone(),
+        access: access.clone(),
+        names: Arc::new([]),
+        bounds: Bounds::default(),
+        body_bytes: api::MAX_BODY,
+        grpc_address: ([127, 0, 0, 1], 1).into(),
+        closing,
+    };
+    let identity = crate::identity::Identity {
+        cluster: "c".to_owned(),
+        role: Role::Worker,
+        id: Uuid::new_v4(),
+        name: "w1".to_owned(),
+    };
+    let connection = accept::Connection {
+        address: ([127, 0, 0, 1], 2).into(),
+        identity: Some(Arc::new(identity.clone())),
+        expires_at: None,
+    };
+    let caller = access.identify(Some(&connection), None).unwrap();
+    access.revoke(&Caller::itself(), identity.id).await.unwrap();
+    let service = Service {
+        scheduler,
+        heartbeat_interval: LIMIT,
+    };
+    let mut request = Request::new(RegisterWorkerRequest {
+        address: "127.0.0.1:1".to_owned(),
+        name: "w1".to_owned(),
+        ..Default::default()
+    });
+    request.extensions_mut().insert(caller);
+    let status = SchedulerService::register_worker(&service, request).await;
+    let status = status.unwrap_err();
+    assert_eq!(status.metadata().get(proto::CODE).unwrap(), "revoked");
+    assert_eq!(registry.list()[0].state, api::WorkerState::Left);
 }
 
 fn nobody() -> String {
