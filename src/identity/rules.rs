@@ -44,6 +44,7 @@ pub const HTTP: &[Rule] = &[
     rule("GET /jobs", READERS),
     rule("POST /query", READERS),
     rule("GET /logs", READERS),
+    rule("GET /events", READERS),
     rule("POST /start", OPERATORS),
     rule("POST /stop", OPERATORS),
     rule("POST /workers/label", ADMINS),

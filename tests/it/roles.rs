@@ -27,6 +27,7 @@ const HTTP: &[(&str, &str)] = &[
     ("GET /jobs", "viewer operator admin"),
     ("POST /query", "viewer operator admin"),
     ("GET /logs", "viewer operator admin"),
+    ("GET /events", "viewer operator admin"),
     ("POST /start", "operator admin"),
     ("POST /stop", "operator admin"),
     ("POST /workers/label", "admin"),
@@ -225,9 +226,11 @@ async fn every_http_route_takes_whom_the_table_says() {
     for (call, who) in HTTP {
         let (method, path) = call.split_once(' ').unwrap();
         let body = if method == "POST" { "{}" } else { "" };
+        // Whoever may watch would do so for ever.
+        let query = if path == "/events" { "?kind=none" } else { "" };
         for caller in &callers {
             for prefix in ["", "/v1"] {
-                let call = format!("{method} {prefix}{path}");
+                let call = format!("{method} {prefix}{path}{query}");
                 let headers = caller.headers();
                 let answer = http(&to, caller.shown.as_ref(), &call, &headers, body).await;
                 let Caller { what, proven, .. } = caller;

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{api, ids::JobId, proto};
 
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 const STATE: HeaderName = HeaderName::from_static("jobctl-state");
 const EXIT_CODE: HeaderName = HeaderName::from_static("jobctl-exit-code");

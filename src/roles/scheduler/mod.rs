@@ -5,6 +5,7 @@
 mod about;
 mod access;
 mod error;
+mod events;
 mod grpc;
 mod http;
 mod jobs;

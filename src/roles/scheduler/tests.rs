@@ -2,6 +2,7 @@
 //! what a test tells it.
 
 mod durable;
+mod events;
 mod jobs;
 mod output;
 mod queue;

@@ -4,6 +4,7 @@
 
 mod access;
 mod admit;
+mod events;
 mod workers;
 
 pub(super) use self::access::certificate;
@@ -51,7 +52,7 @@ const BODY_SILENCE: Duration = Duration::from_secs(10);
 
 /// Every route, at `/` and under `/v1/`.
 pub(super) fn router(scheduler: Scheduler) -> Router {
-    let routes: [(&str, MethodRouter<Scheduler>); 21] = [
+    let routes: [(&str, MethodRouter<Scheduler>); 22] = [
         ("/join", post(access::join)),
         ("/renew", post(access::renew)),
         ("/tokens", get(access::tokens).post(access::create_token)),
@@ -64,6 +65,7 @@ pub(super) fn router(scheduler: Scheduler) -> Router {
         ("/stop", post(stop)),
         ("/query", post(query)),
         ("/logs", get(logs)),
+        ("/events", get(events::watch)),
         ("/workers", get(workers::list)),
         ("/workers/label", post(workers::label)),
         ("/workers/drain", post(workers::drain)),
