@@ -1,4 +1,4 @@
-//! A job's output on its way from its worker to an HTTP client: where it begins
+//! A job's output on its way from its worker to a client: where it begins
 //! and ends, and the formats it is sent in. Nothing is read from the worker
 //! before the client has taken what was read before.
 
@@ -11,7 +11,7 @@ use axum::{
 };
 use bytes::Bytes;
 use data_encoding::BASE64;
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use http_body_util::StreamBody;
 use prost::Message as _;
 use tokio::sync::watch;
@@ -75,6 +75,20 @@ impl Format {
         })
     }
 
+    /// None: raw bytes have no room for words.
+    fn piece(self, piece: Piece) -> Option<Frame> {
+        match piece {
+            Piece::Output(chunk) if self == Self::Text && chunk.output.is_empty() => None,
+            Piece::Output(chunk) => Some(self.output(chunk)),
+            Piece::End {
+                offset,
+                record,
+                job,
+                status,
+            } => Some(self.end(offset, &record, *job, status)),
+        }
+    }
+
     fn output(self, chunk: proto::StreamJobResponse) -> Frame {
         let behind = end_of(&chunk);
         Frame::data(match self {
@@ -92,15 +106,32 @@ impl Format {
             Self::Ndjson => Frame::data(ndjson(&api::LogLine::End { job })),
             Self::Events => Frame::data(event(offset, Some("end"), &api::LogLine::End { job })),
             Self::Protobuf => {
-                let end = proto::StreamJobResponse {
-                    offset,
-                    end: Some(status),
-                    ..Default::default()
-                };
+                let end = ending(offset, status);
                 Frame::data(end.encode_length_delimited_to_vec().into())
             }
         }
     }
+}
+
+fn ending(offset: u64, status: proto::JobStatus) -> proto::StreamJobResponse {
+    proto::StreamJobResponse {
+        offset,
+        end: Some(status),
+        ..Default::default()
+    }
+}
+
+/// What there is to send.
+enum Piece {
+    /// Output, or that some is missing.
+    Output(proto::StreamJobResponse),
+    /// The last.
+    End {
+        offset: u64,
+        record: Arc<Record>,
+        job: Box<api::Job>,
+        status: proto::JobStatus,
+    },
 }
 
 /// The offset behind a message.
@@ -289,7 +320,7 @@ impl Follower {
     /// the output breaks off.
     pub(super) fn into_response(self, format: Format) -> Response {
         let frames = stream::try_unfold(self, move |mut follower| async move {
-            let frame = match follower.next(format).await {
+            let frame = match follower.frame(format).await {
                 Ok(frame) => frame,
                 Err(error) => {
                     tracing::info!(job_id = %follower.id, %error, "output broke off");
@@ -315,7 +346,30 @@ impl Follower {
         response
     }
 
-    async fn next(&mut self, format: Format) -> Result<Option<Frame>, Error> {
+    /// The messages; the last tells of the end.
+    pub(super) fn into_messages(
+        self,
+    ) -> impl Stream<Item = Result<proto::StreamJobResponse, Error>> + Send + 'static {
+        stream::try_unfold(self, |mut follower| async move {
+            let message = match follower.next().await? {
+                None => return Ok(None),
+                Some(Piece::Output(chunk)) => chunk,
+                Some(Piece::End { offset, status, .. }) => ending(offset, status),
+            };
+            Ok(Some((message, follower)))
+        })
+    }
+
+    async fn frame(&mut self, format: Format) -> Result<Option<Frame>, Error> {
+        while let Some(piece) = self.next().await? {
+            if let Some(frame) = format.piece(piece) {
+                return Ok(Some(frame));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn next(&mut self) -> Result<Option<Piece>, Error> {
         if self.ended {
             return Ok(None);
         }
@@ -334,30 +388,32 @@ impl Follower {
             };
             if let Some(end) = message.end {
                 self.offset = message.offset;
-                return self.end(format, end).map(Some);
+                return self.end(end).map(Some);
             }
             if message.gap == 0 && message.output.is_empty() {
                 continue;
             }
             self.offset = end_of(&message);
-            // Raw bytes have no room for words.
-            if format != Format::Text || !message.output.is_empty() {
-                return Ok(Some(format.output(message)));
-            }
+            return Ok(Some(Piece::Output(message)));
         }
         self.ended = true;
         let record = self.record.borrow().clone();
         let status = wire::status_of(&record);
-        Ok(Some(self.last(format, &record, status)))
+        Ok(Some(self.last(record, status)))
     }
 
-    fn last(&self, format: Format, record: &Record, status: proto::JobStatus) -> Frame {
-        format.end(self.offset, record, self.jobs.shown(record), status)
+    fn last(&self, record: Arc<Record>, status: proto::JobStatus) -> Piece {
+        Piece::End {
+            offset: self.offset,
+            job: Box::new(self.jobs.shown(&record)),
+            record,
+            status,
+        }
     }
 
     /// The worker has sent everything. Whoever follows to the end finds the
     /// record final afterwards.
-    fn end(&mut self, format: Format, end: proto::JobStatus) -> Result<Frame, Error> {
+    fn end(&mut self, end: proto::JobStatus) -> Result<Piece, Error> {
         match wire::status(&end).filter(|status| status.state.is_final()) {
             Some(status) => self.jobs.ended(self.id, status),
             // A worker that has only the output left leaves it to our record.
@@ -372,7 +428,7 @@ impl Follower {
             true => wire::status_of(&record),
             false => end,
         };
-        Ok(self.last(format, &record, status))
+        Ok(self.last(record, status))
     }
 }
 
