@@ -26,6 +26,7 @@ mod query;
 mod queue;
 mod roles;
 mod rooms;
+mod rpc;
 mod start;
 mod stop;
 mod support;
