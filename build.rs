@@ -15,6 +15,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     tonic_prost_build::configure()
         .bytes("jobscheduler.StreamJobResponse.output")
+        // So that none of these is much larger than the rest of its `oneof`.
+        .boxed("jobscheduler.QueryResponse.about.job")
+        .boxed("jobscheduler.QueryResponse.about.group")
+        .boxed("jobscheduler.WatchJobsResponse.event.job")
+        .boxed("jobscheduler.WatchJobsResponse.event.group")
+        .boxed("jobscheduler.WatchJobsResponse.event.worker")
         .compile_fds(descriptors)?;
     Ok(())
 }

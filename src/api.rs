@@ -10,10 +10,10 @@
 //! jobs; `GROUP/3` is the job of that number in it. A `worker_id` may be a whole
 //! id, a prefix or a name.
 
-use std::{collections::BTreeMap, str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::{
@@ -1074,6 +1074,9 @@ pub struct Worker {
     pub registered_at: Timestamp,
     /// Its last sign of life.
     pub last_heartbeat_at: Option<Timestamp>,
+    /// In events alone: it is forgotten, and in no list any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
 }
 
 /// Body of `POST /workers/label`.
@@ -1120,6 +1123,128 @@ pub struct RemoveWorkerRequest {
 pub struct WorkersResponse {
     /// By name.
     pub workers: Vec<Worker>,
+}
+
+/// Parameters of `GET /events`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    /// Only this job; or only this group and its jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<String>,
+    /// Only this worker, and jobs while they are on it or when they ended there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker_id: Option<String>,
+    /// Only events of these kinds, separated by commas: `job`, `group`, `worker`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Go on behind this event; without it only what comes is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<EventId>,
+}
+
+/// Which event: `EPOCH-SEQUENCE`. The epoch rises with every start of the
+/// scheduler, the sequence with every event since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventId {
+    /// Which start of the scheduler.
+    pub epoch: u64,
+    /// Which event since then, from 1.
+    pub sequence: u64,
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.sequence)
+    }
+}
+
+impl FromStr for EventId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split_once('-');
+        let parsed = parts.and_then(|(epoch, sequence)| {
+            Some(Self {
+                epoch: epoch.parse().ok()?,
+                sequence: sequence.parse().ok()?,
+            })
+        });
+        parsed.ok_or_else(|| format!("'{text}' is no id of an event: EPOCH-SEQUENCE"))
+    }
+}
+
+impl Serialize for EventId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for EventId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A job.
+    Job,
+    /// A group of jobs.
+    Group,
+    /// A worker.
+    Worker,
+}
+
+impl EventKind {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Job, Self::Group, Self::Worker];
+
+    /// As in `kind`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Job => "job",
+            Self::Group => "group",
+            Self::Worker => "worker",
+        }
+    }
+}
+
+/// One event of `GET /events`, and as NDJSON one line of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Which; with it `after` or `Last-Event-ID` goes on.
+    pub id: EventId,
+    /// What it tells.
+    #[serde(flatten)]
+    pub data: EventData,
+}
+
+/// What an event tells: how something stands after it has changed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", content = "data", rename_all = "snake_case")]
+pub enum EventData {
+    /// A job.
+    Job(Box<Job>),
+    /// A group of jobs, when it begins, is stopped, and ends.
+    Group(Box<Group>),
+    /// A worker.
+    Worker(Box<Worker>),
+    /// Events are missing here: whoever keeps a picture lists everything anew.
+    Reset(EventsReset),
+    /// Nothing: a sign of life, with the id to go on from.
+    KeepAlive,
+}
+
+/// Events are missing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventsReset {
+    /// Why, in one line.
+    pub reason: String,
+    /// The events that follow are behind this one.
+    pub after: EventId,
 }
 
 /// Answer to `GET /version`.

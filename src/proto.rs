@@ -8,15 +8,8 @@
     reason = "generated code brings its own attributes"
 )]
 
-use std::convert::Infallible;
-
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    body::Body,
-    codegen::{Service, http},
-    server::NamedService,
-    service::Routes,
-};
+use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_reflection::server::{Builder, Error};
 
@@ -32,44 +25,41 @@ pub const CODE: &str = "jobctl-code";
 /// The code word of a refusal of who was revoked.
 pub const REVOKED: &str = "revoked";
 
-/// `service`, with the standard services for health and reflection. The future
-/// that comes with it is to be driven: once `closing` is cancelled it has health
-/// say so, and ends.
+/// `services`, which bear these names, with the standard services for health and
+/// reflection. The future that comes with them is to be driven: once `closing` is
+/// cancelled it has health say so, and ends.
 ///
 /// # Errors
 ///
 /// When the descriptors that are built into this binary are damaged.
-pub async fn served<S>(
-    service: S,
+pub async fn served(
+    services: Routes,
+    names: &'static [&'static str],
     closing: CancellationToken,
-) -> Result<(Routes, impl Future<Output = ()> + Send + use<S>), Error>
-where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-        + NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send,
-{
+) -> Result<(Routes, impl Future<Output = ()> + Send + use<>), Error> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<S>().await;
+    for name in names {
+        health
+            .set_service_status(*name, ServingStatus::Serving)
+            .await;
+    }
     let reflection = || {
         Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let routes = Routes::new(service)
+    let routes = services
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
     let goodbye = async move {
         closing.cancelled().await;
-        health.set_not_serving::<S>().await;
-        // The server as a whole, as those ask who name no service.
-        health
-            .set_service_status("", ServingStatus::NotServing)
-            .await;
+        // The last is the server as a whole, as those ask who name no service.
+        for name in names.iter().chain(&[""]) {
+            health
+                .set_service_status(*name, ServingStatus::NotServing)
+                .await;
+        }
     };
     Ok((routes, goodbye))
 }

@@ -64,7 +64,7 @@ impl From<&Job> for Ending {
 impl From<proto::JobStatus> for Ending {
     fn from(status: proto::JobStatus) -> Self {
         let state = match status.state() {
-            proto::JobState::Unspecified => JobState::Unknown,
+            proto::JobState::Unspecified | proto::JobState::Unknown => JobState::Unknown,
             proto::JobState::Pending => JobState::Pending,
             proto::JobState::Running => JobState::Running,
             proto::JobState::Succeeded => JobState::Succeeded,

@@ -381,8 +381,19 @@ pub(crate) fn channel(to: &str, shown: Option<Shown>) -> Channel {
     }))
 }
 
-/// An empty message to this method; what the server says of who calls.
-pub(crate) async fn rpc(to: &str, shown: Option<Shown>, path: &'static str) -> Outcome {
+/// An empty message to this method, with a token where there is one; what the
+/// server says of who calls.
+pub(crate) async fn rpc(
+    to: &str,
+    shown: Option<Shown>,
+    bearer: Option<&str>,
+    path: &'static str,
+) -> Outcome {
+    let mut request = tonic::Request::new(());
+    if let Some(token) = bearer {
+        let token = format!("Bearer {token}").parse().unwrap();
+        request.metadata_mut().insert("authorization", token);
+    }
     let mut client = Grpc::new(channel(to, shown));
     let called = async {
         client.ready().await.map_err(|error| {
@@ -392,7 +403,7 @@ pub(crate) async fn rpc(to: &str, shown: Option<Shown>, path: &'static str) -> O
         })?;
         let codec = tonic_prost::ProstCodec::<(), ()>::default();
         let path = PathAndQuery::from_static(path);
-        let call = client.server_streaming(tonic::Request::new(()), path, codec);
+        let call = client.server_streaming(request, path, codec);
         call.await.map(drop)
     };
     match within(called).await {

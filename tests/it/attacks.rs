@@ -846,12 +846,14 @@ async fn only_genuine_certificates_are_let_in() {
             rpc(
                 &place.grpc(),
                 shown.cloned(),
+                None,
                 "/jobscheduler.Scheduler/DeregisterWorker",
             )
             .await,
             rpc(
                 &place.worker(1),
                 shown.cloned(),
+                None,
                 "/jobscheduler.Worker/QueryJob",
             )
             .await,
@@ -1513,7 +1515,7 @@ async fn an_authority_gives_way_to_the_next() {
         Maker::genuine().make(&Forged::of(&enrolled::identity(Role::Scheduler, "")));
     let call = "/jobscheduler.Worker/QueryJob";
     assert_eq!(
-        rpc(&place.worker(1), Some(old_scheduler), call).await,
+        rpc(&place.worker(1), Some(old_scheduler), None, call).await,
         Outcome::Closed
     );
     joined.end().await;
@@ -1551,7 +1553,7 @@ async fn an_authority_that_is_given_up_at_once_is_not_trusted_any_more() {
     let register = "/jobscheduler.Scheduler/RegisterWorker";
     let worker = Shown::of(&cluster.data_dir(1).join("identity.pem"));
     assert_eq!(
-        rpc(&place.grpc(), Some(worker), register).await,
+        rpc(&place.grpc(), Some(worker), None, register).await,
         Outcome::Closed
     );
     assert!(!is_trusted(&place.http(), &enrolled::authority().roots()).await);

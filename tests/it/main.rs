@@ -29,6 +29,7 @@ mod queue;
 mod retries;
 mod roles;
 mod rooms;
+mod rpc;
 mod start;
 mod stop;
 mod support;

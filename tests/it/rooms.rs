@@ -58,6 +58,7 @@ const DOORS: [(&str, &[&str]); 16] = [
             "proto.rs",
             "net/dial.rs",
             "roles/scheduler/grpc.rs",
+            "roles/scheduler/jobs_rpc.rs",
             "roles/scheduler/worker_rpc.rs",
             "roles/scheduler/error.rs",
             "roles/scheduler/logs.rs",

@@ -661,6 +661,7 @@ pub(super) mod tests {
             more_scripts: true,
             registered_at: now() - SignedDuration::from_hours(2),
             last_heartbeat_at: Some(now() - SignedDuration::from_secs(1)),
+            removed: false,
         }
     }
 

@@ -1,4 +1,5 @@
-//! The gRPC API for workers: register, heartbeat, deregister. Decodes what
+//! The gRPC server: whom it lets in, and the API for workers: register, heartbeat,
+//! deregister. The one for programs is in `jobs_rpc.rs`. Decodes what
 //! workers say; what follows from it is decided in `registry.rs` and `jobs.rs`.
 
 use std::{
@@ -9,6 +10,7 @@ use std::{
 use axum::{
     Router,
     extract::State,
+    http::HeaderMap,
     middleware::{Next, from_fn_with_state},
 };
 use futures_util::{
@@ -17,14 +19,17 @@ use futures_util::{
     stream,
     stream::BoxStream,
 };
+use http_body::Frame;
 use rustls::pki_types::CertificateDer;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, service::Routes};
 use uuid::Uuid;
 
 use super::{
     Scheduler,
     access::{Caller, Signed},
     error::Error,
+    http, jobs_rpc,
+    jobs_rpc::caller,
     registry::{Link, Registration},
     store::{Store, Ticket},
     wire,
@@ -34,7 +39,11 @@ use crate::{
     identity::{Role, rules},
     ids::{JobId, WorkerId, is_name},
     net::accept::{self, Connection},
-    proto::{self, scheduler_server::Scheduler as SchedulerService},
+    proto::{
+        self,
+        jobs_server::{self, JobsServer},
+        scheduler_server::{self, Scheduler as SchedulerService, SchedulerServer},
+    },
 };
 
 /// The most acknowledgements of one stream that wait for the disk one by one;
@@ -46,6 +55,20 @@ const MAX_FORGET: usize = 1000;
 
 /// Between two looks for more of them.
 const FORGET_PAUSE: Duration = Duration::from_millis(100);
+
+/// A part of a worker's list of jobs, which travels with arguments and environments.
+const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// What the server answers beside the standard services.
+pub(super) const SERVICES: &[&str] = &[scheduler_server::SERVICE_NAME, jobs_server::SERVICE_NAME];
+
+/// The services of that name.
+pub(super) fn routes(service: Service) -> Routes {
+    let jobs = jobs_rpc::Service(service.scheduler.clone());
+    let jobs = JobsServer::new(jobs).max_decoding_message_size(service.scheduler.body_bytes);
+    let service = SchedulerServer::new(service).max_decoding_message_size(MAX_MESSAGE);
+    Routes::new(service).add_service(jobs)
+}
 
 /// The service `jobscheduler.Scheduler`.
 #[derive(Clone, Debug)]
@@ -193,29 +216,42 @@ async fn admit(
     let connection = request.extensions().get::<Connection>();
     let mut caller = Caller::nobody(connection.map(|connection| connection.address));
     let admitted = (|| {
-        caller = access.identify_worker(connection)?;
+        let headers = request.headers();
+        http::is_no_page(headers)?;
+        caller = access.identify_rpc(connection, http::bearer(headers)?)?;
         caller.may(rules::SCHEDULER_RPC, call)
     })();
     if let Err(error) = admitted {
         access.refused(&caller, call, &error);
         return Status::from(error).into_http();
     }
-    let is_known = caller.role.is_some();
-    request.extensions_mut().insert(caller);
-    if !is_known {
+    request.extensions_mut().insert(caller.clone());
+    if caller.role.is_none() {
         let (head, body) = request.into_parts();
         request = match accept::whole(body, scheduler.bounds.headers).await {
             Ok(body) => axum::extract::Request::from_parts(head, body),
             Err(error) => return Status::from(Error::from(error)).into_http(),
         };
     }
-    next.run(request).await
-}
-
-/// Who calls; nobody gets here of whom that is not known.
-fn caller<T>(request: &Request<T>) -> Caller {
-    let known = request.extensions().get().cloned();
-    known.unwrap_or_else(|| Caller::nobody(None))
+    if caller.role == Some(Role::Worker) {
+        // Cut off with its connection; how its streams end is up to their handlers.
+        return next.run(request).await;
+    }
+    let cut = caller.cut.clone();
+    let response = tokio::select! {
+        response = next.run(request) => response,
+        () = cut.cancelled() => return Status::from(access.why_cut(&caller)).into_http(),
+    };
+    let access = scheduler.access;
+    response.map(|body| {
+        http::until_cut(body, caller, access, |error| {
+            let mut trailers = HeaderMap::new();
+            Status::from(error)
+                .add_header(&mut trailers)
+                .map_err(axum::Error::new)?;
+            Ok(Frame::trailers(trailers))
+        })
+    })
 }
 
 /// The worker this is about, which must be the one that speaks.

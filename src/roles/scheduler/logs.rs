@@ -1,4 +1,4 @@
-//! A job's output on its way from its worker to an HTTP client: where it begins
+//! A job's output on its way from its worker to a client: where it begins
 //! and ends, and the formats it is sent in. Nothing is read from the worker
 //! before the client has taken what was read before.
 
@@ -11,7 +11,7 @@ use axum::{
 };
 use bytes::Bytes;
 use data_encoding::BASE64;
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use http_body_util::StreamBody;
 use prost::Message as _;
 use tokio::sync::watch;
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{api, ids::JobId, proto};
 
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+pub(super) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 const STATE: HeaderName = HeaderName::from_static("jobctl-state");
 const EXIT_CODE: HeaderName = HeaderName::from_static("jobctl-exit-code");
@@ -74,6 +74,20 @@ impl Format {
         })
     }
 
+    /// None: raw bytes have no room for words.
+    fn piece(self, piece: Piece) -> Option<Frame> {
+        match piece {
+            Piece::Output(chunk) if self == Self::Text && chunk.output.is_empty() => None,
+            Piece::Output(chunk) => Some(self.output(chunk)),
+            Piece::End {
+                offset,
+                record,
+                job,
+                status,
+            } => Some(self.end(offset, &record, *job, status)),
+        }
+    }
+
     fn output(self, chunk: proto::StreamJobResponse) -> Frame {
         let behind = end_of(&chunk);
         Frame::data(match self {
@@ -91,15 +105,32 @@ impl Format {
             Self::Ndjson => Frame::data(ndjson(&api::LogLine::End { job })),
             Self::Events => Frame::data(event(offset, Some("end"), &api::LogLine::End { job })),
             Self::Protobuf => {
-                let end = proto::StreamJobResponse {
-                    offset,
-                    end: Some(status),
-                    ..Default::default()
-                };
+                let end = ending(offset, status);
                 Frame::data(end.encode_length_delimited_to_vec().into())
             }
         }
     }
+}
+
+fn ending(offset: u64, status: proto::JobStatus) -> proto::StreamJobResponse {
+    proto::StreamJobResponse {
+        offset,
+        end: Some(status),
+        ..Default::default()
+    }
+}
+
+/// What there is to send.
+enum Piece {
+    /// Output, or that some is missing.
+    Output(proto::StreamJobResponse),
+    /// The last.
+    End {
+        offset: u64,
+        record: Arc<Record>,
+        job: Box<api::Job>,
+        status: proto::JobStatus,
+    },
 }
 
 /// The offset behind a message.
@@ -278,7 +309,7 @@ impl Follower {
     pub(super) fn into_response(self, format: Format) -> Response {
         let id = self.record.borrow().id;
         let frames = stream::try_unfold(self, move |mut follower| async move {
-            let frame = match follower.next(format).await {
+            let frame = match follower.frame(format).await {
                 Ok(frame) => frame,
                 Err(error) => {
                     tracing::info!(job_id = %id, %error, "output broke off");
@@ -368,10 +399,33 @@ impl Follower {
         earlier.map(|attempt| attempt.output_bytes)
     }
 
-    async fn next(&mut self, format: Format) -> Result<Option<Frame>, Error> {
+    /// The messages; the last tells of the end.
+    pub(super) fn into_messages(
+        self,
+    ) -> impl Stream<Item = Result<proto::StreamJobResponse, Error>> + Send + 'static {
+        stream::try_unfold(self, |mut follower| async move {
+            let message = match follower.next().await? {
+                None => return Ok(None),
+                Some(Piece::Output(chunk)) => chunk,
+                Some(Piece::End { offset, status, .. }) => ending(offset, status),
+            };
+            Ok(Some((message, follower)))
+        })
+    }
+
+    async fn frame(&mut self, format: Format) -> Result<Option<Frame>, Error> {
+        while let Some(piece) = self.next().await? {
+            if let Some(frame) = format.piece(piece) {
+                return Ok(Some(frame));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn next(&mut self) -> Result<Option<Piece>, Error> {
         while !self.ended {
-            let frame = match &mut self.source {
-                Source::Worker(_) => self.read(format).await?,
+            let piece = match &mut self.source {
+                Source::Worker(_) => self.read().await?,
                 Source::Gone(0) => {
                     self.source = Source::Over;
                     None
@@ -383,7 +437,7 @@ impl Follower {
                         ..Default::default()
                     };
                     self.offset = end_of(&gap);
-                    (format != Format::Text).then(|| format.output(gap))
+                    Some(Piece::Output(gap))
                 }
                 Source::Over => match self.next_attempt().await? {
                     true => None,
@@ -391,19 +445,19 @@ impl Follower {
                         self.ended = true;
                         let record = self.record.borrow().clone();
                         let status = wire::status_of(&record);
-                        Some(self.last(format, &record, status))
+                        Some(self.last(record, status))
                     }
                 },
             };
-            if frame.is_some() {
-                return Ok(frame);
+            if piece.is_some() {
+                return Ok(piece);
             }
         }
         Ok(None)
     }
 
     /// What the worker sends next; None if that is nothing to pass on.
-    async fn read(&mut self, format: Format) -> Result<Option<Frame>, Error> {
+    async fn read(&mut self) -> Result<Option<Piece>, Error> {
         let (Source::Worker(output), Some(part)) = (&mut self.source, &self.part) else {
             return Ok(None);
         };
@@ -423,24 +477,18 @@ impl Follower {
         message.offset = message.offset.saturating_add(part.begin);
         if let Some(end) = message.end {
             self.offset = message.offset;
-            return self.attempt_ended(format, end);
+            return self.attempt_ended(end);
         }
         if message.gap == 0 && message.output.is_empty() {
             return Ok(None);
         }
         self.offset = end_of(&message);
-        // Raw bytes have no room for words.
-        let is_gap = message.output.is_empty();
-        Ok((format != Format::Text || !is_gap).then(|| format.output(message)))
+        Ok(Some(Piece::Output(message)))
     }
 
     /// The worker has sent everything of this attempt. Whoever follows to the end
     /// finds the record final afterwards.
-    fn attempt_ended(
-        &mut self,
-        format: Format,
-        end: proto::JobStatus,
-    ) -> Result<Option<Frame>, Error> {
+    fn attempt_ended(&mut self, end: proto::JobStatus) -> Result<Option<Piece>, Error> {
         let Some(part) = self.part.clone() else {
             return Ok(None);
         };
@@ -464,7 +512,7 @@ impl Follower {
             true => wire::status_of(&record),
             false => end,
         };
-        Ok(Some(self.last(format, &record, status)))
+        Ok(Some(self.last(record, status)))
     }
 
     /// Goes on with the attempt behind this one; waits for it if the output is
@@ -503,9 +551,13 @@ impl Follower {
         Ok(true)
     }
 
-    fn last(&self, format: Format, record: &Record, status: proto::JobStatus) -> Frame {
-        let job = self.scheduler.jobs.shown(record);
-        format.end(self.offset, record, job, status)
+    fn last(&self, record: Arc<Record>, status: proto::JobStatus) -> Piece {
+        Piece::End {
+            offset: self.offset,
+            job: Box::new(self.scheduler.jobs.shown(&record)),
+            record,
+            status,
+        }
     }
 }
 

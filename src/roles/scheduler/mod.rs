@@ -1,14 +1,16 @@
-//! The scheduler: the HTTP API for everybody, the gRPC API for workers, who is
-//! in the cluster, and the record of every job. This file puts the parts
+//! The scheduler: the HTTP API and the gRPC API for everybody, the gRPC API for
+//! workers, who is in the cluster, and the record of every job. This file puts the parts
 //! together, and takes them apart at the end.
 
 mod about;
 mod access;
 mod clock;
 mod error;
+mod events;
 mod grpc;
 mod http;
 mod jobs;
+mod jobs_rpc;
 mod logs;
 mod offers;
 mod placement;
@@ -42,7 +44,7 @@ use crate::{
     identity::{Role, ca, tls::Tls, token::Fingerprint},
     ids::WorkerId,
     net::{accept, bounds::Bounds, dial},
-    proto::{self, scheduler_server::SchedulerServer},
+    proto,
 };
 
 /// How long connections may take to end after a shutdown was asked for. What
@@ -51,9 +53,6 @@ const DRAIN: Duration = Duration::from_secs(3);
 
 /// How often it is recorded when workers were heard of last.
 const NOTE_HEARD: Duration = Duration::from_secs(30);
-
-/// A part of a worker's list of jobs, which travels with arguments and environments.
-const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 
 /// Finished values; nothing here is read from flags, variables or files.
 #[derive(Clone, Debug)]
@@ -107,7 +106,7 @@ pub enum Security {
 pub struct Listeners {
     /// The HTTP API.
     pub http: TcpListener,
-    /// The gRPC API for workers.
+    /// The gRPC APIs for workers and for programs.
     pub grpc: TcpListener,
 }
 
@@ -465,8 +464,7 @@ async fn serve(
         scheduler: scheduler.clone(),
         heartbeat_interval: config.heartbeat_interval,
     };
-    let service = SchedulerServer::new(service).max_decoding_message_size(MAX_MESSAGE);
-    let served = proto::served(service, closing.clone()).await;
+    let served = proto::served(grpc::routes(service), grpc::SERVICES, closing.clone()).await;
     let (rpcs, goodbye) = served.map_err(Error::Reflection)?;
     tracker.spawn(goodbye);
     let cuts = scheduler.access.cuts();

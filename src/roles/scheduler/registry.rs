@@ -21,6 +21,7 @@ use uuid::Uuid;
 use super::{
     about::{Drain, LabelChanges, Orders, ScriptFolder, Told},
     error::Error,
+    events::Events,
     offers::{Offer, Offers, Openness, Slots},
     store::{Store, StoredWorker},
     worker_rpc::{Calls, WorkerRpc},
@@ -83,6 +84,7 @@ struct Inner {
     calls: Calls,
     store: Store,
     offers: Offers,
+    events: Events,
 }
 
 #[derive(Debug)]
@@ -314,6 +316,7 @@ impl Member {
             more_scripts: self.scripts.more,
             registered_at: self.registered_at,
             last_heartbeat_at: self.last_heartbeat_at,
+            removed: false,
         }
     }
 
@@ -413,6 +416,7 @@ impl Registry {
             ready: watch::Sender::new(0),
             deadlines: Notify::new(),
             patience: heartbeat_interval * MISSED,
+            events: Events::new(calls.epoch, store.clone()),
             calls,
             store,
             offers,
@@ -424,13 +428,29 @@ impl Registry {
         self.0.offers.clone()
     }
 
+    /// What is told of jobs and groups as well as of workers.
+    pub(super) fn events(&self) -> Events {
+        self.0.events.clone()
+    }
+
     fn offer(&self, member: &Member) {
         self.0.offers.put(member.id, Some(member.offer()));
     }
 
+    /// As [`Registry::offer`], and whoever watches is told.
+    fn changed(&self, member: &Member) {
+        self.offer(member);
+        self.0.events.worker(member.shown());
+    }
+
     /// Nobody will hear of this worker again, but that it registers.
     fn forget(&self, members: &mut HashMap<WorkerId, Member>, id: WorkerId) {
-        members.remove(&id);
+        if let Some(member) = members.remove(&id) {
+            self.0.events.worker(api::Worker {
+                removed: true,
+                ..member.shown()
+            });
+        }
         self.0.offers.put(id, None);
         self.0.store.worker_gone(id);
     }
@@ -536,7 +556,7 @@ impl Registry {
             last_heartbeat_at: None,
         };
         self.0.store.worker(member.stored());
-        self.offer(&member);
+        self.changed(&member);
         members.insert(id, member);
         self.count(&members);
         drop(members);
@@ -554,7 +574,7 @@ impl Registry {
         member.running = 0;
         member.become_state(api::WorkerState::Left);
         self.0.store.worker(member.stored());
-        self.offer(member);
+        self.changed(member);
         for surplus in surplus_left(&members) {
             self.forget(&mut members, surplus);
         }
@@ -593,12 +613,15 @@ impl Registry {
             member.running = beat.running;
             member.load = beat.load;
             member.memory_available_bytes = beat.memory_available_bytes;
+            let has_scripts = beat.scripts.is_some();
             if let Some(scripts) = beat.scripts {
                 member.scripts = scripts;
             }
             if std::mem::replace(&mut member.is_ending, beat.is_ending) != beat.is_ending {
                 member.reopen();
-                self.offer(member);
+                self.changed(member);
+            } else if has_scripts {
+                self.0.events.worker(member.shown());
             }
             // Under the lock: after the next registration of this worker nothing
             // that was said before it may change anything.
@@ -614,7 +637,7 @@ impl Registry {
             member.open_or_not();
             // It may have told of jobs that were not known when the time was over.
             member.is_drained = false;
-            self.offer(member);
+            self.changed(member);
         })?;
         self.0.deadlines.notify_one();
         Ok(())
@@ -633,7 +656,7 @@ impl Registry {
                 | api::WorkerState::Unreachable
                 | api::WorkerState::Left => {}
             }
-            self.offer(member);
+            self.changed(member);
         });
     }
 
@@ -702,7 +725,7 @@ impl Registry {
                     member.is_connected = false;
                     member.become_state(api::WorkerState::Unreachable);
                     self.0.store.worker(member.stored());
-                    self.offer(member);
+                    self.changed(member);
                     let why = format!("worker {} {}", member.name, member.handle().silence());
                     // Under the lock: a worker that comes back this moment must
                     // not be ready before its jobs are in doubt.
@@ -834,7 +857,7 @@ impl Registry {
         let member = members.get_mut(&id).ok_or_else(|| unknown(id))?;
         change(member)?;
         self.0.store.worker(member.stored());
-        self.offer(member);
+        self.changed(member);
         self.count(&members);
         drop(members);
         self.0.deadlines.notify_one();

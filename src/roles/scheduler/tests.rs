@@ -3,6 +3,7 @@
 
 mod after;
 mod durable;
+mod events;
 mod jobs;
 mod later;
 mod output;

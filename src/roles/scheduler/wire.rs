@@ -31,7 +31,7 @@ pub(super) fn status(wire: &proto::JobStatus) -> Option<Status> {
         reason: wire.reason.clone(),
     };
     let state = match wire.state() {
-        proto::JobState::Unspecified => return None,
+        proto::JobState::Unspecified | proto::JobState::Unknown => return None,
         proto::JobState::Pending => State::Pending { call_open: false },
         proto::JobState::Running => State::Running(process.unwrap_or_default()),
         proto::JobState::Succeeded => ended(End::Succeeded),

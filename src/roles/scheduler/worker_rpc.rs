@@ -194,6 +194,7 @@ impl WorkerRpc {
             tail_lines: asked.tail,
             since_us: asked.since_us,
             stream: asked.stream.into(),
+            attempt: 0,
             epoch: self.calls.epoch,
         };
         let messages = self.within(client.stream_job(request)).await?;

@@ -10,7 +10,7 @@ use futures_util::{Stream, stream};
 use jiff::Timestamp;
 use rustix::process::Signal;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, service::Routes};
 
 use super::{
     error::Error,
@@ -39,6 +39,11 @@ pub(super) struct Service {
     jobs: Jobs,
     bounds: Bounds,
     followers: Arc<Semaphore>,
+}
+
+/// What the server answers beside the standard services.
+pub(super) fn routes(service: Service) -> Routes {
+    Routes::new(worker_server::WorkerServer::new(service))
 }
 
 impl Service {

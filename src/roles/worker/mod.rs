@@ -63,7 +63,7 @@ use crate::{
     identity::{tls::Tls, token::Invitation},
     ids::is_name,
     net::{accept, bounds::Bounds, dial},
-    proto::{self, worker_server::WorkerServer},
+    proto::{self, worker_server},
 };
 
 /// How long readers of output get to take the rest once all jobs have ended.
@@ -402,8 +402,8 @@ async fn serve(
     jobs: Jobs,
     close: CancellationToken,
 ) -> Result<(), Error> {
-    let service = WorkerServer::new(Service::new(name, jobs, bounds));
-    let served = proto::served(service, close.clone()).await;
+    let service = grpc::routes(Service::new(name, jobs, bounds));
+    let served = proto::served(service, &[worker_server::SERVICE_NAME], close.clone()).await;
     let (rpcs, goodbye) = served.map_err(|error| Error::Listener(io::Error::other(error)))?;
     let server = accept::Server {
         listener,

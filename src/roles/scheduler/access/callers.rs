@@ -172,15 +172,17 @@ impl Access {
         }
     }
 
-    /// As [`Access::identify`] where workers call: without TLS nobody can tell
-    /// who they are, and whoever is on this machine passes for one.
-    pub(in super::super) fn identify_worker(
+    /// As [`Access::identify`] where workers call as well: without TLS nobody can
+    /// tell who they are, and whoever is on this machine and shows no token passes
+    /// for one.
+    pub(in super::super) fn identify_rpc(
         &self,
         connection: Option<&Connection>,
+        bearer: Option<&str>,
     ) -> Result<Caller, Error> {
-        let caller = self.identify(connection, None)?;
+        let caller = self.identify(connection, bearer)?;
         let role = match self.0.plain {
-            true => Some(Role::Worker),
+            true => caller.role.or(Some(Role::Worker)),
             false => caller.role,
         };
         Ok(Caller { role, ..caller })

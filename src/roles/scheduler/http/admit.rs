@@ -4,13 +4,14 @@
 use std::net::IpAddr;
 
 use axum::{
-    body::{Body, HttpBody as _},
+    body::{Body, Bytes, HttpBody as _},
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, Method, Uri, header},
     middleware::Next,
     response::Response,
 };
 use futures_util::{StreamExt as _, future::ready, stream};
+use http_body::Frame;
 use http_body_util::{BodyStream, StreamBody};
 
 use super::{
@@ -72,7 +73,11 @@ pub(super) async fn admit(
         // Of what is held back until something happens, say.
         () = cut.cancelled() => return Err(scheduler.access.why_cut(&caller)),
     };
-    Ok(response.map(|body| until_cut(body, caller, scheduler.access)))
+    Ok(response.map(|body| {
+        until_cut(body, caller, scheduler.access, |error| {
+            Err(axum::Error::new(error))
+        })
+    }))
 }
 
 /// There is no such route, or not with this method: what is in no rule although
@@ -114,6 +119,14 @@ fn is_meant(names: &[String], uri: &Uri, headers: &HeaderMap) -> Result<(), Erro
     }
 }
 
+/// Refuses whatever a web page makes a browser send.
+pub(in super::super) fn is_no_page(headers: &HeaderMap) -> Result<(), Error> {
+    match headers.contains_key(header::ORIGIN) || headers.contains_key(SEC_FETCH_SITE) {
+        true => Err(Error::CrossSite),
+        false => Ok(()),
+    }
+}
+
 /// Without port and brackets.
 fn host_of(authority: &str) -> &str {
     match authority.strip_prefix('[') {
@@ -122,7 +135,8 @@ fn host_of(authority: &str) -> &str {
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Error> {
+/// The token that a request shows.
+pub(in super::super) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Error> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         return Ok(None);
@@ -136,8 +150,14 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Error> {
     }
 }
 
-/// An answer that is still being sent ends with what its reader may read.
-fn until_cut(body: Body, caller: Caller, access: Access) -> Body {
+/// An answer that is still being sent ends with what its reader may read: `last`
+/// makes the end of the error.
+pub(in super::super) fn until_cut(
+    body: Body,
+    caller: Caller,
+    access: Access,
+    last: impl FnOnce(Error) -> Result<Frame<Bytes>, axum::Error> + Send + 'static,
+) -> Body {
     if body.is_end_stream() || body.size_hint().exact().is_some() || caller.role.is_none() {
         return body;
     }
@@ -146,12 +166,13 @@ fn until_cut(body: Body, caller: Caller, access: Access) -> Body {
             () = caller.cut.cancelled() => access.why_cut(&caller),
             () = access.expired(&caller) => Error::Unidentified,
         };
-        Err(axum::Error::new(error))
+        last(error)
     };
-    // None: the answer has ended by itself.
-    let frames = BodyStream::new(body).map(Some);
-    let frames = frames.chain(stream::once(ready(None)));
-    let until = stream::select(frames, stream::once(over).map(Some));
+    // None: nothing follows.
+    let end = || stream::once(ready(None));
+    let frames = BodyStream::new(body).map(Some).chain(end());
+    let over = stream::once(over).map(Some).chain(end());
+    let until = stream::select(frames, over);
     let until = until.take_while(|frame| ready(frame.is_some()));
     Body::new(StreamBody::new(until.filter_map(ready)))
 }

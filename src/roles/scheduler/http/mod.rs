@@ -1,12 +1,17 @@
 //! The HTTP API: its routes and handlers. A handler decodes, finds, asks and
-//! encodes; how output is sent is in `logs.rs`, which status an error has in
+//! encodes; what it does in between, the gRPC API does as well (`jobs_rpc.rs`); how output is sent is in `logs.rs`, which status an error has in
 //! `error.rs`.
 
 mod access;
 mod admit;
+mod events;
 mod workers;
 
-pub(super) use self::access::certificate;
+pub(super) use self::{
+    access::certificate,
+    admit::{bearer, is_no_page, until_cut},
+    workers::list_workers,
+};
 
 use std::{sync::Arc, time::Duration};
 
@@ -53,7 +58,7 @@ const BODY_SILENCE: Duration = Duration::from_secs(10);
 
 /// Every route, at `/` and under `/v1/`.
 pub(super) fn router(scheduler: Scheduler) -> Router {
-    let routes: [(&str, MethodRouter<Scheduler>); 21] = [
+    let routes: [(&str, MethodRouter<Scheduler>); 22] = [
         ("/join", post(access::join)),
         ("/renew", post(access::renew)),
         ("/tokens", get(access::tokens).post(access::create_token)),
@@ -66,6 +71,7 @@ pub(super) fn router(scheduler: Scheduler) -> Router {
         ("/stop", post(stop)),
         ("/query", post(query)),
         ("/logs", get(logs)),
+        ("/events", get(events::watch)),
         ("/workers", get(workers::list)),
         ("/workers/label", post(workers::label)),
         ("/workers/drain", post(workers::drain)),
@@ -117,14 +123,25 @@ async fn start(
     Body(asked): Body<api::StartRequest>,
 ) -> Result<(StatusCode, Json<StartAnswer>), Error> {
     let key = decode_key(&headers, &asked)?;
+    let answer = start_job(&scheduler, caller, asked, key).await?;
+    Ok((StatusCode::CREATED, Json(answer)))
+}
+
+/// Starts a job or a group.
+pub(super) async fn start_job(
+    scheduler: &Scheduler,
+    caller: Caller,
+    asked: api::StartRequest,
+    key: Option<Key>,
+) -> Result<StartAnswer, Error> {
     if asked.is_group() {
-        let (group, passed_over) = start_group(&scheduler, asked, key, caller).await?;
+        let (group, passed_over) = start_group(scheduler, asked, key, caller).await?;
         let answer = api::StartGroupResponse {
             group_id: group.id,
             count: group.count,
             passed_over,
         };
-        return Ok((StatusCode::CREATED, Json(StartAnswer::Group(answer))));
+        return Ok(StartAnswer::Group(answer));
     }
     for (field, given) in [
         ("at_once", asked.at_once.is_some()),
@@ -161,13 +178,13 @@ async fn start(
             .reason
             .filter(|_| !job.state.is_final() || record.place.is_none()),
     };
-    Ok((StatusCode::CREATED, Json(StartAnswer::Job(answer))))
+    Ok(StartAnswer::Job(answer))
 }
 
 /// What a start is answered with.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum StartAnswer {
+pub(super) enum StartAnswer {
     Job(api::StartResponse),
     Group(api::StartGroupResponse),
 }
@@ -231,26 +248,32 @@ fn checked(items: Vec<String>, longest: usize) -> Result<Vec<String>, Error> {
     }
 }
 
-/// The key under which this may be asked for again, with the digest of what is
-/// asked for: values of its environment may be secrets.
+/// The key under which this may be asked for again.
 fn decode_key(headers: &HeaderMap, asked: &api::StartRequest) -> Result<Option<Key>, Error> {
     let mut values = headers.get_all(api::IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else {
         return Ok(None);
     };
-    let bad = |what: &str| Error::BadRequest(format!("{}: {what}", api::IDEMPOTENCY_KEY));
     if values.next().is_some() {
-        return Err(bad("there is more than one"));
+        return Err(bad_key("there is more than one"));
     }
-    let key = value.as_bytes();
+    key_of(value.as_bytes(), asked).map(Some)
+}
+
+fn bad_key(what: &str) -> Error {
+    Error::BadRequest(format!("{}: {what}", api::IDEMPOTENCY_KEY))
+}
+
+/// With the digest of what is asked for: values of its environment may be secrets.
+pub(super) fn key_of(key: &[u8], asked: &api::StartRequest) -> Result<Key, Error> {
     if key.is_empty() || key.len() > api::MAX_KEY || !key.iter().all(u8::is_ascii_graphic) {
-        return Err(bad("not 1 to 255 visible ASCII characters"));
+        return Err(bad_key("not 1 to 255 visible ASCII characters"));
     }
     let body = serde_json::to_vec(asked).map_err(|error| Error::BadRequest(error.to_string()))?;
-    Ok(Some(Key {
+    Ok(Key {
         key: String::from_utf8_lossy(key).into_owned(),
         body: Sha256::digest(&body).to_vec(),
-    }))
+    })
 }
 
 async fn stop(
@@ -258,8 +281,18 @@ async fn stop(
     Extension(caller): Extension<Caller>,
     Body(asked): Body<api::StopRequest>,
 ) -> Result<Json<api::StopResponse>, Error> {
+    stop_job(&scheduler, caller, asked).await?;
+    Ok(Json(api::StopResponse { success: true }))
+}
+
+/// Ends a job or a group.
+pub(super) async fn stop_job(
+    scheduler: &Scheduler,
+    caller: Caller,
+    asked: api::StopRequest,
+) -> Result<(), Error> {
     let stop = decode_stop(&asked)?;
-    let named = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+    let named = find(scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
     let details = json!({ "signal": asked.signal, "grace_ms": asked.grace_ms });
     let audit = match &named {
         Named::Job(record) => caller.did("stop", record.id, details),
@@ -267,10 +300,9 @@ async fn stop(
     };
     scheduler.access.record(audit).await?;
     match named {
-        Named::Job(record) => scheduler.jobs.stop(record.id, stop).await?,
-        Named::Group(group) => scheduler.jobs.stop_group(group.id, stop).await?,
+        Named::Job(record) => scheduler.jobs.stop(record.id, stop).await,
+        Named::Group(group) => scheduler.jobs.stop_group(group.id, stop).await,
     }
-    Ok(Json(api::StopResponse { success: true }))
 }
 
 fn decode_stop(asked: &api::StopRequest) -> Result<Stop, Error> {
@@ -295,28 +327,36 @@ async fn query(
     State(scheduler): State<Scheduler>,
     Body(asked): Body<api::QueryRequest>,
 ) -> Result<Json<api::QueryAnswer>, Error> {
-    let named = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+    query_job(&scheduler, asked).await.map(Json)
+}
+
+/// How a job or a group stands, or has ended.
+pub(super) async fn query_job(
+    scheduler: &Scheduler,
+    asked: api::QueryRequest,
+) -> Result<api::QueryAnswer, Error> {
+    let named = find(scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
     let mut record = match named {
         Named::Job(record) => record,
-        Named::Group(group) => return query_group(&scheduler, group, asked.wait_ms).await,
+        Named::Group(group) => return query_group(scheduler, group, asked.wait_ms).await,
     };
     if let Some(wait) = asked.wait_ms.filter(|_| !record.is_final()) {
-        record = wait_for_end(&scheduler, &record, wait).await?;
+        record = wait_for_end(scheduler, &record, wait).await?;
     }
     let error_text = record.error_text();
-    Ok(Json(api::QueryAnswer::Job(Box::new(api::QueryResponse {
+    Ok(api::QueryAnswer::Job(Box::new(api::QueryResponse {
         done: record.is_final(),
         error: !error_text.is_empty(),
         error_text,
         job: scheduler.jobs.shown(&record),
-    }))))
+    })))
 }
 
 async fn query_group(
     scheduler: &Scheduler,
     mut group: Arc<Group>,
     wait_ms: Option<u64>,
-) -> Result<Json<api::QueryAnswer>, Error> {
+) -> Result<api::QueryAnswer, Error> {
     if let Some(wait) = wait_ms.filter(|_| !group.is_final()) {
         let limit = Duration::from_millis(wait.min(api::MAX_WAIT_MS));
         let changes = scheduler.jobs.watch_group(group.id).await?;
@@ -333,7 +373,7 @@ async fn query_group(
         error_text,
         group: group.shown(),
     };
-    Ok(Json(api::QueryAnswer::Group(Box::new(answer))))
+    Ok(api::QueryAnswer::Group(Box::new(answer)))
 }
 
 /// The record when it is final, or as it is when the time is up.
@@ -357,25 +397,42 @@ async fn logs(
     Params(asked): Params<api::LogsQuery>,
 ) -> Result<Response, Error> {
     let format = logs::Format::accepted(&headers);
-    let named = find(&scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
+    let follower = follow(&scheduler, asked, &headers).await?;
+    Ok(follower.into_response(format))
+}
+
+/// The output of a job.
+pub(super) async fn follow(
+    scheduler: &Scheduler,
+    asked: api::LogsQuery,
+    headers: &HeaderMap,
+) -> Result<logs::Follower, Error> {
+    let named = find(scheduler, &asked.job_id, asked.worker_id.as_deref()).await?;
     let Named::Job(record) = named else {
         return Err(Error::NotOneJob(asked.job_id));
     };
-    let follower = logs::open(&scheduler, record.id, &asked, &headers).await?;
-    Ok(follower.into_response(format))
+    logs::open(scheduler, record.id, &asked, headers).await
 }
 
 async fn jobs(
     State(scheduler): State<Scheduler>,
     Params(asked): Params<api::JobsQuery>,
 ) -> Result<Json<api::JobsResponse>, Error> {
+    list_jobs(&scheduler, asked).await.map(Json)
+}
+
+/// A page of jobs.
+pub(super) async fn list_jobs(
+    scheduler: &Scheduler,
+    asked: api::JobsQuery,
+) -> Result<api::JobsResponse, Error> {
     let limit = asked.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=api::MAX_PAGE).contains(&limit) {
         let message = format!("limit {limit} is not between 1 and {}", api::MAX_PAGE);
         return Err(Error::BadRequest(message));
     }
     if let Some(group) = &asked.group_id {
-        return group_jobs(&scheduler, group, &asked, limit).await;
+        return group_jobs(scheduler, group, &asked, limit).await;
     }
     let filter = Filter {
         states: asked.state.as_deref().map(decode_states).transpose()?,
@@ -386,7 +443,7 @@ async fn jobs(
         name: asked.name,
     };
     let (page, more) = scheduler.jobs.page(filter, limit, asked.after).await?;
-    Ok(shown(&scheduler, &page, more))
+    Ok(shown(scheduler, &page, more))
 }
 
 async fn group_jobs(
@@ -394,7 +451,7 @@ async fn group_jobs(
     group: &str,
     asked: &api::JobsQuery,
     limit: usize,
-) -> Result<Json<api::JobsResponse>, Error> {
+) -> Result<api::JobsResponse, Error> {
     if asked.state.is_some() || asked.worker_id.is_some() || asked.name.is_some() {
         let message = "group_id goes with limit and after alone".to_owned();
         return Err(Error::BadRequest(message));
@@ -406,9 +463,9 @@ async fn group_jobs(
     Ok(shown(scheduler, &page, more))
 }
 
-fn shown(scheduler: &Scheduler, page: &[Arc<Record>], more: bool) -> Json<api::JobsResponse> {
+fn shown(scheduler: &Scheduler, page: &[Arc<Record>], more: bool) -> api::JobsResponse {
     let last = page.last().filter(|_| more);
-    Json(api::JobsResponse {
+    api::JobsResponse {
         next: last.map(|record| record.id),
         jobs: page
             .iter()
@@ -417,7 +474,7 @@ fn shown(scheduler: &Scheduler, page: &[Arc<Record>], more: bool) -> Json<api::J
                 ..scheduler.jobs.shown(record)
             })
             .collect(),
-    })
+    }
 }
 
 fn decode_states(text: &str) -> Result<Vec<api::JobState>, Error> {

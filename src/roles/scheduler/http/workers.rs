@@ -22,6 +22,14 @@ pub(super) async fn list(
     State(scheduler): State<Scheduler>,
     Params(asked): Params<api::WorkersQuery>,
 ) -> Result<Json<api::WorkersResponse>, Error> {
+    list_workers(&scheduler, asked).map(Json)
+}
+
+/// Who is there.
+pub(in super::super) fn list_workers(
+    scheduler: &Scheduler,
+    asked: api::WorkersQuery,
+) -> Result<api::WorkersResponse, Error> {
     let label = asked.label.as_deref();
     let wanted = label.map(requirements).transpose()?.unwrap_or_default();
     let only = match asked.worker_id {
@@ -29,7 +37,7 @@ pub(super) async fn list(
         Some(asked) => Some(scheduler.registry.find(&asked)?.id),
     };
     let workers = scheduler.registry.list(only, &wanted);
-    Ok(Json(api::WorkersResponse { workers }))
+    Ok(api::WorkersResponse { workers })
 }
 
 pub(super) async fn label(

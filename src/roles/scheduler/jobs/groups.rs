@@ -130,6 +130,9 @@ impl Jobs {
             for job in jobs.iter() {
                 table.insert(job.clone(), env.clone());
             }
+            if let Some(group) = table.group(group.id) {
+                self.0.events.group(self.0.store.now(), group);
+            }
             for job in jobs.iter() {
                 table.enqueue(job.id);
             }

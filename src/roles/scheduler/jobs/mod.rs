@@ -44,6 +44,7 @@ use super::{
     access::Caller,
     clock::Clock,
     error::{Error, Refusal},
+    events::Events,
     offers::Offers,
     registry::{self, Registry, Session, WorkerHandle},
     store::{self, Env, Key, Store},
@@ -73,6 +74,7 @@ struct Inner {
     clock: Clock,
     registry: Registry,
     offers: Offers,
+    events: Events,
     /// Starts that bear the same key go one after the other.
     turns: Turns,
     keep_for: Duration,
@@ -192,6 +194,7 @@ impl Jobs {
             store: needs.store,
             clock: needs.clock,
             offers: needs.registry.offers(),
+            events: needs.registry.events(),
             registry: needs.registry,
             turns: Turns::default(),
             keep_for: needs.keep_for,
@@ -253,12 +256,21 @@ impl Jobs {
             return Err(error.into());
         }
         drop(turn);
+        self.tell(record.id);
         match worker {
             Some(worker) => self.send(&record, &worker).await,
             None => {
                 self.change(|table| table.enqueue(record.id));
                 Ok(record.id)
             }
+        }
+    }
+
+    /// Tells whoever watches of a job that is on the disk now.
+    fn tell(&self, id: JobId) {
+        let table = self.table();
+        if let Some(record) = table.get(id) {
+            self.0.events.job(self.0.store.now(), record);
         }
     }
 
@@ -384,6 +396,7 @@ impl Jobs {
     /// crash it would be placed anew, and might run twice.
     fn send_later(&self, record: Arc<Record>, worker: WorkerHandle) {
         let ticket = self.0.store.job(record.clone());
+        self.0.events.job(ticket, record.clone());
         let recorded = self.0.store.committed(ticket);
         let jobs = self.clone();
         self.0.tracker.spawn(async move {
@@ -942,19 +955,25 @@ impl Jobs {
         }
         table.tell_dependents();
         for changed in table.changed() {
-            let store = &self.0.store;
+            let Inner { store, events, .. } = &*self.0;
             let (ticket, ended) = match changed {
                 Changed::Job(record) => {
                     let ended = record.is_final().then_some(Ended::Job(record.id));
-                    (store.job(record), ended)
+                    let ticket = store.job(record.clone());
+                    events.job(ticket, record);
+                    (ticket, ended)
                 }
                 Changed::Adopted(record) => {
                     let ended = record.is_final().then_some(Ended::Job(record.id));
-                    (store.adopted(record), ended)
+                    let ticket = store.adopted(record.clone());
+                    events.job(ticket, record);
+                    (ticket, ended)
                 }
                 Changed::Group(group) => {
                     let ended = group.is_final().then_some(Ended::Group(group.id));
-                    (store.group_changed(group), ended)
+                    let ticket = store.group_changed(group.clone());
+                    events.group(ticket, group);
+                    (ticket, ended)
                 }
             };
             if let Some(ended) = ended {

@@ -233,3 +233,25 @@ async fn shutdown_cuts_off_who_would_never_go() {
     assert_eq!(health().await, ServingStatus::NotServing as i32);
     scheduler.end().await;
 }
+
+#[tokio::test]
+async fn without_tls_the_service_for_programs_asks_for_a_token() {
+    use proto::{ListJobsRequest, jobs_client::JobsClient};
+    let scheduler = TestScheduler::new().await;
+    let address = format!("http://{}", scheduler.grpc);
+    let mut client = soon(JobsClient::connect(address)).await.unwrap();
+    // Whoever shows nothing passes for a worker, which may not.
+    let refused = soon(client.list_jobs(ListJobsRequest::default())).await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    let with = |token: &str| {
+        let mut request = Request::new(ListJobsRequest::default());
+        let bearer = format!("Bearer {token}").parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        request
+    };
+    let refused = soon(client.list_jobs(with("a.b"))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let listed = soon(client.list_jobs(with(&scheduler.token))).await;
+    assert_eq!(listed.unwrap().into_inner().jobs.len(), 0);
+    scheduler.end().await;
+}
