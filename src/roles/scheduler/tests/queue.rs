@@ -81,17 +81,17 @@ async fn a_job_that_waits_is_stopped_at_once_and_has_no_output() {
 #[tokio::test]
 async fn a_follower_waits_for_a_job_that_waits() {
     let scheduler = TestScheduler::new().await;
-    let id = scheduler.wait_for_room(json!({"command": "true"})).await;
+    let worker = Joined::new(&scheduler, "w1").await;
+    let end = last(2, ended(proto::JobState::Succeeded, 0));
+    *worker.script.lock().unwrap() = (vec![Ok(chunk(0, b"ok")), Ok(end)], Some(()));
+    let start = json!({"command": "true", "labels": ["gpu"]});
+    let id = scheduler.wait_for_room(start).await;
     let path = format!("/logs?job_id={id}&follow=true");
     let follower = scheduler.text(&path, "text/plain", &[]);
-    let joined = async {
-        let worker = Joined::new(&scheduler, "w1").await;
-        let end = last(2, ended(proto::JobState::Succeeded, 0));
-        *worker.script.lock().unwrap() = (vec![Ok(chunk(0, b"ok")), Ok(end)], Some(()));
-        worker
-    };
-    let (text, _worker) = tokio::join!(follower, joined);
-    assert_eq!(text, "ok");
+    let label = json!({"worker_id": "w1", "labels": {"gpu": "a100"}});
+    let labelled = scheduler.post("/workers/label", label);
+    let (text, (status, _)) = tokio::join!(follower, labelled);
+    assert_eq!((&*text, status), ("ok", StatusCode::OK));
     scheduler.end().await;
 }
 
