@@ -60,6 +60,7 @@ async fn whoever_was_revoked_while_it_registered_has_left() {
     let registry = Registry::new(LIMIT, calls, store.clone(), Vec::new());
     let needs = Needs {
         store: store.clone(),
+        clock: Clock::new().unwrap(),
         registry: registry.clone(),
         keep_for: LIMIT,
         call_deadline: LIMIT,
@@ -69,7 +70,7 @@ async fn whoever_was_revoked_while_it_registered_has_left() {
     let access = Access::new(store.clone(), Vec::new(), Vec::new(), false);
     let scheduler = Scheduler {
         store,
-        jobs: Jobs::new(needs, Vec::new()),
+        jobs: Jobs::new(needs, Vec::new(), Vec::new()),
         registry: registry.clone(),
         access: access.clone(),
         names: Arc::new([]),
@@ -104,7 +105,7 @@ async fn whoever_was_revoked_while_it_registered_has_left() {
     let status = SchedulerService::register_worker(&service, request).await;
     let status = status.unwrap_err();
     assert_eq!(status.metadata().get(proto::CODE).unwrap(), "revoked");
-    assert_eq!(registry.list()[0].state, api::WorkerState::Left);
+    assert_eq!(registry.list(None, &[])[0].state, api::WorkerState::Left);
 }
 
 fn nobody() -> String {
