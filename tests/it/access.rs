@@ -285,6 +285,27 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
 }
 
 #[tokio::test]
+async fn by_name_everything_is_revoked_of_who_logged_in_twice() {
+    let cluster = TestCluster::start(0).await;
+    let admin = Jobctl::of(&cluster);
+    let laptop = user(&admin, "operator", "alice").await;
+    let desktop = user(&admin, "operator", "alice").await;
+    let seen = admin.on_terminal(&["cert", "revoke", "alice"], "n\n").await;
+    assert_eq!(seen.code, Some(1), "{seen:?}");
+    let question = "revoke 2 certificates for good: operator alice (";
+    assert!(seen.shown.contains(question), "{seen:?}");
+    for alice in [&laptop, &desktop] {
+        alice.ask(&["jobs"]).await.is(0, "");
+    }
+    let revoke = ["cert", "revoke", "--yes", "alice"];
+    admin.ask(&revoke).await.is(0, "");
+    for alice in [&laptop, &desktop] {
+        refused(alice, &["jobs"], "was revoked").await;
+    }
+    cluster.end().await;
+}
+
+#[tokio::test]
 async fn whoever_was_revoked_logs_in_in_the_place_of_the_context() {
     let cluster = TestCluster::start(0).await;
     let admin = Jobctl::of(&cluster);
