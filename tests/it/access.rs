@@ -252,6 +252,11 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
     assert_eq!(at.len(), "2026-01-02T03:04:05Z".len(), "{jobs:?}");
     admin.ask(&["cert", "revoke", "--yes", id]).await.is(0, "");
     refused(&otto, &["jobs"], at).await;
+    let last = json(&admin.ask(&["audit", "-n", "1", "-o", "json"]).await);
+    assert_eq!(
+        (&last["who"], &last["who_id"], &last["result"]),
+        (&"operator otto".into(), &id.into(), &"revoked".into())
+    );
     // An id that nobody has is misspelt.
     let nobody = uuid::Uuid::new_v4().to_string();
     let missed = admin.ask(&["cert", "revoke", "--yes", &nobody]).await;

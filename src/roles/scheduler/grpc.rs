@@ -193,7 +193,7 @@ async fn admit(
     let connection = request.extensions().get::<Connection>();
     let mut caller = Caller::nobody(connection.map(|connection| connection.address));
     let admitted = (|| {
-        caller = access.identify_worker(connection)?;
+        access.identify_worker(&mut caller, connection)?;
         caller.may(rules::SCHEDULER_RPC, call)
     })();
     if let Err(error) = admitted {

@@ -40,7 +40,9 @@ impl Access {
     ) -> Result<Signed, Error> {
         let joined = async {
             let shown: Bearer = token.parse().map_err(|_| Error::BadToken)?;
-            let token = self.known().good_token(&shown, TokenKind::Join)?;
+            let token = self.known().shown_token(&shown)?.clone();
+            token.is_of(TokenKind::Join)?;
+            token.is_good(Timestamp::now())?;
             if !roles.contains(&token.role) {
                 return Err(Error::TokenOfRole(token.role));
             }

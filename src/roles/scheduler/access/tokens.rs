@@ -129,26 +129,36 @@ impl Access {
 }
 
 impl Known {
-    /// A token that is what it says it is, and can be used now.
-    pub(super) fn good_token(&self, shown: &Bearer, kind: TokenKind) -> Result<Token, Error> {
-        let token = self.tokens.get(&shown.id).cloned();
+    /// The token whose secret somebody shows, be it good or not.
+    pub(super) fn shown_token(&self, shown: &Bearer) -> Result<&Token, Error> {
+        let token = self.tokens.get(&shown.id);
         let token = token.filter(|token| token.digest.is(&shown.secret.digest()));
-        // From here on whoever shows it knows the secret.
-        let token = token.ok_or(Error::BadToken)?;
-        if token.kind != kind {
-            return Err(Error::WrongToken(token.kind));
+        token.ok_or(Error::BadToken)
+    }
+}
+
+impl Token {
+    /// Whether it is a token of this kind.
+    pub(super) fn is_of(&self, kind: TokenKind) -> Result<(), Error> {
+        match self.kind == kind {
+            true => Ok(()),
+            false => Err(Error::WrongToken(self.kind)),
         }
-        if let Some(at) = token.revoked_at {
+    }
+
+    /// Whether it can be used.
+    pub(super) fn is_good(&self, now: Timestamp) -> Result<(), Error> {
+        if let Some(at) = self.revoked_at {
             let what = "token";
             return Err(Error::Revoked { what, at });
         }
-        if token.used_at.is_some() {
+        if self.used_at.is_some() {
             return Err(Error::TokenSpent);
         }
-        if token.expires_at <= Timestamp::now() {
-            return Err(Error::TokenExpired(token.expires_at));
+        if self.expires_at <= now {
+            return Err(Error::TokenExpired(self.expires_at));
         }
-        Ok(token)
+        Ok(())
     }
 }
 
@@ -160,9 +170,14 @@ mod tests {
     #[tokio::test]
     async fn of_tokens_that_never_were_nothing_is_kept() {
         let access = Access::new(store::scratch(), Vec::new(), Vec::new(), true);
+        let identify = |secret: &str| {
+            let mut caller = Caller::nobody(None);
+            let accepted = access.identify(&mut caller, None, Some(secret));
+            (caller, accepted)
+        };
         for _ in 0..10 {
             let stranger = Bearer::random().reveal();
-            let refused = access.identify(None, Some(&stranger)).unwrap_err();
+            let refused = identify(&stranger).1.unwrap_err();
             assert!(matches!(refused, Error::BadToken));
         }
         assert_eq!(access.known().cuts.len(), 0);
@@ -174,7 +189,8 @@ mod tests {
         };
         let made = access.create_token(&Caller::itself(), &asked).await;
         let (token, secret) = made.unwrap();
-        let caller = access.identify(None, Some(&secret.reveal())).unwrap();
+        let (caller, accepted) = identify(&secret.reveal());
+        accepted.unwrap();
         assert_eq!(
             (caller.role, caller.cut.is_cancelled()),
             (Some(Role::Viewer), false)
@@ -184,7 +200,9 @@ mod tests {
             .await
             .unwrap();
         assert!(caller.cut.is_cancelled());
-        let refused = access.identify(None, Some(&secret.reveal())).unwrap_err();
-        assert!(matches!(refused, Error::Revoked { .. }));
+        let (caller, accepted) = identify(&secret.reveal());
+        assert!(matches!(accepted, Err(Error::Revoked { .. })));
+        // For the audit log.
+        assert_eq!(caller.subject, Some(Subject::Token(token.id)));
     }
 }
