@@ -38,7 +38,7 @@ impl Access {
     ) -> Result<(Token, Bearer), Error> {
         let ttl = asked.ttl_ms.map_or(TTL, Duration::from_millis);
         if ttl.is_zero() || ttl > MAX_TTL {
-            let message = "ttl_ms is not between 1 and ten years".to_owned();
+            let message = "the ttl is not between 1 ms and 3650d".to_owned();
             return Err(Error::BadRequest(message));
         }
         let is_possible = match (asked.kind, asked.role) {
@@ -76,7 +76,10 @@ impl Access {
         {
             let mut known = self.known();
             let now = Timestamp::now();
-            let good = known.tokens.values().filter(|token| token.expires_at > now);
+            let good = known
+                .tokens
+                .values()
+                .filter(|token| token.is_good(now).is_ok());
             if good.count() >= MAX_TOKENS {
                 return Err(Error::TooManyTokens(MAX_TOKENS));
             }
@@ -166,6 +169,42 @@ impl Token {
 mod tests {
     use super::*;
     use crate::roles::scheduler::store;
+
+    #[tokio::test]
+    async fn only_tokens_that_are_good_keep_others_from_being_made() {
+        let asked = api::CreateTokenRequest {
+            kind: TokenKind::Bearer,
+            role: Role::Viewer,
+            name: None,
+            ttl_ms: None,
+        };
+        let of = |change: fn(&mut Token)| {
+            let bearer = Bearer::random();
+            let now = Timestamp::now();
+            let mut token = Token {
+                id: bearer.id,
+                kind: asked.kind,
+                role: asked.role,
+                name: String::new(),
+                digest: bearer.secret.digest(),
+                created_at: now,
+                expires_at: now + Duration::from_secs(3600),
+                used_at: None,
+                revoked_at: None,
+            };
+            change(&mut token);
+            token
+        };
+        let mut tokens: Vec<Token> = (1..MAX_TOKENS).map(|_| of(|_| ())).collect();
+        tokens.push(of(|token| token.used_at = Some(token.created_at)));
+        tokens.push(of(|token| token.revoked_at = Some(token.created_at)));
+        tokens.push(of(|token| token.expires_at = token.created_at));
+        let access = Access::new(store::scratch(), tokens, Vec::new(), true);
+        let itself = Caller::itself();
+        access.create_token(&itself, &asked).await.unwrap();
+        let refused = access.create_token(&itself, &asked).await.unwrap_err();
+        assert!(matches!(refused, Error::TooManyTokens(MAX_TOKENS)));
+    }
 
     #[tokio::test]
     async fn of_tokens_that_never_were_nothing_is_kept() {
