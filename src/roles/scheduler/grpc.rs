@@ -19,7 +19,6 @@ use futures_util::{
 };
 use rustls::pki_types::CertificateDer;
 use tonic::{Request, Response, Status, Streaming};
-use uuid::Uuid;
 
 use super::{
     Scheduler,
@@ -70,8 +69,7 @@ impl SchedulerService for Service {
         let name = caller.called(std::mem::take(&mut asked.name))?;
         // Certificates from before names were somebody's may share one.
         let owner = caller.worker().and_then(|own| {
-            let owner = self.scheduler.access.worker_called(&name)?;
-            let owner = WorkerId::from_bytes(owner.into_bytes());
+            let owner = WorkerId::from(self.scheduler.access.worker_called(&name)?);
             (owner != own).then_some(owner)
         });
         if let Some(id) = owner {
@@ -92,10 +90,7 @@ impl SchedulerService for Service {
             .inspect_err(|error| tracing::warn!(%error, "a registration was refused"))?;
         // Who revoked it since it was let in may have looked before it was there.
         if let Some(own) = caller.worker()
-            && self
-                .scheduler
-                .access
-                .is_revoked(Uuid::from_bytes(*own.as_bytes()))
+            && self.scheduler.access.is_revoked(own.into())
         {
             self.scheduler.leave(own)?;
             return Err(self.scheduler.access.why_cut(&caller).into());

@@ -102,9 +102,7 @@ impl Caller {
     /// The worker this is; None where there is no TLS, and nobody can tell.
     pub(in super::super) fn worker(&self) -> Option<WorkerId> {
         match (self.role, self.subject) {
-            (Some(Role::Worker), Some(Subject::Certificate(id))) => {
-                Some(WorkerId::from_bytes(id.into_bytes()))
-            }
+            (Some(Role::Worker), Some(Subject::Certificate(id))) => Some(id.into()),
             _ => None,
         }
     }

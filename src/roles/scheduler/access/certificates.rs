@@ -15,7 +15,6 @@ use super::{
 use crate::{
     api::TokenKind,
     identity::{Identity, Role, token::Bearer},
-    ids::WorkerId,
 };
 
 /// A certificate that was just signed, and whom its bearer may trust.
@@ -257,6 +256,6 @@ fn revoked(at: Timestamp) -> Error {
 fn name_taken(name: &str, owner: Uuid) -> Error {
     Error::WorkerNameTaken {
         name: name.to_owned(),
-        id: WorkerId::from_bytes(owner.into_bytes()),
+        id: owner.into(),
     }
 }
