@@ -401,7 +401,7 @@ async fn a_token_at_the_wrong_place_says_where_it_belongs() {
         (
             [&join[..], &["--join", &*at(&worker, http)]].concat(),
             1,
-            "",
+            ": what answers there does not speak gRPC\n",
             "gRPC address, as TOKEN@HOST:50000",
         ),
     ] {
