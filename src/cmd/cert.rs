@@ -58,7 +58,8 @@ struct List {
 /// Revoke what somebody has: from now on they are refused
 ///
 /// With the certificate every other of the same id, and their connections are
-/// closed. It cannot be taken back; they have to join again.
+/// closed. A name stands for everybody who bears it: who has joined twice has two
+/// ids. It cannot be taken back; they have to join again.
 #[derive(Debug, clap::Args)]
 struct Revoke {
     /// Whose, each by id, a prefix of at least 4 digits, or name; `-` reads them
@@ -98,10 +99,13 @@ async fn revoke(args: Revoke, caller: &Caller) -> anyhow::Result<u8> {
     let (mut chosen, mut highest) = (Vec::new(), DONE);
     for asked in listed(args.who, "ids")? {
         match found(&all, &asked) {
-            Ok((id, label)) if !chosen.iter().any(|(known, _)| *known == id) => {
-                chosen.push((id, label));
+            Ok(meant) => {
+                for (id, label) in meant {
+                    if !chosen.iter().any(|(known, _)| *known == id) {
+                        chosen.push((id, label));
+                    }
+                }
             }
-            Ok(_) => {}
             Err(error) => highest = highest.max(caller.report(&error.into(), Codes::Jobctl)),
         }
     }
@@ -121,7 +125,11 @@ async fn revoke(args: Revoke, caller: &Caller) -> anyhow::Result<u8> {
     }
     if !args.yes {
         let labels: Vec<&str> = chosen.iter().map(|(_, label)| label.as_str()).collect();
-        let question = format!("revoke {} for good?", labels.join(", "));
+        let labels = labels.join(", ");
+        let question = match chosen.len() {
+            1 => format!("revoke {labels} for good?"),
+            count => format!("revoke {count} certificates for good: {labels}?"),
+        };
         match render::ask(&question).context("cannot ask")? {
             Some(true) => {}
             Some(false) => {
@@ -147,8 +155,9 @@ async fn revoke(args: Revoke, caller: &Caller) -> anyhow::Result<u8> {
     Ok(highest)
 }
 
-/// Whose certificate is meant, and what to call them.
-fn found(all: &[Certificate], asked: &str) -> Result<(Uuid, String), Unmatched> {
+/// Whose certificates are meant, and what to call them: everybody's who bears the
+/// name, or else the one of an id or prefix.
+fn found(all: &[Certificate], asked: &str) -> Result<Vec<(Uuid, String)>, Unmatched> {
     let digits = asked.replace('-', "").to_ascii_lowercase();
     let is_prefix = digits.len() >= PREFIX && digits.chars().all(|c| c.is_ascii_hexdigit());
     let of_id = |certificate: &&Certificate| {
@@ -169,16 +178,21 @@ fn found(all: &[Certificate], asked: &str) -> Result<(Uuid, String), Unmatched> 
     }
     // Workers choose their names: one that is also the beginning of an id is not
     // taken for either.
-    matching.extend(
-        all.iter()
-            .filter(|known| known.name != asked && of_id(known)),
-    );
+    let of_others = all
+        .iter()
+        .filter(|known| known.name != asked && of_id(known));
+    let of_others: Vec<_> = of_others.collect();
+    if !matching.is_empty() && of_others.is_empty() {
+        let meant = matching.iter().map(|known| (known.id, label(known)));
+        return Ok(meant.collect());
+    }
+    matching.extend(of_others);
     match asked.parse::<Uuid>() {
         // One that was signed elsewhere can be revoked all the same.
-        Ok(id) if matching.is_empty() => Ok((id, id.to_string())),
+        Ok(id) if matching.is_empty() => Ok(vec![(id, id.to_string())]),
         _ => {
             let one = Unmatched::unless_one("certificate", asked, matching, label)?;
-            Ok((one.id, label(&one)))
+            Ok(vec![(one.id, label(&one))])
         }
     }
 }
@@ -217,7 +231,15 @@ mod tests {
             certificate(0xabcd_0002, Role::Viewer, "alice"),
             certificate(0xbbbb_0003, Role::Worker, "w1"),
         ];
-        let id = |all: &[Certificate], asked: &str| found(all, asked).map(|(id, _)| id);
+        let ids = |all: &[Certificate], asked: &str| {
+            let meant = found(all, asked)?.into_iter();
+            Ok::<Vec<Uuid>, Unmatched>(meant.map(|(id, _)| id).collect())
+        };
+        let id = |all: &[Certificate], asked: &str| {
+            let meant = ids(all, asked)?;
+            assert_eq!(meant.len(), 1, "{asked}");
+            Ok::<Uuid, Unmatched>(meant[0])
+        };
         assert_eq!(id(&all, "bbbb").unwrap(), all[2].id);
         assert_eq!(id(&all, "w1").unwrap(), all[2].id);
         assert_eq!(id(&all, &all[1].id.to_string()).unwrap(), all[1].id);
@@ -225,10 +247,9 @@ mod tests {
             assert!(matches!(id(&all, asked), Err(Unmatched::NotFound { .. })));
         }
         let words = "operator alice (abcd00010000), viewer alice (abcd00020000)";
-        for asked in ["abcd", "alice"] {
-            let error = found(&all, asked).unwrap_err().to_string();
-            assert!(error.ends_with(words), "{error}");
-        }
+        let error = found(&all, "abcd").unwrap_err().to_string();
+        assert!(error.ends_with(words), "{error}");
+        assert_eq!(ids(&all, "alice").unwrap(), [all[0].id, all[1].id]);
         all[0].revoked_at = Some(Timestamp::UNIX_EPOCH);
         assert_eq!(id(&all, "alice").unwrap(), all[1].id);
         all.push(certificate(0xdddd_0004, Role::Worker, "bbbb"));

@@ -85,7 +85,8 @@ struct Show {
 
 /// Add a context
 ///
-/// Never overwrites one. The files stay where they are.
+/// Never overwrites one. The files stay where they are. It becomes the current one
+/// if there is none.
 #[derive(Debug, clap::Args)]
 struct Add {
     /// What to call it
@@ -219,15 +220,15 @@ fn add(args: Add, folder: &Path, jobctl: &str) -> anyhow::Result<u8> {
     };
     Proof::of(&context)?;
     let name = &args.name;
-    Contexts::change(folder, |contexts| {
+    let is_current = Contexts::change(folder, |contexts| {
         contexts.add(name, context)?;
-        match args.use_it {
-            true => contexts.set_current(name),
-            false => Ok(()),
+        if args.use_it || contexts.current().is_none() {
+            contexts.set_current(name)?;
         }
+        Ok(contexts.current() == Some(name))
     })
     .map_err(plain)?;
-    if args.use_it {
+    if is_current {
         render::remark(&format!("context {name} is added, and the current one"));
         say_what_wins();
     } else {

@@ -203,6 +203,23 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         Security::Insecure => Secured::Not,
         Security::OwnAuthority | Security::ExternalAuthority { .. } => Secured::ByTls,
     };
+    // What cannot be meant is said before what is taken.
+    let bounds = args.bounds.or(&file.bounds, |followers| Bounds {
+        followers,
+        ..Bounds::default()
+    })?;
+    let body_bytes = bound(
+        "body_bytes",
+        args.body_bytes.or(file.bounds.body_bytes),
+        1..=16 << 20,
+        api::MAX_BODY,
+    )?;
+    let job_followers = bound(
+        "job_followers",
+        args.job_followers.or(file.bounds.job_followers),
+        1..=1 << 20,
+        JOB_FOLLOWERS,
+    )?;
     let http = args.http_addr.or(http_server.addr);
     let grpc = args.grpc_addr.or(grpc_server.addr);
     let listeners = Listeners {
@@ -221,22 +238,9 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     let config = Config {
         names: names(&listeners, more_names)?,
         security,
-        body_bytes: bound(
-            "body_bytes",
-            args.body_bytes.or(file.bounds.body_bytes),
-            1..=16 << 20,
-            api::MAX_BODY,
-        )?,
-        job_followers: bound(
-            "job_followers",
-            args.job_followers.or(file.bounds.job_followers),
-            1..=1 << 20,
-            JOB_FOLLOWERS,
-        )?,
-        bounds: args.bounds.or(&file.bounds, |followers| Bounds {
-            followers,
-            ..Bounds::default()
-        })?,
+        body_bytes,
+        job_followers,
+        bounds,
         certificate_lifetime: ca::LIFETIME,
         keep_audit: args
             .keep_audit

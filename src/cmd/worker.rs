@@ -407,10 +407,6 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         cpus: args.cpus.or(file.jobs.cpus),
     })?;
     let grpc = args.grpc_addr.or(server.addr);
-    let listener = GRPC.listen(grpc.as_deref(), secured).await?;
-    if insecure {
-        render::note(INSECURE);
-    }
     let config = Config {
         security,
         bounds: args.bounds.or(&file.bounds, worker::bounds)?,
@@ -457,6 +453,11 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
             limits,
         },
     };
+    // What cannot be meant is said before what is taken.
+    let listener = GRPC.listen(grpc.as_deref(), secured).await?;
+    if insecure {
+        render::note(INSECURE);
+    }
     let shutdown = CancellationToken::new();
     let role = worker::run(config, listener, shutdown.clone());
     until_signalled(role, shutdown).await

@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, VecDeque},
     error::Error as _,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -170,6 +170,15 @@ struct Peers {
     full: bool,
 }
 
+/// What counts as one address: of IPv6 a /64, within which one machine may have
+/// every address.
+fn counted(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
+}
+
 /// The connections from one address.
 #[derive(Default)]
 struct Peer {
@@ -207,7 +216,7 @@ impl Shared {
         address: SocketAddr,
         closing: CancellationToken,
     ) {
-        let place = Place::take(&self, address.ip());
+        let place = Place::take(&self, counted(address.ip()));
         let too_many = place.evicted.clone();
         let served = async {
             if let Err(error) = stream.set_nodelay(true) {
@@ -500,6 +509,16 @@ mod tests {
             name: "test",
             peers: Mutex::default(),
         })
+    }
+
+    #[test]
+    fn the_addresses_of_one_network_of_ipv6_count_as_one() {
+        let counted = |text: &str| counted(text.parse().unwrap()).to_string();
+        assert_eq!(counted("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(counted("2001:db8:1:2:ffff::1"), "2001:db8:1:2::");
+        assert_eq!(counted("2001:db8:1:3::1"), "2001:db8:1:3::");
+        assert_eq!(counted("10.1.2.3"), "10.1.2.3");
+        assert_eq!(counted("::ffff:10.1.2.3"), "10.1.2.3");
     }
 
     #[test]

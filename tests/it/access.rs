@@ -252,6 +252,11 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
     assert_eq!(at.len(), "2026-01-02T03:04:05Z".len(), "{jobs:?}");
     admin.ask(&["cert", "revoke", "--yes", id]).await.is(0, "");
     refused(&otto, &["jobs"], at).await;
+    let last = json(&admin.ask(&["audit", "-n", "1", "-o", "json"]).await);
+    assert_eq!(
+        (&last["who"], &last["who_id"], &last["result"]),
+        (&"operator otto".into(), &id.into(), &"revoked".into())
+    );
     // An id that nobody has is misspelt.
     let nobody = uuid::Uuid::new_v4().to_string();
     let missed = admin.ask(&["cert", "revoke", "--yes", &nobody]).await;
@@ -281,6 +286,27 @@ async fn who_is_revoked_is_refused_from_the_next_call_on() {
         "{last:?}"
     );
     refused(&root, &["jobs"], "was revoked").await;
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn by_name_everything_is_revoked_of_who_logged_in_twice() {
+    let cluster = TestCluster::start(0).await;
+    let admin = Jobctl::of(&cluster);
+    let laptop = user(&admin, "operator", "alice").await;
+    let desktop = user(&admin, "operator", "alice").await;
+    let seen = admin.on_terminal(&["cert", "revoke", "alice"], "n\n").await;
+    assert_eq!(seen.code, Some(1), "{seen:?}");
+    let question = "revoke 2 certificates for good: operator alice (";
+    assert!(seen.shown.contains(question), "{seen:?}");
+    for alice in [&laptop, &desktop] {
+        alice.ask(&["jobs"]).await.is(0, "");
+    }
+    let revoke = ["cert", "revoke", "--yes", "alice"];
+    admin.ask(&revoke).await.is(0, "");
+    for alice in [&laptop, &desktop] {
+        refused(alice, &["jobs"], "was revoked").await;
+    }
     cluster.end().await;
 }
 
@@ -375,7 +401,7 @@ async fn a_token_at_the_wrong_place_says_where_it_belongs() {
         (
             [&join[..], &["--join", &*at(&worker, http)]].concat(),
             1,
-            "",
+            ": what answers there does not speak gRPC\n",
             "gRPC address, as TOKEN@HOST:50000",
         ),
     ] {

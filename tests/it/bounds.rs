@@ -592,6 +592,8 @@ async fn a_worker_has_so_many_followers_and_no_more() {
 #[test]
 fn bounds_that_make_no_sense_are_refused() {
     let (place, dir) = (Place::new(), Folder::new());
+    // Whatever else is in the way.
+    let _taken = std::net::TcpListener::bind(place.http()).unwrap();
     for (key, value) in [
         ("header_bytes", "100"),
         ("streams", "0"),

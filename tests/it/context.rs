@@ -37,8 +37,8 @@ fn contexts_are_added_chosen_shown_and_removed() {
     assert_eq!(fs::read_dir(jobctl.client_dir()).unwrap().count(), 0);
 
     added(&jobctl, "prod", "https://10.0.0.1:3000");
+    // The first is the current one, and the second leaves it so.
     added(&jobctl, "test", "http://10.0.0.2:3000/");
-    jobctl.run(&["context", "use", "prod"]).is(0, "");
     jobctl.run(&["context", "list"]).is(
         0,
         "NAME  CURRENT  SERVER                 CREDENTIAL\n\
@@ -52,6 +52,8 @@ fn contexts_are_added_chosen_shown_and_removed() {
         "prod  yes  https://10.0.0.1:3000  -  -  -\n\
          test  -    http://10.0.0.2:3000   -  -  -\n",
     );
+    jobctl.run(&["context", "use", "test"]).is(0, "");
+    jobctl.run(&["context", "use", "prod"]).is(0, "");
     let shown = jobctl.run(&["context", "show"]);
     shown.is(
         0,

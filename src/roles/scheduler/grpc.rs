@@ -22,7 +22,6 @@ use futures_util::{
 use http_body::Frame;
 use rustls::pki_types::CertificateDer;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
-use uuid::Uuid;
 
 use super::{
     Scheduler,
@@ -93,8 +92,7 @@ impl SchedulerService for Service {
         let name = caller.called(std::mem::take(&mut asked.name))?;
         // Certificates from before names were somebody's may share one.
         let owner = caller.worker().and_then(|own| {
-            let owner = self.scheduler.access.worker_called(&name)?;
-            let owner = WorkerId::from_bytes(owner.into_bytes());
+            let owner = WorkerId::from(self.scheduler.access.worker_called(&name)?);
             (owner != own).then_some(owner)
         });
         if let Some(id) = owner {
@@ -115,10 +113,7 @@ impl SchedulerService for Service {
             .inspect_err(|error| tracing::warn!(%error, "a registration was refused"))?;
         // Who revoked it since it was let in may have looked before it was there.
         if let Some(own) = caller.worker()
-            && self
-                .scheduler
-                .access
-                .is_revoked(Uuid::from_bytes(*own.as_bytes()))
+            && self.scheduler.access.is_revoked(own.into())
         {
             self.scheduler.leave(own)?;
             return Err(self.scheduler.access.why_cut(&caller).into());
@@ -218,7 +213,7 @@ async fn admit(
     let admitted = (|| {
         let headers = request.headers();
         http::is_no_page(headers)?;
-        caller = access.identify_rpc(connection, http::bearer(headers)?)?;
+        access.identify_rpc(&mut caller, connection, http::bearer(headers)?)?;
         caller.may(rules::SCHEDULER_RPC, call)
     })();
     if let Err(error) = admitted {

@@ -376,7 +376,8 @@ impl Issuer {
 
     /// Whether a bearer token would be taken.
     pub fn is_good(&self, token: &str) -> bool {
-        self.0.identify(None, Some(token)).is_ok()
+        let mut caller = Caller::nobody(None);
+        self.0.identify(&mut caller, None, Some(token)).is_ok()
     }
 
     /// Whether a worker has ever joined.

@@ -11,7 +11,6 @@ use tonic::{
     Request, Response, Status as GrpcStatus, Streaming,
     transport::{Channel, Endpoint, Uri},
 };
-use uuid::Uuid;
 
 use super::{
     error::Error,
@@ -139,7 +138,7 @@ impl WorkerRpc {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let peer = Peer::Worker(Uuid::from_bytes(*id.as_bytes()));
+        let peer = Peer::Worker(id.into());
         let channel = dial::channel(&endpoint, calls.security.clone(), peer);
         Ok(Self {
             worker: name.into(),

@@ -257,7 +257,18 @@ fn channel(invitation: &Invitation, security: dial::Security) -> Result<Channel,
 
 fn refused(invitation: &Invitation, status: &Status) -> RunError {
     let word = word(status).map(str::to_owned);
-    not_taken(invitation, innermost(status), word)
+    let message = match is_grpc(status) {
+        true => innermost(status),
+        false => "what answers there does not speak gRPC".to_owned(),
+    };
+    not_taken(invitation, message, word)
+}
+
+/// Whether this came from a gRPC server, or the way to one. What is said in HTTP
+/// alone has headers of its own, of which tonic makes no sense.
+fn is_grpc(status: &Status) -> bool {
+    let kind = status.metadata().get("content-type");
+    kind.is_none_or(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn not_taken(invitation: &Invitation, message: String, word: Option<String>) -> RunError {

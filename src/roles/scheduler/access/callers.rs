@@ -102,9 +102,7 @@ impl Caller {
     /// The worker this is; None where there is no TLS, and nobody can tell.
     pub(in super::super) fn worker(&self) -> Option<WorkerId> {
         match (self.role, self.subject) {
-            (Some(Role::Worker), Some(Subject::Certificate(id))) => {
-                Some(WorkerId::from_bytes(id.into_bytes()))
-            }
+            (Some(Role::Worker), Some(Subject::Certificate(id))) => Some(id.into()),
             _ => None,
         }
     }
@@ -159,16 +157,22 @@ impl Access {
         Arc::new(move |identity| access.known().cut_of(Subject::Certificate(identity.id)))
     }
 
-    /// Who is there. `bearer` is what the request says of a token.
+    /// Makes of a caller of whom nothing is known whoever is there. `bearer` is what
+    /// the request says of a token.
+    ///
+    /// # Errors
+    ///
+    /// If they are not accepted. The caller is who they are all the same, where that
+    /// can be told: whoever was revoked is refused by name.
     pub(in super::super) fn identify(
         &self,
+        caller: &mut Caller,
         connection: Option<&Connection>,
         bearer: Option<&str>,
-    ) -> Result<Caller, Error> {
-        let address = connection.map(|connection| connection.address);
+    ) -> Result<(), Error> {
         match bearer {
-            Some(text) => self.bearer(text, address),
-            None => self.certified(connection, address),
+            Some(text) => self.bearer(caller, text),
+            None => self.certified(caller, connection),
         }
     }
 
@@ -177,62 +181,54 @@ impl Access {
     /// for one.
     pub(in super::super) fn identify_rpc(
         &self,
+        caller: &mut Caller,
         connection: Option<&Connection>,
         bearer: Option<&str>,
-    ) -> Result<Caller, Error> {
-        let caller = self.identify(connection, bearer)?;
-        let role = match self.0.plain {
-            true => caller.role.or(Some(Role::Worker)),
-            false => caller.role,
-        };
-        Ok(Caller { role, ..caller })
+    ) -> Result<(), Error> {
+        self.identify(caller, connection, bearer)?;
+        if self.0.plain {
+            caller.role = caller.role.or(Some(Role::Worker));
+        }
+        Ok(())
     }
 
-    fn bearer(&self, text: &str, address: Option<SocketAddr>) -> Result<Caller, Error> {
+    fn bearer(&self, caller: &mut Caller, text: &str) -> Result<(), Error> {
         let shown: Bearer = text.parse().map_err(|_| Error::BadToken)?;
         // One look at both: nobody is let in by what was revoked in between, and
         // nothing is kept of tokens that never were.
         let mut known = self.known();
-        let token = known.good_token(&shown, TokenKind::Bearer)?;
-        let cut = known.cut_of(Subject::Token(token.id));
-        drop(known);
-        Ok(Caller {
-            role: Some(token.role),
-            subject: Some(Subject::Token(token.id)),
-            name: token.name,
-            address,
-            cut,
-            expires_at: Some(token.expires_at),
-        })
+        let token = known.shown_token(&shown)?;
+        token.is_of(TokenKind::Bearer)?;
+        caller.role = Some(token.role);
+        caller.subject = Some(Subject::Token(token.id));
+        caller.name = token.name.clone();
+        caller.expires_at = Some(token.expires_at);
+        token.is_good(Timestamp::now())?;
+        let id = token.id;
+        caller.cut = known.cut_of(Subject::Token(id));
+        Ok(())
     }
 
-    fn certified(
-        &self,
-        connection: Option<&Connection>,
-        address: Option<SocketAddr>,
-    ) -> Result<Caller, Error> {
+    fn certified(&self, caller: &mut Caller, connection: Option<&Connection>) -> Result<(), Error> {
         let identity = connection.and_then(|connection| connection.identity.as_ref());
         let Some(identity) = identity else {
-            return Ok(Caller::nobody(address));
+            return Ok(());
         };
         let subject = Subject::Certificate(identity.id);
         let expires_at = connection.and_then(|connection| connection.expires_at);
-        let caller = {
+        caller.role = Some(identity.role);
+        caller.subject = Some(subject);
+        caller.name.clone_from(&identity.name);
+        caller.expires_at =
+            expires_at.map(|end| Timestamp::try_from(end).unwrap_or(Timestamp::MAX));
+        {
             let mut known = self.known();
             known.unless_revoked(identity.id)?;
-            Caller {
-                role: Some(identity.role),
-                subject: Some(subject),
-                name: identity.name.clone(),
-                address,
-                cut: known.cut_of(subject),
-                expires_at: expires_at
-                    .map(|end| Timestamp::try_from(end).unwrap_or(Timestamp::MAX)),
-            }
-        };
-        match self.ends(&caller) {
+            caller.cut = known.cut_of(subject);
+        }
+        match self.ends(caller) {
             Some(end) if end <= Timestamp::now() => Err(Error::CertificateExpired(end)),
-            Some(_) | None => Ok(caller),
+            Some(_) | None => Ok(()),
         }
     }
 

@@ -15,7 +15,6 @@ use super::{
 use crate::{
     api::TokenKind,
     identity::{Identity, Role, token::Bearer},
-    ids::WorkerId,
 };
 
 /// A certificate that was just signed, and whom its bearer may trust.
@@ -40,7 +39,9 @@ impl Access {
     ) -> Result<Signed, Error> {
         let joined = async {
             let shown: Bearer = token.parse().map_err(|_| Error::BadToken)?;
-            let token = self.known().good_token(&shown, TokenKind::Join)?;
+            let token = self.known().shown_token(&shown)?.clone();
+            token.is_of(TokenKind::Join)?;
+            token.is_good(Timestamp::now())?;
             if !roles.contains(&token.role) {
                 return Err(Error::TokenOfRole(token.role));
             }
@@ -255,6 +256,6 @@ fn revoked(at: Timestamp) -> Error {
 fn name_taken(name: &str, owner: Uuid) -> Error {
     Error::WorkerNameTaken {
         name: name.to_owned(),
-        id: WorkerId::from_bytes(owner.into_bytes()),
+        id: owner.into(),
     }
 }

@@ -56,7 +56,8 @@ struct Inner {
 struct Known {
     tokens: HashMap<TokenId, Token>,
     certificates: HashMap<Uuid, Certificate>,
-    /// Of those who have connections or streams open.
+    /// Of those who have called since the start, until what they showed is
+    /// forgotten.
     cuts: HashMap<Subject, CancellationToken>,
     refusals: Refusals,
 }
@@ -102,16 +103,25 @@ impl Known {
         }
     }
 
-    /// Drops what ended long ago; the store does the same.
+    /// Drops what ended long ago, of which no call is accepted any more; the store
+    /// does the same.
     fn forget(&mut self) {
         let long_ago = Timestamp::now().checked_sub(jiff::SignedDuration::from_hours(30 * 24));
         let long_ago = long_ago.unwrap_or(Timestamp::UNIX_EPOCH);
-        self.tokens.retain(|_, token| token.expires_at > long_ago);
-        self.certificates.retain(|_, certificate| {
-            certificate.expires_at > long_ago
-                || certificate.revoked_at.is_some()
-                || certificate.role == Some(Role::Worker)
-        });
+        let cuts = &mut self.cuts;
+        for (id, _) in self
+            .tokens
+            .extract_if(|_, token| token.expires_at <= long_ago)
+        {
+            cuts.remove(&Subject::Token(id));
+        }
+        for (id, _) in self.certificates.extract_if(|_, certificate| {
+            certificate.expires_at <= long_ago
+                && certificate.revoked_at.is_none()
+                && certificate.role != Some(Role::Worker)
+        }) {
+            cuts.remove(&Subject::Certificate(id));
+        }
     }
 }
 
@@ -131,11 +141,19 @@ mod tests {
             revoked_at: None,
         };
         let worker = of(Role::Worker, "w1");
-        let certificates = vec![worker.clone(), of(Role::Viewer, "vera")];
+        let viewer = of(Role::Viewer, "vera");
+        let certificates = vec![worker.clone(), viewer.clone()];
         let store = super::super::store::scratch();
         let access = Access::new(store, Vec::new(), certificates, false);
+        // And one that was signed elsewhere.
+        let called = [worker.id, viewer.id, Uuid::new_v4()].map(Subject::Certificate);
+        for subject in called {
+            access.known().cut_of(subject);
+        }
         access.known().forget();
         assert_eq!(access.worker_called("w1"), Some(worker.id));
         assert_eq!(access.certificates().len(), 1);
+        let cuts = &access.known().cuts;
+        assert_eq!(called.map(|of| cuts.contains_key(&of)), [true, false, true]);
     }
 }

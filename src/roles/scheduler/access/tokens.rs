@@ -38,7 +38,7 @@ impl Access {
     ) -> Result<(Token, Bearer), Error> {
         let ttl = asked.ttl_ms.map_or(TTL, Duration::from_millis);
         if ttl.is_zero() || ttl > MAX_TTL {
-            let message = "ttl_ms is not between 1 and ten years".to_owned();
+            let message = "the ttl is not between 1 ms and 3650d".to_owned();
             return Err(Error::BadRequest(message));
         }
         let is_possible = match (asked.kind, asked.role) {
@@ -76,7 +76,10 @@ impl Access {
         {
             let mut known = self.known();
             let now = Timestamp::now();
-            let good = known.tokens.values().filter(|token| token.expires_at > now);
+            let good = known
+                .tokens
+                .values()
+                .filter(|token| token.is_good(now).is_ok());
             if good.count() >= MAX_TOKENS {
                 return Err(Error::TooManyTokens(MAX_TOKENS));
             }
@@ -129,26 +132,36 @@ impl Access {
 }
 
 impl Known {
-    /// A token that is what it says it is, and can be used now.
-    pub(super) fn good_token(&self, shown: &Bearer, kind: TokenKind) -> Result<Token, Error> {
-        let token = self.tokens.get(&shown.id).cloned();
+    /// The token whose secret somebody shows, be it good or not.
+    pub(super) fn shown_token(&self, shown: &Bearer) -> Result<&Token, Error> {
+        let token = self.tokens.get(&shown.id);
         let token = token.filter(|token| token.digest.is(&shown.secret.digest()));
-        // From here on whoever shows it knows the secret.
-        let token = token.ok_or(Error::BadToken)?;
-        if token.kind != kind {
-            return Err(Error::WrongToken(token.kind));
+        token.ok_or(Error::BadToken)
+    }
+}
+
+impl Token {
+    /// Whether it is a token of this kind.
+    pub(super) fn is_of(&self, kind: TokenKind) -> Result<(), Error> {
+        match self.kind == kind {
+            true => Ok(()),
+            false => Err(Error::WrongToken(self.kind)),
         }
-        if let Some(at) = token.revoked_at {
+    }
+
+    /// Whether it can be used.
+    pub(super) fn is_good(&self, now: Timestamp) -> Result<(), Error> {
+        if let Some(at) = self.revoked_at {
             let what = "token";
             return Err(Error::Revoked { what, at });
         }
-        if token.used_at.is_some() {
+        if self.used_at.is_some() {
             return Err(Error::TokenSpent);
         }
-        if token.expires_at <= Timestamp::now() {
-            return Err(Error::TokenExpired(token.expires_at));
+        if self.expires_at <= now {
+            return Err(Error::TokenExpired(self.expires_at));
         }
-        Ok(token)
+        Ok(())
     }
 }
 
@@ -158,11 +171,52 @@ mod tests {
     use crate::roles::scheduler::store;
 
     #[tokio::test]
+    async fn only_tokens_that_are_good_keep_others_from_being_made() {
+        let asked = api::CreateTokenRequest {
+            kind: TokenKind::Bearer,
+            role: Role::Viewer,
+            name: None,
+            ttl_ms: None,
+        };
+        let of = |change: fn(&mut Token)| {
+            let bearer = Bearer::random();
+            let now = Timestamp::now();
+            let mut token = Token {
+                id: bearer.id,
+                kind: asked.kind,
+                role: asked.role,
+                name: String::new(),
+                digest: bearer.secret.digest(),
+                created_at: now,
+                expires_at: now + Duration::from_secs(3600),
+                used_at: None,
+                revoked_at: None,
+            };
+            change(&mut token);
+            token
+        };
+        let mut tokens: Vec<Token> = (1..MAX_TOKENS).map(|_| of(|_| ())).collect();
+        tokens.push(of(|token| token.used_at = Some(token.created_at)));
+        tokens.push(of(|token| token.revoked_at = Some(token.created_at)));
+        tokens.push(of(|token| token.expires_at = token.created_at));
+        let access = Access::new(store::scratch(), tokens, Vec::new(), true);
+        let itself = Caller::itself();
+        access.create_token(&itself, &asked).await.unwrap();
+        let refused = access.create_token(&itself, &asked).await.unwrap_err();
+        assert!(matches!(refused, Error::TooManyTokens(MAX_TOKENS)));
+    }
+
+    #[tokio::test]
     async fn of_tokens_that_never_were_nothing_is_kept() {
         let access = Access::new(store::scratch(), Vec::new(), Vec::new(), true);
+        let identify = |secret: &str| {
+            let mut caller = Caller::nobody(None);
+            let accepted = access.identify(&mut caller, None, Some(secret));
+            (caller, accepted)
+        };
         for _ in 0..10 {
             let stranger = Bearer::random().reveal();
-            let refused = access.identify(None, Some(&stranger)).unwrap_err();
+            let refused = identify(&stranger).1.unwrap_err();
             assert!(matches!(refused, Error::BadToken));
         }
         assert_eq!(access.known().cuts.len(), 0);
@@ -174,7 +228,8 @@ mod tests {
         };
         let made = access.create_token(&Caller::itself(), &asked).await;
         let (token, secret) = made.unwrap();
-        let caller = access.identify(None, Some(&secret.reveal())).unwrap();
+        let (caller, accepted) = identify(&secret.reveal());
+        accepted.unwrap();
         assert_eq!(
             (caller.role, caller.cut.is_cancelled()),
             (Some(Role::Viewer), false)
@@ -184,7 +239,9 @@ mod tests {
             .await
             .unwrap();
         assert!(caller.cut.is_cancelled());
-        let refused = access.identify(None, Some(&secret.reveal())).unwrap_err();
-        assert!(matches!(refused, Error::Revoked { .. }));
+        let (caller, accepted) = identify(&secret.reveal());
+        assert!(matches!(accepted, Err(Error::Revoked { .. })));
+        // For the audit log.
+        assert_eq!(caller.subject, Some(Subject::Token(token.id)));
     }
 }

@@ -49,7 +49,8 @@ pub(super) async fn admit(
     let admitted = (|| {
         is_meant(&scheduler.names, request.uri(), request.headers())?;
         let bearer = bearer(request.headers())?;
-        caller = scheduler.access.identify(connection, bearer)?;
+        let access = &scheduler.access;
+        access.identify(&mut caller, connection, bearer)?;
         match is_missing(route.as_ref(), &call, path) {
             // Whoever is known is told that there is no such thing.
             true if caller.role.is_some() => Ok(()),

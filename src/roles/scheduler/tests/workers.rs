@@ -60,10 +60,10 @@ async fn whoever_was_revoked_while_it_registered_has_left() {
     let registry = Registry::new(LIMIT, calls, store.clone(), Vec::new());
     let needs = Needs {
         store: store.clone(),
+        clock: Clock::new().unwrap(),
         registry: registry.clone(),
         keep_for: LIMIT,
         call_deadline: LIMIT,
-        clock: clock::Clock::new().unwrap(),
         tracker: TaskTracker::new(),
         closing: closing.clone(),
     };
@@ -90,7 +90,9 @@ async fn whoever_was_revoked_while_it_registered_has_left() {
         identity: Some(Arc::new(identity.clone())),
         expires_at: None,
     };
-    let caller = access.identify(Some(&connection), None).unwrap();
+    let mut caller = Caller::nobody(None);
+    let accepted = access.identify(&mut caller, Some(&connection), None);
+    accepted.unwrap();
     access.revoke(&Caller::itself(), identity.id).await.unwrap();
     let service = Service {
         scheduler,
