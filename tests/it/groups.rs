@@ -381,3 +381,71 @@ async fn what_cannot_be_a_group_is_refused() {
     assert!(refused.stderr.contains("has no line"), "{refused:?}");
     cluster.end().await;
 }
+
+#[tokio::test]
+async fn a_stop_of_a_group_goes_on_after_a_crash() {
+    const JOBS: u32 = 150;
+    let mut cluster = TestCluster::start(1).await;
+    // More of them than are told at a time, and each takes its grace.
+    let script = "trap '' TERM; while :; do sleep 600; done";
+    let id = started(&cluster, &count(script, JOBS)).await.group_id;
+    let until = async |cluster: &TestCluster, enough: fn(Counts) -> bool| {
+        within(async {
+            let mut pause = tokio::time::interval(Duration::from_millis(10));
+            while !enough(group(cluster, id, None).await.states) {
+                pause.tick().await;
+            }
+        })
+        .await;
+    };
+    until(&cluster, |states| states.running == JOBS).await;
+    let (client, job_id) = (cluster.place.client(), id.to_string());
+    let stopping = tokio::spawn(async move {
+        let stop = StopRequest {
+            job_id,
+            ..Default::default()
+        };
+        client.stop(&stop).await
+    });
+    until(&cluster, |states| states.stopped > 0).await;
+    cluster.restart_scheduler().await;
+    cluster.ready(1).await;
+    let group = ended(&cluster, id).await;
+    assert_eq!(group.states.stopped, JOBS, "{group:?}");
+    // Whoever asked lost the connection, or was asked to ask again.
+    let _ = within(stopping).await.unwrap();
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_group_is_followed_across_a_restart_of_the_scheduler() {
+    let mut cluster = with_slots(&[2]).await;
+    let jobctl = Jobctl::of(&cluster);
+    let args = ["start", "--count", "150", "--name", "followed", "--follow"];
+    let script = ["sh", "-c", "echo line $JOBCTL_INDEX"];
+    let following = jobctl.begin(&[&args[..], &script].concat());
+    let request = QueryRequest {
+        job_id: "followed".to_owned(),
+        ..QueryRequest::default()
+    };
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(5));
+        loop {
+            pause.tick().await;
+            if let Ok(QueryAnswer::Group(answer)) = cluster.client.query(&request).await
+                && answer.group.states.ended() > 20
+            {
+                break;
+            }
+        }
+    })
+    .await;
+    cluster.restart_scheduler().await;
+    let outcome = following.end().await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let mut lines: Vec<&str> = outcome.stdout.lines().collect();
+    lines.sort_unstable();
+    lines.dedup();
+    assert_eq!(lines.len(), 150, "{outcome:?}");
+    cluster.end().await;
+}

@@ -228,3 +228,24 @@ async fn a_pending_job_outlives_the_worker_that_it_waits_for() {
     assert_eq!(cluster.end_of(waiting).await.state, JobState::Succeeded);
     cluster.end().await;
 }
+
+#[tokio::test]
+async fn what_waits_for_a_worker_that_is_removed_ends() {
+    let (mut cluster, _busy) = busy().await;
+    let on_w1 = StartRequest {
+        worker_id: Some("w1".to_owned()),
+        ..sh("true")
+    };
+    let waiting = accepted(&cluster, &on_w1).await.job_id;
+    cluster.workers.remove(0).end().await;
+    let jobctl = Jobctl::of(&cluster);
+    let removed = jobctl.ask(&["workers", "remove", "w1", "--yes"]).await;
+    assert_eq!(removed.code, Some(0), "{removed:?}");
+    let job = cluster.end_of(waiting).await;
+    assert_eq!(job.state, JobState::Stopped);
+    assert_eq!(
+        job.reason.as_deref(),
+        Some("stopped before it was started: worker w1 was removed")
+    );
+    cluster.end().await;
+}

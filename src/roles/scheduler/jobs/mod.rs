@@ -188,6 +188,10 @@ impl Jobs {
         // Some wait for others.
         for id in waiting {
             table.enqueue(id);
+            // A crash may have come before all of a group was told to stop.
+            if table.is_to_stop(id) {
+                table.want_stop(id, Some(RecordedStop::default()));
+            }
         }
         Self(Arc::new(Inner {
             table: Mutex::new(table),
@@ -931,7 +935,10 @@ impl Jobs {
     /// of is lost.
     pub(super) fn removed(&self, worker: WorkerId, name: &Arc<str>) {
         let (nothing, gone) = (HashSet::new(), Gone::Removed(name.clone()));
-        self.change(|table| table.settle(worker, Session::random(), &nothing, gone));
+        self.change(|table| {
+            table.settle(worker, Session::random(), &nothing, gone);
+            table.wait_in_vain(worker, name);
+        });
     }
 
     /// The worker does not answer: its jobs may live or not.

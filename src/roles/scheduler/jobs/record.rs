@@ -576,7 +576,7 @@ pub(crate) struct Record {
 }
 
 /// A stop that waits for the job's worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RecordedStop {
     /// None: TERM.
     pub(crate) signal: Option<i32>,

@@ -206,6 +206,30 @@ impl Table {
         running
     }
 
+    /// It is on a worker, nobody has told that one to stop it, and its group was
+    /// stopped.
+    pub(super) fn is_to_stop(&self, id: JobId) -> bool {
+        let record = self.get(id);
+        let record = record.filter(|record| record.place.is_some() && record.stop.is_none());
+        let group = record.and_then(|record| self.group(record.group()?));
+        group.is_some_and(|group| group.stopped.is_some())
+    }
+
+    /// The worker of this name is known no more: what waits for it and no other
+    /// will never start.
+    pub(super) fn wait_in_vain(&mut self, worker: WorkerId, name: &str) {
+        let waiting = self.jobs.values().map(|entry| &entry.record);
+        let waiting =
+            waiting.filter(|record| record.state == State::Queued && record.wanted == Some(worker));
+        let waiting: Vec<JobId> = waiting.map(|record| record.id).collect();
+        for id in waiting {
+            if let Some(record) = self.get(id) {
+                let why = format!("worker {name} was removed");
+                self.apply(id, record.stopped_before_start(Some(&why)));
+            }
+        }
+    }
+
     /// The groups that a failure stops, each once.
     pub(super) fn failed(&mut self) -> Vec<GroupId> {
         std::mem::take(&mut self.failed)
