@@ -46,7 +46,7 @@ pub(super) async fn attached(caller: &Caller, group: GroupId) -> anyhow::Result<
         biased;
         interrupt = tokio::signal::ctrl_c() => {
             interrupt?;
-            Ok(wait::detached(caller, &[group.short()]))
+            Ok(wait::detached_from(caller, "group", &[group.short()]))
         }
         code = awaited(&caller.client, group) => code,
     }
@@ -79,7 +79,7 @@ pub(super) async fn followed(
         biased;
         interrupt = tokio::signal::ctrl_c() => {
             interrupt?;
-            Ok(wait::detached(caller, &[group.id.short()]))
+            Ok(wait::detached_from(caller, "group", &[group.id.short()]))
         }
         code = to_the_end => code,
     }
@@ -117,7 +117,7 @@ pub(super) async fn show(
                 job_id: job.id.to_string(),
                 ..template.clone()
             };
-            let mut logs = client.logs(query).await?;
+            let mut logs = patiently(async || client.logs(query.clone()).await).await?;
             loop {
                 let message = match logs.next().await? {
                     Event::Output(message) => message,
@@ -201,7 +201,7 @@ fn members(
             let Some(query) = next.take() else {
                 return Ok(None);
             };
-            let answer = client.jobs(&query).await?;
+            let answer = patiently(async || client.jobs(&query).await).await?;
             page = answer.jobs.into();
             next = answer.next.map(|after| JobsQuery {
                 after: Some(after),
@@ -209,6 +209,21 @@ fn members(
             });
         }
     })
+}
+
+/// Asks again for a while where the scheduler is away, as in a restart.
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T, client::Error>) -> Result<T, client::Error> {
+    let mut retry = Retry::new(Instant::now());
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        match retry.pause(&error, Instant::now()) {
+            Some(pause) => tokio::time::sleep(pause).await,
+            None => return Err(error),
+        }
+    }
 }
 
 async fn queried(

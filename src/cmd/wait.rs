@@ -126,6 +126,11 @@ pub(super) fn detached(caller: &Caller, jobs: &[String]) -> u8 {
         [_] => "job",
         _ => "jobs",
     };
+    detached_from(caller, thing, jobs)
+}
+
+/// As [`detached`], from what is called so.
+pub(super) fn detached_from(caller: &Caller, thing: &str, jobs: &[String]) -> u8 {
     let (jobs, jobctl) = (jobs.join(" "), &caller.jobctl);
     // Off the line on which the terminal shows ^C.
     render::remark("");

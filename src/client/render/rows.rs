@@ -443,8 +443,9 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         ("Ran for", ran(job, now).map(length)),
         ("Output", Some(size(job.output_bytes))),
     ]);
-    // The last one is told of above.
-    for attempt in job.attempts.iter().rev().skip(1).rev() {
+    // One that it has, or had last, is told of above.
+    let above = usize::from(job.worker.is_some());
+    for attempt in job.attempts.iter().rev().skip(above).rev() {
         let (number, worker) = (attempt.number, visible(&attempt.worker));
         let how = attempt.reason.as_deref().unwrap_or_default();
         let how = visible(how);
