@@ -104,6 +104,10 @@ impl Table {
         let Some(record) = self.get(id).filter(|record| record.state == State::Queued) else {
             return;
         };
+        // Asked for while it was not known whether it had begun.
+        if record.stop.is_some() {
+            return self.apply(id, record.stopped_before_start(None));
+        }
         let group = record.group().and_then(|group| self.group(group));
         if let Some(why) = group.and_then(|group| group.stopped.clone()) {
             return self.apply(id, record.stopped_before_start(Some(&why)));

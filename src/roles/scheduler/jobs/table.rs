@@ -1000,6 +1000,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_to_stop_does_not_go_to_another() {
+        let mut table = Table::default();
+        let job = insert(&mut table, record(State::Pending { call_open: false }));
+        let worker = job.worker().unwrap();
+        table.want_stop(job.id, Some(RecordedStop::default()));
+        table.settle(worker, Session::random(), &HashSet::new(), Gone::Left);
+        let stopped = table.get(job.id).unwrap();
+        assert_eq!(stopped.api_state(), api::JobState::Stopped);
+        assert!(stopped.never_ran());
+    }
+
+    #[test]
     fn a_stop_is_due_once_its_worker_has_named_the_job() {
         let mut table = Table::default();
         let job = insert(&mut table, running());
