@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use serde_json::json;
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::{
-    Group, Jobs, Named, Record, Spec, State, Stop, add,
+    Group, Jobs, Named, Record, Spec, State, Stop, Wait, add,
     prerequisites::{Awaited, Prerequisite},
     record::{Member, now},
 };
@@ -292,22 +292,49 @@ impl Jobs {
         }
     }
 
-    /// Returns one of the errors.
+    /// Tells all of them before it waits for any, so that they take one grace
+    /// together. Returns one of the errors.
     pub(in crate::roles::scheduler) async fn stop_all(
         &self,
         jobs: Vec<JobId>,
         stop: Stop,
     ) -> Option<Error> {
-        let stops = stream::iter(jobs).map(|id| async move {
-            match self.stop(id, stop).await {
-                Ok(()) | Err(Error::JobFinished { .. }) => None,
-                Err(error) => Some(error),
+        let told = Stop {
+            wait: Wait::Sent,
+            ..stop
+        };
+        let tell = jobs.iter().map(|id| self.stop(*id, told).boxed());
+        let failed = first_error(tell.collect()).await;
+        match stop.wait {
+            Wait::Sent => failed,
+            Wait::Gone => {
+                let left = jobs
+                    .iter()
+                    .map(|id| self.wait_until_gone(*id, stop).boxed());
+                failed.or(first_error(left.collect()).await)
             }
-        });
-        let errors = stops.buffer_unordered(STOPPED_AT_ONCE);
-        let first = |found: Option<Error>, error| std::future::ready(found.or(error));
-        errors.fold(None, first).await
+        }
     }
+
+    async fn wait_until_gone(&self, id: JobId, stop: Stop) -> Result<(), Error> {
+        let record = self.get(id).await?;
+        match record.worker().filter(|_| !record.is_final()) {
+            Some(worker) => self.gone(id, stop, &self.0.registry.get(worker)?).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// One of the errors, save that a job has ended.
+async fn first_error(all: Vec<BoxFuture<'_, Result<(), Error>>>) -> Option<Error> {
+    let done = stream::iter(all).buffer_unordered(STOPPED_AT_ONCE);
+    let first = |found: Option<Error>, done| {
+        std::future::ready(match done {
+            Ok(()) | Err(Error::JobFinished { .. }) => found,
+            Err(error) => found.or(Some(error)),
+        })
+    };
+    done.fold(None, first).await
 }
 
 fn jobs_of(
