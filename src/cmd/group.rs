@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -112,7 +113,7 @@ pub(super) async fn show(
     let followers = members(client, group.id).map(|job| {
         let sender = sender.clone();
         async move {
-            let job = job?;
+            let job = Arc::new(job?);
             let query = LogsQuery {
                 job_id: job.id.to_string(),
                 ..template.clone()

@@ -160,7 +160,10 @@ fn block(group: &Group, now: Timestamp) -> String {
 /// behind the label of its job.
 pub struct GroupOutput {
     output: JobOutput,
+    /// Those that have begun to write, and have not ended.
     jobs: HashMap<JobId, Lines>,
+    /// Jobs that have written so far, each in the next colour.
+    seen: usize,
     /// In columns.
     width: usize,
     colour: bool,
@@ -188,6 +191,7 @@ impl GroupOutput {
                 ..look
             }),
             jobs: HashMap::new(),
+            seen: 0,
             width,
             colour: AutoStream::choice(&io::stdout()) != ColorChoice::Never,
             is_visible: [
@@ -205,11 +209,14 @@ impl GroupOutput {
         label: &str,
         message: &StreamJobResponse,
     ) -> Result<(), OutputError> {
-        let colour = COLOURS[self.jobs.len() % COLOURS.len()];
-        let lines = self.jobs.entry(job).or_insert_with(|| Lines {
-            label: visible(label).into_owned(),
-            style: colour.on_default(),
-            begun: Default::default(),
+        let seen = &mut self.seen;
+        let lines = self.jobs.entry(job).or_insert_with(|| {
+            *seen += 1;
+            Lines {
+                label: visible(label).into_owned(),
+                style: COLOURS[(*seen - 1) % COLOURS.len()].on_default(),
+                begun: Default::default(),
+            }
         });
         let side = side(message.stream());
         lines.begun[side].extend_from_slice(&message.output);
@@ -232,7 +239,7 @@ impl GroupOutput {
 
     /// A job has ended: what it left without an end of line is a line.
     pub async fn end(&mut self, job: JobId) -> Result<(), OutputError> {
-        let Some(lines) = self.jobs.get_mut(&job) else {
+        let Some(mut lines) = self.jobs.remove(&job) else {
             return Ok(());
         };
         for stream in [OutputStream::Stdout, OutputStream::Stderr] {
@@ -242,7 +249,13 @@ impl GroupOutput {
                 continue;
             }
             line.push(b'\n');
-            let line = labelled(lines, &line, self.width, self.colour, self.is_visible[side]);
+            let line = labelled(
+                &lines,
+                &line,
+                self.width,
+                self.colour,
+                self.is_visible[side],
+            );
             let message = StreamJobResponse {
                 output: line.into(),
                 stream: stream.into(),
