@@ -45,7 +45,7 @@ use self::{
     grpc::Service,
     job::{Launch, Place},
     jobs::Jobs,
-    journal::Journal,
+    journal::{Broken, Journal},
     limits::InForce,
     member::{Files, Id},
     rules::Allowed,
@@ -273,13 +273,16 @@ pub async fn run(
         () = shutdown.cancelled() => Ok(()),
         ended = &mut session => flatten(ended),
         ended = &mut server => flatten(ended),
-        Ok(error) = &mut broken => Err(Error::JournalBroken(error)),
+        Ok(why) = &mut broken => Err(match why {
+            Broken::Io(error) => Error::JournalBroken(error),
+            Broken::Removed => Error::Removed(folders.data.clone()),
+        }),
     };
 
     ending.cancel();
     // Ends that the journal cannot have are the next worker's to see.
     let on_stop = match &result {
-        Err(Error::JournalBroken(_)) => OnStop::LeaveJobs,
+        Err(Error::JournalBroken(_) | Error::Removed(_)) => OnStop::LeaveJobs,
         Ok(()) | Err(_) => config.on_stop,
     };
     take_no_more(&jobs, on_stop).await;
@@ -343,7 +346,8 @@ fn called(asked: &str, tls: Option<&Tls>) -> String {
 pub async fn kill_all(data_dir: &Path, grace: Duration) -> Result<usize, Error> {
     let data = data_dir.to_owned();
     let _lock = lock(&data).await?;
-    let (_, contents) = Journal::open(&data.join("journal"), |_| {})?;
+    // Without a change to it: there may be no room for one.
+    let contents = Journal::read(&data.join("journal"))?;
     let living = contents
         .jobs
         .iter()
