@@ -15,6 +15,7 @@ mod cli;
 mod cluster;
 mod completions;
 mod context;
+mod data_folder;
 mod dev;
 mod enrolled;
 mod faults;
