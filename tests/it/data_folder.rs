@@ -54,7 +54,7 @@ impl Crammed {
         };
         crammed.refuses_starts().await;
         worker.kill();
-        let script = "cat /dev/zero > filler; i=0; while touch empty-$i; do i=$((i+1)); done; \
+        let script = "rm lock; cat /dev/zero > filler; i=0; while touch empty-$i; do i=$((i+1)); done; \
             df --output=avail,iavail .";
         let mut fill = Command::new("sh");
         fill.arg("-c")
@@ -283,6 +283,8 @@ async fn nothing_is_promised_when_the_folder_around_the_data_is_moved_away() {
     command.arg("--insecure").args(BY_PROCESS);
     let worker = Process::from(command.stderr(Stdio::piped()).spawn().unwrap());
     let client = workers.client().await;
+    let before = takeover::sh(&client, "true").await;
+    takeover::end_of(&client, before).await;
     // Of this the data folder itself has no event.
     fs::rename(&outer, workers.dir.path().join("elsewhere")).unwrap();
     let request = proto::StartJobRequest {
