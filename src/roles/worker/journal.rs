@@ -16,6 +16,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+#[cfg(any(test, fuzzing))]
+pub use self::format::fuzz;
 use self::writer::{Ask, BATCH, Writer, load};
 pub(crate) use self::writer::{Broken, is_full};
 use super::job::{Began, End, Spec};

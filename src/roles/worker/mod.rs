@@ -36,6 +36,8 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
+#[cfg(any(test, fuzzing))]
+pub use self::journal::fuzz;
 use self::{
     cgroup::Cgroups,
     folders::{Folders, Lock},

@@ -275,6 +275,29 @@ fn header(bytes: &[u8]) -> Result<(Format, usize, u64), Damage> {
     Ok((format, HEADER, u64::from_le_bytes(*synced)))
 }
 
+/// Whatever is in the file, what is read of it is read the same when it is written
+/// again; and whatever a power loss left after what was synced, that is still there.
+/// See [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(bytes: &[u8]) {
+    let format = Format::Second {
+        number: *b"a number",
+    };
+    if let Ok(decoded) = decode(bytes) {
+        let again = decode(&bytes[..decoded.end as usize]).expect("it was read before");
+        assert_eq!(again.records, decoded.records);
+        let again = decode(&format.file(&decoded.records)).expect("it was just written");
+        assert_eq!(again.records, decoded.records);
+    }
+    let mut torn = format.file(&[Record::Epoch(1)]);
+    let synced = torn.len() as u64;
+    torn.extend(bytes);
+    match decode(&torn) {
+        Ok(decoded) => assert_eq!(decoded.records.first(), Some(&Record::Epoch(1))),
+        Err(damage) => assert!(damage.at >= synced),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{
@@ -360,6 +383,16 @@ mod tests {
         }
         let nothing = vec![0; 4096];
         assert_eq!(decode(&nothing).unwrap_err().at, 0);
+    }
+
+    #[test]
+    fn files_that_were_written_before_are_read() {
+        let first = include_bytes!("../../../../fuzz/corpus/journal/first");
+        let second = include_bytes!("../../../../fuzz/corpus/journal/second");
+        let [first, second] = [&first[..], &second[..]].map(|file| decode(file).unwrap());
+        assert_eq!(first.format, Format::First);
+        assert_eq!(first.records.len(), 4);
+        assert_eq!(first.records, second.records);
     }
 
     #[test]
