@@ -29,10 +29,11 @@ use rustix::{
 };
 use tokio::time::Instant;
 use tonic::transport::Channel;
+use uuid::Uuid;
 
 use crate::{
     cluster::{Place, Process, connected, end_of, job, sh},
-    support::{Folder, eventually, kill, within},
+    support::{Folder, LIMIT, eventually, kill, within},
 };
 
 /// Whether output is synced, so that it can be checked what of it is left.
@@ -40,7 +41,7 @@ const OUTPUT_IS_SYNCED: bool = false;
 
 /// How much of its latest output a job may lose, and how late a busy machine may be
 /// with a sync.
-const LOSS: Duration = Duration::from_secs(5);
+const LOSS: Duration = Duration::from_secs(3);
 
 /// Room for a file system, of which little is used.
 const SIZE: u64 = 320 << 20;
@@ -203,7 +204,8 @@ fn namespace_of(pid: &str) -> Option<PathBuf> {
 impl Drop for Disk {
     fn drop(&mut self) {
         let holder = self.holder.id() as i32;
-        loop {
+        let until = Instant::now() + LIMIT;
+        while Instant::now() < until {
             let others = self.processes();
             let others: Vec<_> = others.into_iter().filter(|pid| *pid != holder).collect();
             if others.is_empty() {
@@ -219,13 +221,12 @@ impl Drop for Disk {
         let _ = self.holder.kill();
         let _ = self.holder.wait();
         // The last of a mount goes a moment after the last who sees it.
-        for _ in 0..4000 {
-            if !is_in_use(&self.image) {
-                return;
-            }
+        while is_in_use(&self.image) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
-        eprintln!("{} is still on a loop device", self.image.display());
+        if is_in_use(&self.image) {
+            eprintln!("{} is still on a loop device", self.image.display());
+        }
     }
 }
 
@@ -281,6 +282,7 @@ type Promises = Arc<Mutex<Promised>>;
 
 /// What the disk held at a moment, and what was promised by then.
 struct Loss {
+    /// A copy of the disk.
     image: PathBuf,
     promised: Promised,
     at: Instant,
@@ -303,17 +305,13 @@ fn lines(length: u64) -> Vec<u8> {
     bytes
 }
 
-/// Takes copies while `load` goes on: at random moments, and right after an answer.
-async fn losses(
-    disk: &Disk,
-    dir: &Path,
-    promises: &Promises,
-    count: usize,
-    chance: &mut Chance,
-) -> Vec<Loss> {
+/// Takes copies while jobs begin and end: one while the roles start, the others at
+/// random moments and right after answers.
+async fn losses(disk: &Disk, promises: &Promises, count: usize, chance: &mut Chance) -> Vec<Loss> {
     let mut losses = Vec::new();
     for number in 0..count {
         match chance.below(3) {
+            _ if number == 0 => tokio::time::sleep(Duration::from_millis(chance.below(300))).await,
             0 => {
                 let before = promises.lock().unwrap().ended.len();
                 let more = || promises.lock().unwrap().ended.len() > before;
@@ -329,7 +327,9 @@ async fn losses(
             _ => tokio::time::sleep(Duration::from_millis(chance.below(2500))).await,
         }
         let (promised, at) = (promises.lock().unwrap().clone(), Instant::now());
-        let image = dir.join(format!("loss-{number}"));
+        let image = disk
+            .image
+            .with_extension(format!("loss-{}", Uuid::new_v4()));
         disk.copy(&image);
         losses.push(Loss {
             image,
@@ -526,16 +526,20 @@ async fn worker_loses_power(kind: &Kind, count: usize, seed: u64) {
         Ok(disk) => disk,
         Err(why) => return eprintln!("not tested, {} cannot be mounted: {why}", kind.make[0]),
     };
-    let worker = Process::run(disk.on(&command));
     let promises = Promises::default();
-    let mut chance = Chance(seed);
-    let losses = tokio::select! {
-        losses = losses(&disk, alone.dir.path(), &promises, count, &mut chance) => losses,
-        () = alone.load(&promises, Chance(seed + 1)) => unreachable!("the load never ends"),
-    };
-    worker.kill();
+    let (mut chance, mut all) = (Chance(seed), Vec::new());
+    // The next worker makes a new journal of what it finds.
+    for _ in 0..2 {
+        let worker = Process::run(disk.on(&command));
+        let losses = tokio::select! {
+            losses = losses(&disk, &promises, count / 2, &mut chance) => losses,
+            () = alone.load(&promises, Chance(seed + 1)) => unreachable!("it never ends"),
+        };
+        worker.kill();
+        all.extend(losses);
+    }
     drop(disk);
-    for loss in &losses {
+    for loss in &all {
         alone.check(kind, loss).await;
         fs::remove_file(&loss.image).unwrap();
     }
@@ -616,8 +620,8 @@ async fn both_lose_power(kind: &Kind, count: usize, seed: u64) {
     let promises = Promises::default();
     let mut chance = Chance(seed);
     let losses = tokio::select! {
-        losses = losses(&disk, both.dir.path(), &promises, count, &mut chance) => losses,
-        () = both.load(&client, &promises) => unreachable!("the load never ends"),
+        losses = losses(&disk, &promises, count, &mut chance) => losses,
+        () = both.load(&client, &promises) => unreachable!("it never ends"),
     };
     roles.into_iter().for_each(Process::kill);
     drop(disk);
@@ -646,8 +650,8 @@ async fn two_hundred_power_losses() {
     for (number, kind) in kinds.iter().enumerate() {
         for round in 0..each as u64 {
             let seed = 1000 * (number as u64 + 1) + round;
-            worker_loses_power(kind, 5, seed).await;
-            both_lose_power(kind, 5, seed).await;
+            worker_loses_power(kind, 6, seed).await;
+            both_lose_power(kind, 4, seed).await;
             let made = kind.make[0];
             println!(
                 "{made} {}: seed {seed}: 10 power losses survived",

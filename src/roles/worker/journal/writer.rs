@@ -68,7 +68,7 @@ impl Which {
 
     /// What has this name now.
     fn named(path: &Path) -> io::Result<Option<Self>> {
-        match fs::symlink_metadata(path) {
+        match fs::metadata(path) {
             Ok(metadata) => Ok(Some(Self::of(&metadata))),
             Err(error)
                 if matches!(
