@@ -81,7 +81,7 @@ fn kinds() -> Vec<Kind> {
     kinds.filter(|kind| is_there(kind.make[0])).collect()
 }
 
-/// A mounted file system that nobody else sees. It is gone with the processes that
+/// A mounted file system that no other process sees. It is gone with the processes that
 /// see it, however this one ends.
 struct Disk {
     image: PathBuf,
@@ -131,7 +131,7 @@ impl Disk {
         unshare.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
         unshare.arg("sh").arg(&boot_id).arg(kind.options);
         unshare.arg(image).arg(&aside).arg(at);
-        // It ends when nobody holds its standard input any more.
+        // It ends with its standard input, and so with this process.
         unshare.stdin(Stdio::piped()).stdout(Stdio::piped());
         unshare.stderr(Stdio::piped());
         let holder = unshare.spawn().map_err(|error| error.to_string())?;

@@ -422,7 +422,7 @@ mod tests {
         let (journal, _) = Journal::open(&path, |why| told.send(why).unwrap()).unwrap();
         let (a, b, c) = (spec(), spec(), spec());
         journal.append(intent(&a)).await.unwrap();
-        // What is known of it is in the next one, whoever removed it.
+        // What is known of it is in the next one.
         std::fs::remove_file(&path).unwrap();
         journal.append(intent(&b)).await.unwrap();
         let contents = Journal::read(&path).unwrap();

@@ -24,6 +24,7 @@ use std::{
     fs, io,
     net::{SocketAddr, UdpSocket},
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     thread::available_parallelism,
     time::Duration,
@@ -266,12 +267,12 @@ pub async fn run(
     let mut session = AbortOnDropHandle::new(tokio::spawn(session));
     let mut server = AbortOnDropHandle::new(tokio::spawn(server));
     let data = folders.data().to_owned();
-    let mut watching = AbortOnDropHandle::new(tokio::spawn(folders.clone().watch(journal)));
+    let mut watching = pin!(folders.clone().watch(journal));
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         ended = &mut session => flatten(ended),
         ended = &mut server => flatten(ended),
-        Ok(error) = &mut watching => Err(error),
+        error = &mut watching => Err(error),
         Ok(why) = &mut broken => Err(match why {
             Broken::Io(error) => Error::JournalBroken(error),
             Broken::Removed => Error::Removed(data),

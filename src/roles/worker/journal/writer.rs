@@ -360,8 +360,8 @@ impl NewFile {
     fn write(path: &Path, contents: &Contents) -> io::Result<Self> {
         let format = Format::new().map_err(io::Error::other)?;
         let bytes = format.file(&contents.records());
-        // Always the same name, so that a worker that is killed here leaves no more
-        // than one file behind.
+        // Always the same name, so that workers that are killed here leave one
+        // file at most.
         let unfinished = path.with_extension("new");
         remove(&unfinished)?;
         let written = Self::create(&unfinished, &bytes).and_then(|file| {
