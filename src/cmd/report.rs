@@ -97,6 +97,7 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             Some(
                 client::Error::Unreachable { .. }
                 | client::Error::Interrupted { .. }
+                | client::Error::ClocksDiffer { .. }
                 | client::Error::Untrusted { .. }
                 | client::Error::OtherScheme { .. },
             ),
@@ -157,6 +158,7 @@ impl Caller {
                 Effect::Reads | Effect::None => NOT_HTTP.to_owned(),
             }),
             client::Error::Unreadable { .. } => Some(NOT_HTTP.to_owned()),
+            client::Error::ClocksDiffer { .. } => Some(SET_THE_CLOCK.to_owned()),
             client::Error::Proof(_) => None,
             client::Error::PlainToken(_) => Some("name the scheduler as `https://…`".to_owned()),
             client::Error::Untrusted { .. } => Some(match &self.ca_file {
@@ -300,6 +302,10 @@ pub(super) fn hint_of_refusal(word: &str) -> Option<String> {
     })
 }
 
+/// Where a certificate is not valid at the time of this machine.
+pub(super) const SET_THE_CLOCK: &str =
+    "compare the clocks of both machines with `date -u`, and set the one that is wrong";
+
 const NOT_HTTP: &str = "if that is not the scheduler's HTTP address, pass it: `--server URL`";
 
 /// A setting that was understood and is not taken.
@@ -373,6 +379,7 @@ pub(super) fn hint(error: &anyhow::Error) -> Option<String> {
                     .to_owned()
             }
             None => "workers join at the scheduler's gRPC address, as TOKEN@HOST:50000".to_owned(),
+            Some(tls::CLOCKS_DIFFER) => SET_THE_CLOCK.to_owned(),
             Some(_) => "a token buys one certificate and is good for an hour; for another: \
                   `jobctl token create --role worker`"
                 .to_owned(),
@@ -493,6 +500,7 @@ mod tests {
                 error: "no".into(),
                 code: word.into(),
                 job_id: None,
+                worker: None,
             },
         }
         .into()
@@ -504,6 +512,7 @@ mod tests {
             client::Error::Unreachable {
                 server: "s".into(),
                 reason: "r".into(),
+                hung_up: true,
             }
             .into()
         };
@@ -669,6 +678,7 @@ mod tests {
             client::Error::Interrupted {
                 server: "s".into(),
                 reason: "r".into(),
+                hung_up: true,
             }
             .into()
         };

@@ -494,7 +494,7 @@ async fn a_full_disk_of_a_worker_is_a_gap_and_no_end() {
                 last = message.output.to_vec();
             }
             Event::Gap(size) => (position, missing) = (position + size, missing + size),
-            Event::Reconnecting => {}
+            Event::Away(_) => {}
             Event::End(_) => break,
         }
     }

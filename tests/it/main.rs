@@ -10,6 +10,7 @@ mod access;
 mod after;
 mod attacker;
 mod attacks;
+mod away;
 mod bounds;
 mod cli;
 mod cluster;
