@@ -27,6 +27,7 @@ mod scheduler;
 mod start;
 mod stop;
 mod token;
+mod variables;
 mod version;
 mod wait;
 mod welcome;
@@ -316,13 +317,17 @@ impl Cli {
     }
 
     /// Sets up what holds for the whole process: colour, and with `-v` a line on
-    /// stderr for each request. The roles set up their own log.
+    /// stderr for each request. The roles set up their own log. Says which variables
+    /// look like settings and are none.
     pub fn prepare(&self) {
         render::set_colour(match self.color {
             Colour::Auto => None,
             Colour::Always => Some(true),
             Colour::Never => Some(false),
         });
+        for warning in variables::warnings(env::vars_os().map(|(name, _)| name)) {
+            render::note(&warning);
+        }
         let verbose = match &self.verb {
             Verb::Asks(asks) => asks.reach().verbose || self.reach.verbose,
             Verb::Context(_)

@@ -178,6 +178,22 @@ fn a_scheduler_that_says_nothing_is_not_waited_for_long() {
 }
 
 #[test]
+fn a_variable_that_does_nothing_is_said_once_and_is_no_error() {
+    let jobctl = Jobctl::new();
+    let mut command = jobctl.command(&["completions", "bash"]);
+    command
+        .env("JOBCTL_WORKER_SLOT", "7")
+        .env("JOBCTL_JOB_ID", "x");
+    let run = outcome(&mut command);
+    assert_eq!(run.code, Some(0));
+    assert_eq!(
+        run.stderr,
+        "warning: the variable JOBCTL_WORKER_SLOT does nothing; did you mean \
+         JOBCTL_WORKER_SLOTS?\n"
+    );
+}
+
+#[test]
 fn a_patience_that_cannot_be_used_is_said() {
     let jobctl = Jobctl::at(nowhere());
     let mut command = jobctl.command(&["jobs"]);
