@@ -34,7 +34,7 @@ pub struct Patience {
     /// How long a command waits that has nothing to stay for.
     pub limit: Duration,
     say: fn(&Away),
-    /// Those of whom it was said, and who were not there since.
+    /// Those that it was said of, and that were not there since.
     said: Arc<Mutex<BTreeSet<Away>>>,
 }
 
@@ -53,7 +53,7 @@ impl Patience {
         Self::new(Duration::ZERO, |_| ())
     }
 
-    /// Says that somebody is away, unless that was said.
+    /// Says that they are away, unless that was said.
     pub(super) fn say(&self, away: &Away) {
         let is_new = self.said().insert(away.clone());
         if is_new {

@@ -197,7 +197,7 @@ impl Client {
         Self { patience, ..self }
     }
 
-    /// Says once that somebody is waited for, as the patience has it.
+    /// Says once that they are waited for, as the patience has it.
     pub fn say(&self, away: &Away) {
         self.patience.say(away);
     }
@@ -749,7 +749,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_heard_is_sent_again_whatever_it_is() {
+    async fn what_was_not_heard_is_sent_again_whatever_it_is() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);

@@ -20,10 +20,9 @@ const GIVE_UP_UNKNOWN: Duration = Duration::from_secs(30);
 /// The state of one road to the scheduler, which may break again and again.
 #[derive(Debug)]
 pub struct Retry {
-    /// How long a scheduler may be away, and where nobody stays, a worker.
+    /// How long a scheduler may be away; and a worker, where the command does not stay.
     limit: Duration,
-    /// A worker that is away is waited for without end, as whoever waits for its job
-    /// does.
+    /// The command stays for the job: a worker that is away is waited for without end.
     stays: bool,
     longest_pause: Duration,
     pause: Duration,
@@ -46,7 +45,7 @@ impl Retry {
         }
     }
 
-    /// One that is given up when it was not open for so long, whoever is away.
+    /// One that is given up when it was not open for so long, even if only a worker is away.
     pub fn within(limit: Duration, now: Instant) -> Self {
         Self {
             limit,

@@ -132,7 +132,7 @@ async fn end_of(caller: &Caller, answer: QueryAnswer, is_one: bool) -> anyhow::R
     })
 }
 
-/// As [`outcome_of`], of a job that is there for certain, so that whoever is away is
+/// As [`outcome_of`], of a job that is there for certain, so that who is away is
 /// waited for from the first.
 async fn outcome_of_started(caller: &Caller, job: JobId) -> anyhow::Result<Outcome> {
     let request = QueryRequest {

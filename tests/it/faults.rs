@@ -71,10 +71,10 @@ impl Victims {
 }
 
 /// splitmix64: what a seed decides, it decides every time.
-struct Chance(u64);
+pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -85,7 +85,7 @@ impl Chance {
 
 /// A job that leaves one line in a file for each of its starts, writes `bytes`
 /// bytes, and ends with `code` a moment later.
-fn marked(marks: &Path, number: u64, bytes: u64, code: u64) -> StartRequest {
+pub(crate) fn marked(marks: &Path, number: u64, bytes: u64, code: u64) -> StartRequest {
     let mark = marks.join(number.to_string());
     sh(&format!(
         "echo $JOBCTL_JOB_ID >> {}; head -c {bytes} /dev/zero; sleep 0.{number:03}; exit {code}",
@@ -94,14 +94,14 @@ fn marked(marks: &Path, number: u64, bytes: u64, code: u64) -> StartRequest {
 }
 
 /// The answer to a start.
-struct Started {
-    id: JobId,
-    promise: Promise,
+pub(crate) struct Started {
+    pub(crate) id: JobId,
+    pub(crate) promise: Promise,
 }
 
 /// What an answer says of its job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Promise {
+pub(crate) enum Promise {
     /// 201: it runs.
     Began,
     /// 201: it is recorded, and goes to a worker as soon as one has room.
@@ -111,7 +111,7 @@ enum Promise {
 }
 
 /// Asks until there is an answer that will not change.
-async fn start(client: &Client, request: &StartRequest, key: &str) -> Started {
+pub(crate) async fn start(client: &Client, request: &StartRequest, key: &str) -> Started {
     loop {
         let (id, promise) = match client.start_with_key(request, key).await {
             Ok(started) if started.state == JobState::Pending => (started.job_id, Promise::Waits),

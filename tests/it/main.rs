@@ -25,6 +25,7 @@ mod jobs;
 mod later;
 mod logs;
 mod membership;
+mod nemesis;
 mod query;
 mod queue;
 mod retries;

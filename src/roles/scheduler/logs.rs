@@ -34,7 +34,7 @@ const ERROR_TEXT: HeaderName = HeaderName::from_static("jobctl-error-text");
 const TRAILERS: HeaderValue =
     HeaderValue::from_static("jobctl-state, jobctl-exit-code, jobctl-signal, jobctl-error-text");
 
-/// What the id of the last event ends with: whoever has seen it has seen everything.
+/// What the id of the last event ends with: who has seen it has seen everything.
 const AFTER_END: &str = "-end";
 
 type Frame = http_body::Frame<Bytes>;
