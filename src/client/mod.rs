@@ -197,6 +197,12 @@ impl Client {
         Self { patience, ..self }
     }
 
+    /// The same, which waits for nothing: for what need not be done now.
+    #[must_use]
+    pub fn without_patience(&self) -> Self {
+        self.clone().with_patience(Patience::none())
+    }
+
     /// Says once that they are waited for, as the patience has it.
     pub fn say(&self, away: &Away) {
         self.patience.say(away);

@@ -528,6 +528,7 @@ mod tests {
             (refused(503, "no_free_slot"), 1, 125),
             (refused(404, "token_not_found"), 3, 125),
             (untrusted(), 5, 125),
+            (clocks_differ(), 5, 125),
             (not_accepted(), 4, 125),
             (unreachable(), 5, 125),
             (unreachable().context("of something else"), 5, 125),
@@ -554,6 +555,11 @@ mod tests {
     fn untrusted() -> anyhow::Error {
         let (server, reason) = ("https://s".into(), "r".into());
         client::Error::Untrusted { server, reason }.into()
+    }
+
+    fn clocks_differ() -> anyhow::Error {
+        let (server, reason) = ("https://s".into(), "r".into());
+        client::Error::ClocksDiffer { server, reason }.into()
     }
 
     fn not_accepted() -> anyhow::Error {
@@ -600,6 +606,7 @@ mod tests {
         );
         let hint = caller.hint(&untrusted()).unwrap();
         assert!(hint.contains("`jobctl login TOKEN@HOST:PORT`"), "{hint}");
+        assert_eq!(caller.hint(&clocks_differ()).unwrap(), SET_THE_CLOCK);
         let hint = caller.hint(&not_accepted()).unwrap();
         assert!(hint.contains("`jobctl token create --role ROLE`"), "{hint}");
         let other = client::Error::OtherScheme {
@@ -695,6 +702,14 @@ mod tests {
                 "`--data-dir DIR`",
             ),
             (worker_role::Error::Refused("no".into()), "`--name`"),
+            (
+                worker_role::Error::NotTaken {
+                    scheduler: "s:1".into(),
+                    message: "no".into(),
+                    word: Some(tls::CLOCKS_DIFFER.into()),
+                },
+                "`date -u`",
+            ),
         ] {
             let hint = hint(&error.into()).unwrap();
             assert!(hint.contains(word), "{hint}");

@@ -8,6 +8,7 @@ use jobctl::{
     client::Client,
     ids::JobId,
 };
+use rustix::process::Signal;
 
 use crate::{
     cluster::{Place, Process, back, connected, everything, job_is, sh, worker_is},
@@ -303,4 +304,24 @@ async fn without_a_word_a_scheduler_is_waited_for_some_seconds() {
             .starts_with("error: cannot reach the scheduler at "),
         "{run:?}"
     );
+}
+
+#[tokio::test]
+async fn a_start_on_a_worker_that_stops_answering_is_followed_when_it_is_back() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let mut command = Process::scheduler_command(place, dir.path());
+    command.args(["--heartbeat-interval", "300ms"]);
+    command.env("JOBCTL_CALLS_DEADLINE", "300ms");
+    let _scheduler = Process::run(command);
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
+    connected(place).await;
+    worker.signal(Signal::STOP);
+    let jobctl = Jobctl::at(place.server());
+    let start = ["start", "--follow", "sh", "-c", "echo one; exit 7"];
+    let mut start = jobctl.begin(&start);
+    start.says(WORKER_IS_AWAY, 1).await;
+    worker.signal(Signal::CONT);
+    let run = start.end().await;
+    run.is(7, "one\n");
+    assert_eq!(run.said(WORKER_IS_AWAY), 0, "{run:?}");
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use jobctl::{
-    api::{Job, JobState, QueryAnswer, QueryRequest, StartRequest, StopRequest, WorkerState},
+    api::{self, Job, JobState, QueryAnswer, QueryRequest, StartRequest, StopRequest, WorkerState},
     client::{Client, Error, logs::Event},
     ids::JobId,
 };
@@ -111,7 +111,17 @@ pub(crate) enum Promise {
 }
 
 /// Asks until there is an answer that will not change.
-pub(crate) async fn start(client: &Client, request: &StartRequest, key: &str) -> Started {
+async fn start(client: &Client, request: &StartRequest, key: &str) -> Started {
+    let started = start_or_refusal(client, request, key).await;
+    started.unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+/// As [`start`], where it may be refused for good.
+pub(crate) async fn start_or_refusal(
+    client: &Client,
+    request: &StartRequest,
+    key: &str,
+) -> Result<Started, api::Error> {
     loop {
         let (id, promise) = match client.start_with_key(request, key).await {
             Ok(started) if started.state == JobState::Pending => (started.job_id, Promise::Waits),
@@ -124,13 +134,13 @@ pub(crate) async fn start(client: &Client, request: &StartRequest, key: &str) ->
             Err(Error::Refused { error, .. }) if error.code == "worker_draining" => {
                 (error.job_id.unwrap(), Promise::NeverBegins)
             }
-            Err(Error::Refused { status, error }) if status < 500 => panic!("{error:?}"),
+            Err(Error::Refused { status, error }) if status < 500 => return Err(error),
             Err(_) => {
                 back(client).await;
                 continue;
             }
         };
-        return Started { id, promise };
+        return Ok(Started { id, promise });
     }
 }
 

@@ -35,7 +35,7 @@ use tokio::{
 use crate::{
     cluster::{Place, Process, job as job_of, sh},
     enrolled,
-    faults::{Chance, Promise, Started, marked, start},
+    faults::{Chance, Promise, Started, marked, start_or_refusal},
     support::{Folder, LIMIT, binary, eventually, kill, processes_of, within},
 };
 
@@ -349,7 +349,15 @@ async fn ask(client: &Client, marks: &std::path::Path, seed: u64, number: u64) -
     if number % 4 == 3 {
         request.worker_id = Some(format!("w{}", number % WORKERS as u64 + 1));
     }
-    let started = start(client, &request, &format!("nemesis-{seed}-{number}")).await;
+    let key = format!("nemesis-{seed}-{number}");
+    let started = match start_or_refusal(client, &request, &key).await {
+        Ok(started) => started,
+        // It is recorded that it could not be started; why is looked at in the end.
+        Err(error) => Started {
+            id: error.job_id.unwrap_or_else(|| panic!("{error:?}")),
+            promise: Promise::NeverBegins,
+        },
+    };
     Asked {
         number,
         started,
@@ -534,13 +542,20 @@ async fn check(cluster: &Cluster, client: &Client, asked: &Asked, job: &Job, sto
     let is_hurt = hurt.shims.contains(&id) || hurt.folders > 0;
     let was_killed = hurt.kills.iter().any(|at| *at > asked.begun);
     match job.state {
+        // The worker had no folder for its output, and the record says so.
+        JobState::Failed if hurt.folders > 0 && job.start_error.is_some() => {
+            assert!(mark.is_empty(), "{told}");
+        }
         // What looked like its shim was the job itself, before it became its program.
         JobState::Failed if hurt.shims.contains(&id) && job.signal == Some(9) => {}
         JobState::Succeeded | JobState::Failed if !asked.stopped => {
             let code = (number % 5) as i32;
-            let refused = promise == Promise::NeverBegins && job.exit_code.is_none();
-            assert!(refused || job.exit_code == Some(code), "{told}");
-            assert!(refused || began_once, "{told}");
+            let has_ended = (job.exit_code, began_once) == (Some(code), true);
+            // The worker was ending, and did not take it.
+            let never_began = promise == Promise::NeverBegins
+                && job.exit_code.is_none()
+                && job.start_error.as_deref() == Some("worker_draining");
+            assert!(has_ended || never_began, "{told}");
         }
         JobState::Stopped => assert!(asked.stopped, "{told}"),
         // Its shim was killed; or its worker when it had noted that it begins the job,
