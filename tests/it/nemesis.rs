@@ -20,7 +20,7 @@ use jobctl::{
     client::{Client, logs::Event},
     ids::JobId,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -36,7 +36,7 @@ use crate::{
     cluster::{Place, Process, job as job_of, sh},
     enrolled,
     faults::{Chance, Promise, Started, marked, start_or_refusal},
-    support::{Folder, LIMIT, binary, eventually, kill, processes_of, within},
+    support::{Folder, LIMIT, binary, eventually, processes_of, within},
 };
 
 const WORKERS: usize = 3;
@@ -262,10 +262,14 @@ impl Cluster {
                 // Not all of them at once.
                 let shims = self.dir.shims();
                 let at = chance.below(shims.len().max(1) as u64) as usize;
-                match shims.get(at) {
-                    Some(&(pid, job)) => {
-                        self.hurt.shims.insert(job);
-                        kill(pid);
+                // It may have ended since it was seen.
+                let killed = shims.get(at).filter(|(pid, _)| {
+                    let pid = Pid::from_raw(*pid).unwrap();
+                    kill_process(pid, Signal::KILL).is_ok()
+                });
+                match killed {
+                    Some((_, job)) => {
+                        self.hurt.shims.insert(*job);
                         format!("the shim of {job} was killed")
                     }
                     None => "no shim was there".to_owned(),
