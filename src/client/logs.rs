@@ -9,7 +9,7 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use prost::Message as _;
 use reqwest::header;
 
-use super::{Client, Error, Retry};
+use super::{Away, Client, Error, Retry};
 use crate::{
     api::{Job, JobState, LogsQuery},
     proto::{self, StreamJobResponse},
@@ -27,9 +27,9 @@ pub enum Event {
     /// So many bytes are missing here: the job wrote them, and they are not
     /// recorded. Each gap is told once.
     Gap(u64),
-    /// The connection broke and could not be mended at once. Told once per
-    /// break; goes on being tried.
-    Reconnecting,
+    /// Who is to send it is away, and was not back at once. Told once for each of
+    /// them; goes on being tried.
+    Away(Away),
     /// Everything asked for has been sent; nothing follows.
     End(Ending),
 }
@@ -91,7 +91,8 @@ pub struct Logs {
     next_offset: Option<u64>,
     connection: Connection,
     retry: Retry,
-    told: bool,
+    /// Who is away now, as was told.
+    away: Option<Away>,
 }
 
 enum Connection {
@@ -101,15 +102,36 @@ enum Connection {
 
 impl Logs {
     pub(super) async fn open(client: Client, query: LogsQuery) -> Result<Self, Error> {
-        let messages = Messages::open(&client, &query).await?;
-        Ok(Self {
+        let now = Instant::now();
+        let mut retry = match query.follow {
+            true => Retry::new(now),
+            false => Retry::within(client.patience.limit, now),
+        };
+        let connection = match Messages::open(&client, &query).await {
+            Ok(messages) => {
+                retry.connected(Instant::now());
+                Connection::Open(messages)
+            }
+            Err(error) => match client.away(&error) {
+                Some(Away::Scheduler(_) | Away::Worker(_)) => Connection::Broken(error),
+                Some(Away::Other(_)) | None => return Err(error),
+            },
+        };
+        let mut logs = Self {
             client,
             query,
             next_offset: None,
-            connection: Connection::Open(messages),
-            retry: Retry::new(Instant::now()),
-            told: false,
-        })
+            connection,
+            retry,
+            away: None,
+        };
+        // Who only reads is to know at once whether there is anything to read.
+        while let (false, Connection::Broken(_)) = (logs.query.follow, &logs.connection) {
+            if let Some(Event::Away(away)) = logs.mend().await? {
+                logs.client.say(&away);
+            }
+        }
+        Ok(logs)
     }
 
     /// The next event if it has already arrived. `None` is the moment to show
@@ -197,13 +219,21 @@ impl Logs {
             Ok(messages) => {
                 self.retry.connected(Instant::now());
                 self.connection = Connection::Open(messages);
-                self.told = false;
+                if let Some(away) = self.away.take() {
+                    self.client.is_back(&away);
+                }
                 Ok(None)
             }
             Err(error) => {
+                let away = self.client.away(&error);
                 self.connection = Connection::Broken(error);
-                let tell = !std::mem::replace(&mut self.told, true);
-                Ok(tell.then_some(Event::Reconnecting))
+                match away {
+                    Some(away) if self.away.as_ref() != Some(&away) => {
+                        self.away = Some(away.clone());
+                        Ok(Some(Event::Away(away)))
+                    }
+                    Some(_) | None => Ok(None),
+                }
             }
         }
     }
@@ -226,6 +256,7 @@ fn cut_short(client: &Client) -> Error {
     Error::Interrupted {
         server: client.server.to_string(),
         reason: "the stream ended before the job's output did".to_owned(),
+        hung_up: true,
     }
 }
 
@@ -409,6 +440,17 @@ mod tests {
             error: code.into(),
             code: code.into(),
             job_id: None,
+            worker: None,
+        };
+        (status, Json(error)).into_response()
+    }
+
+    fn worker_away(status: StatusCode) -> Response {
+        let error = api::Error {
+            error: "worker w2 is not there".into(),
+            code: "whatever".into(),
+            job_id: None,
+            worker: Some("w2".into()),
         };
         (status, Json(error)).into_response()
     }
@@ -460,7 +502,7 @@ mod tests {
                     text.extend_from_slice(format!("<{size}>").as_bytes());
                     continue;
                 }
-                Ok(Event::Reconnecting) => {
+                Ok(Event::Away(_)) => {
                     told += 1;
                     continue;
                 }
@@ -549,6 +591,49 @@ mod tests {
         let (text, _, outcome) = read_all(client.logs(query()).await.unwrap()).await;
         assert_eq!(text, "x");
         assert_eq!(outcome.unwrap_err().code(), Some("forbidden"));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_away_from_the_first_is_waited_for() {
+        let (client, asked) = serve(vec![
+            worker_away(StatusCode::SERVICE_UNAVAILABLE),
+            worker_away(StatusCode::GATEWAY_TIMEOUT),
+            worker_away(StatusCode::GATEWAY_TIMEOUT),
+            answer(encoded(&[output(0, b"x"), end(1)]), true),
+        ])
+        .await;
+        let mut logs = client.logs(query()).await.unwrap();
+        let Event::Away(away) = logs.next().await.unwrap() else {
+            panic!("output of a worker that is away");
+        };
+        assert_eq!(away.to_string(), "worker w2 is away, waiting");
+        let (text, told, outcome) = read_all(logs).await;
+        assert_eq!((text.as_str(), told), ("x", 0));
+        outcome.unwrap();
+        assert_eq!(asked.lock().unwrap().len(), 4);
+    }
+
+    #[tokio::test]
+    async fn who_only_reads_waits_as_long_as_the_patience_lasts() {
+        let reads = LogsQuery {
+            follow: false,
+            ..query()
+        };
+        let (client, asked) = serve(vec![worker_away(StatusCode::GATEWAY_TIMEOUT)]).await;
+        let error = client.logs(reads.clone()).await.err().unwrap();
+        assert_eq!(error.to_string(), "worker w2 is not there");
+        assert_eq!(asked.lock().unwrap().len(), 1);
+        let (client, _) = serve(vec![
+            worker_away(StatusCode::GATEWAY_TIMEOUT),
+            worker_away(StatusCode::GATEWAY_TIMEOUT),
+            answer(encoded(&[output(0, b"x"), end(1)]), true),
+        ])
+        .await;
+        let limit = std::time::Duration::from_secs(60);
+        let client = client.with_patience(crate::client::Patience::new(limit, |_| ()));
+        let (text, told, outcome) = read_all(client.logs(reads).await.unwrap()).await;
+        assert_eq!((text.as_str(), told), ("x", 0));
+        outcome.unwrap();
     }
 
     #[tokio::test]

@@ -184,14 +184,14 @@ pub(super) async fn to_the_end(
 async fn show(client: &Client, query: LogsQuery, look: Look) -> anyhow::Result<Ending> {
     let mut logs = client.logs(query).await?;
     let mut output = JobOutput::new(look);
-    let ending = pour(&mut logs, &mut output).await;
+    let ending = pour(client, &mut logs, &mut output).await;
     let finished = output.finish().await;
     let ending = ending?;
     finished?;
     Ok(ending)
 }
 
-async fn pour(logs: &mut Logs, output: &mut JobOutput) -> anyhow::Result<Ending> {
+async fn pour(client: &Client, logs: &mut Logs, output: &mut JobOutput) -> anyhow::Result<Ending> {
     loop {
         let event = match logs.at_hand() {
             Some(event) => event?,
@@ -208,7 +208,7 @@ async fn pour(logs: &mut Logs, output: &mut JobOutput) -> anyhow::Result<Ending>
                     "{size} bytes of output are missing here (the limit of a job's output, or a full disk)"
                 ));
             }
-            Event::Reconnecting => render::note("connection lost, reconnecting"),
+            Event::Away(away) => client.say(&away),
             Event::End(ending) => return Ok(ending),
         }
     }

@@ -2,7 +2,7 @@
 //! and ends, and the formats it is sent in. Nothing is read from the worker
 //! before the client has taken what was read before.
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use axum::{
     body::Body,
@@ -33,6 +33,9 @@ const SIGNAL: HeaderName = HeaderName::from_static("jobctl-signal");
 const ERROR_TEXT: HeaderName = HeaderName::from_static("jobctl-error-text");
 const TRAILERS: HeaderValue =
     HeaderValue::from_static("jobctl-state, jobctl-exit-code, jobctl-signal, jobctl-error-text");
+
+/// What the id of the last event ends with: who has seen it has seen everything.
+const AFTER_END: &str = "-end";
 
 type Frame = http_body::Frame<Bytes>;
 
@@ -103,7 +106,10 @@ impl Format {
         match self {
             Self::Text => Frame::trailers(trailers(record)),
             Self::Ndjson => Frame::data(ndjson(&api::LogLine::End { job })),
-            Self::Events => Frame::data(event(offset, Some("end"), &api::LogLine::End { job })),
+            Self::Events => {
+                let id = format!("{offset}{AFTER_END}");
+                Frame::data(event(id, Some("end"), &api::LogLine::End { job }))
+            }
             Self::Protobuf => {
                 let end = ending(offset, status);
                 Frame::data(end.encode_length_delimited_to_vec().into())
@@ -171,7 +177,7 @@ fn ndjson(line: &api::LogLine) -> Bytes {
     text.into()
 }
 
-fn event(id: u64, name: Option<&str>, line: &api::LogLine) -> Bytes {
+fn event(id: impl Display, name: Option<&str>, line: &api::LogLine) -> Bytes {
     let name = name.map(|name| format!("event: {name}\n"));
     let name = name.unwrap_or_default();
     format!("id: {id}\n{name}data: {}\n\n", json(line)).into()
@@ -261,6 +267,14 @@ pub(super) async fn open(
     };
     follower.open(&record, request).await?;
     Ok(follower)
+}
+
+/// Whether who asks has seen the last event. A browser asks again, until it is told
+/// that there is no more.
+pub(super) fn has_seen_the_end(headers: &HeaderMap) -> bool {
+    let last = headers.get(LAST_EVENT_ID);
+    let offset = last.and_then(|last| last.to_str().ok()?.strip_suffix(AFTER_END));
+    offset.is_some_and(|offset| offset.parse::<u64>().is_ok())
 }
 
 /// What is asked of a worker, and where to begin in the output of all attempts.
