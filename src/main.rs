@@ -20,6 +20,7 @@ fn main() -> ExitCode {
             return code(message.exit_code());
         }
     };
+    roles::shim::hear_signals();
     cli.prepare();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

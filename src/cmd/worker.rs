@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::anyhow;
 use bytesize::ByteSize;
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -26,7 +26,10 @@ use crate::{
     identity::{Role, tls::ClientCertificates, token::Invitation},
     ids::is_name,
     labels,
-    roles::worker::{self, Commands, Config, ControlGroups, Limits, OnStop, Rules, Security},
+    roles::{
+        shim,
+        worker::{self, Commands, Config, ControlGroups, Limits, OnStop, Rules, Security},
+    },
 };
 
 pub(super) const GRPC: Address = Address {
@@ -362,6 +365,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     }
     let file: config::Worker = args.config.read()?;
     args.log.start(file.log)?;
+    adopt();
     keep_from_jobs()?;
     let name = name(args.name.or(file.worker.name))?;
     let data_dir = data_dir(args.data_dir.or(file.worker.data_dir), &name)?;
@@ -554,6 +558,16 @@ fn limits(asked: Limits) -> Result<Limits, BadSetting> {
         return Err(bad("cpus", "not between 0.01 and 10000", hint));
     }
     Ok(asked)
+}
+
+/// Becomes the parent of whatever a killed shim leaves, so that it can be found. Not
+/// where there are children already, which the process had before this program was
+/// executed in the same process: theirs would be taken for a job's.
+pub(super) fn adopt() {
+    let is_alone = shim::is_alone().unwrap_or(false);
+    if let Err(error) = set_child_subreaper(is_alone.then(getpid)) {
+        tracing::debug!(%error, "what a killed shim leaves is not adopted");
+    }
 }
 
 /// Keeps memory, environment and descriptors of this process from jobs of the same

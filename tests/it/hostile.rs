@@ -103,7 +103,7 @@ async fn a_job_cannot_look_into_its_worker_or_its_shim() {
          cat /proc/$$/environ > /dev/null && echo own is open; env",
     )
     .await;
-    assert!(text.contains("parents jobctl exe"), "{text}");
+    assert!(text.contains("parents jobctl jobctl-shim"), "{text}");
     assert!(text.contains("own is open"), "{text}");
     assert_eq!(text.matches("is open").count(), 1, "{text}");
     assert!(!text.contains("hunter2"), "{text}");

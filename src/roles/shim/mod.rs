@@ -13,12 +13,16 @@
 //! is its readers'.
 
 mod control;
+mod orphans;
 pub mod protocol;
 pub mod record;
 mod spawn;
 mod tree;
 
-pub use self::tree::{MARK, kill_orphans};
+pub use self::{
+    orphans::{MARK, is_alone, kill_adopted, kill_orphans, proc_is_ours},
+    spawn::hear_signals,
+};
 
 use std::{
     fs::File,
@@ -41,9 +45,10 @@ use rustix::{
         set_child_subreaper, set_dumpable_behavior, setrlimit,
     },
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
+    thread::set_name,
 };
 use signal_hook::{
-    consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGCHLD, SIGINT, SIGTERM},
     low_level::pipe,
 };
 
@@ -57,6 +62,9 @@ use self::{
 /// The most read from a pipe at once, and so the longest piece of output: what
 /// a pipe holds (pipe(7)).
 const PIECE: usize = 64 * 1024;
+
+/// What lists of processes call a shim.
+pub const NAME: &str = "jobctl-shim";
 
 /// Between two attempts to kill what could not be killed, growing from the
 /// first to the last: a process may be stuck in the kernel for a while.
@@ -73,7 +81,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<()> {
+    spawn::ignore_signals();
     spawn::close_inherited()?;
+    // The worker has named it on the command line; a list may show no more than this.
+    set_name(c"jobctl-shim")?;
     // Or a job of the same user could rewrite what watches it.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -128,22 +139,21 @@ impl Shim {
         for signal in [SIGINT, SIGTERM] {
             pipe::register(signal, signalled.try_clone()?)?;
         }
-        // The end of the worker's session is not the end of the job.
-        let (_, unheard) = UnixStream::pair()?;
-        pipe::register(SIGHUP, unheard)?;
         children.set_nonblocking(true)?;
         signals.set_nonblocking(true)?;
 
         let mut child = match spawn::spawn(spec, spec.script.then_some(script)) {
             Ok(child) => child,
-            Err(error) => {
+            Err(failed) => {
                 if let Some(cgroup) = &spec.cgroup {
                     // An empty one that stays behind harms nobody.
                     let _ = tree::remove_cgroup(cgroup);
                 }
-                let why = spawn::why(&error);
-                let message = error.to_string();
-                let last = Event::NotStarted { why, message };
+                let last = Event::NotStarted {
+                    why: failed.why(),
+                    message: failed.error.to_string(),
+                    failure: Some(failed.failure),
+                };
                 control.hand_over(&last, &spec.result)?;
                 return Ok(None);
             }
@@ -154,7 +164,7 @@ impl Shim {
             pid: child.id(),
             at_us: Timestamp::now().as_microsecond(),
             // Until it is collected its number is nobody else's.
-            birth: tree::birth_of(child.id()),
+            birth: orphans::birth_of(child.id()),
         });
         let pipes = [
             child.stdout.take().map(OwnedFd::from),

@@ -128,6 +128,9 @@ pub enum Event {
         why: NotStarted,
         /// The system's own words.
         message: String,
+        /// At which step; `None`: the shim is older than this.
+        #[serde(default)]
+        failure: Option<Failure>,
     },
     /// Output is recorded up to here. Comes after the bytes are in the file;
     /// several may be folded into the last of them.
@@ -150,6 +153,50 @@ pub struct Birth {
     /// How many processes and threads the machine had started by then
     /// (`processes` of proc_stat(5)).
     pub forks: u64,
+    /// Where its number counts; `None`: the shim is older than this, or could not
+    /// tell.
+    #[serde(default)]
+    pub namespace: Option<PidNamespace>,
+}
+
+/// What tells a pid namespace from every other of the same boot: a container that is
+/// started again has a new one, in which the numbers begin at 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PidNamespace {
+    /// Of `/proc/self/ns/pid`. The kernel gives it out again (namespaces(7)).
+    pub inode: u64,
+    /// When the first process of it was born, in clock ticks since the boot.
+    pub init_ticks: u64,
+}
+
+/// Where the start of a process failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// At which step.
+    pub step: Step,
+    /// The system's number for the error (errno(3)).
+    pub errno: Option<i32>,
+    /// What the first line of the program names, where it names something.
+    #[serde(default)]
+    pub interpreter: Option<String>,
+}
+
+/// The steps from a specification to a running program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// A process, and the pipes for its output.
+    Process,
+    /// It joins its control group.
+    Group,
+    /// It becomes its user.
+    User,
+    /// It enters its folder.
+    Folder,
+    /// It is bounded.
+    Limits,
+    /// The kernel executes the program.
+    Exec,
 }
 
 /// Why there is no process.
@@ -292,6 +339,13 @@ mod tests {
         let older = older.replace("JOB", &JobId::random().to_string());
         let spec: Spec = serde_json::from_str(&older).unwrap();
         assert_eq!(spec.limits, Limits::default());
+        let older = r#"{"not_started":{"why":"not_found","message":"m"}}"#;
+        match serde_json::from_str(older).unwrap() {
+            Event::NotStarted { failure, .. } => assert_eq!(failure, None),
+            other => panic!("{other:?}"),
+        }
+        let older: Birth = serde_json::from_str(r#"{"ticks":3,"forks":40}"#).unwrap();
+        assert_eq!(older.namespace, None);
         let newer = r#"{"memory":1,"of_a_later_version":2}"#;
         let limits: Limits = serde_json::from_str(newer).unwrap();
         assert_eq!((limits.memory, limits.processes), (Some(1), None));

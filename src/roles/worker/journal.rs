@@ -462,6 +462,7 @@ mod tests {
                 birth: Some(Birth {
                     ticks: 3,
                     forks: 40,
+                    namespace: None,
                 }),
             },
         }

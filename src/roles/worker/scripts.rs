@@ -20,6 +20,7 @@ use rustix::{
 use super::{
     error::Refusal,
     job::Spec,
+    not_started::is_shortage,
     rules::Allowed,
     users::{User, Users},
 };
@@ -122,6 +123,7 @@ impl Scripts {
         });
         match checked {
             Ok(()) => Ok(cwd.to_owned()),
+            Err(error) if cwd == self.dir => Err(self.without_folder(&error)),
             Err(error) => Err(Refusal::BadCwd {
                 cwd: cwd.display().to_string(),
                 worker: self.worker.clone(),
@@ -138,15 +140,15 @@ impl Scripts {
         let path = path.to_owned();
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let opened = open(&self.dir, flags | OFlags::DIRECTORY, Mode::empty()).and_then(|dir| {
-            loop {
-                match openat2(&dir, &path, flags, Mode::empty(), resolve) {
-                    // A rename anywhere on the machine made the kernel unsure.
-                    Err(Errno::AGAIN | Errno::INTR) => {}
-                    result => return result,
-                }
+        let dir = open(&self.dir, flags | OFlags::DIRECTORY, Mode::empty());
+        let dir = dir.map_err(|error| self.without_folder(&error.into()))?;
+        let opened = loop {
+            match openat2(&dir, &path, flags, Mode::empty(), resolve) {
+                // A rename anywhere on the machine made the kernel unsure.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => break result,
             }
-        });
+        };
         let script = match opened {
             Ok(script) => script,
             Err(Errno::NOENT | Errno::NOTDIR) => {
@@ -155,8 +157,12 @@ impl Scripts {
             Err(Errno::XDEV | Errno::LOOP) => {
                 return Err(Refusal::OutsideScriptFolder { path, worker });
             }
+            Err(error) if is_shortage(&error.into()) => {
+                let what = format!("no file can be opened: {error}");
+                return Err(Refusal::WorkerShort { worker, what });
+            }
             Err(error) => {
-                return Err(Refusal::NotStarted {
+                return Err(Refusal::NotExecutable {
                     program: format!("script {path}"),
                     worker,
                     why: error.to_string(),
@@ -168,6 +174,14 @@ impl Scripts {
         match is_file {
             true => Ok(script),
             false => Err(Refusal::NotAFile { path, worker }),
+        }
+    }
+
+    /// The script folder, which was there when the worker began, cannot be used.
+    fn without_folder(&self, error: &io::Error) -> Refusal {
+        Refusal::WorkerShort {
+            worker: self.worker.clone(),
+            what: format!("its script folder {}: {error}", self.dir.display()),
         }
     }
 
@@ -279,6 +293,16 @@ mod tests {
         ids::JobId,
         roles::worker::{job::Attempt, rules::Commands},
     };
+
+    #[test]
+    fn a_script_folder_that_is_gone_is_the_workers_fault() {
+        let place = place();
+        fs::remove_dir_all(&place.scripts.dir).unwrap();
+        let error = place.scripts.open("count.sh").unwrap_err();
+        assert_eq!(error.code(), "worker_short");
+        let folder = place.scripts.dir.display().to_string();
+        assert!(error.to_string().contains(&folder), "{error}");
+    }
 
     struct Place {
         root: tempfile::TempDir,

@@ -906,7 +906,7 @@ pub(crate) mod tests {
     fn an_unreachable_worker_s_job_is_unknown_and_comes_back() {
         let process = Process {
             pid: Some(7),
-            since: None,
+            ..Process::default()
         };
         let running = State::Running(process);
         let away = Event::WorkerUnreachable {
@@ -962,8 +962,10 @@ pub(crate) mod tests {
     fn any_event() -> impl Strategy<Value = Event> {
         prop_oneof![
             any::<bool>().prop_map(|call_open| Event::Reported(State::Pending { call_open })),
-            any::<Option<u32>>()
-                .prop_map(|pid| Event::Reported(State::Running(Process { pid, since: None }))),
+            any::<Option<u32>>().prop_map(|pid| Event::Reported(State::Running(Process {
+                pid,
+                ..Process::default()
+            }))),
             any_end().prop_map(|end| Event::Reported(ended(end, ""))),
             Just(Event::Refused {
                 code: "x".to_owned(),
