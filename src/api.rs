@@ -824,6 +824,13 @@ pub struct Job {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+    /// How long there were processes of it, by a monotonic clock of its machine; null
+    /// before its end, and where that is not known.
+    #[serde(default)]
+    pub ran_ms: Option<u64>,
+    /// Processes that the main process left when it ended, and that were ended.
+    #[serde(default)]
+    pub swept: u32,
     /// Until when the record of a job that has ended is kept, and its output with
     /// it; sooner only where there are too many.
     #[serde(default)]
@@ -859,6 +866,9 @@ pub struct Attempt {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+    /// How long there were processes of it; as in [`Job`].
+    #[serde(default)]
+    pub ran_ms: Option<u64>,
 }
 
 /// Parameters of `GET /logs`.

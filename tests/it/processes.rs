@@ -369,6 +369,67 @@ async fn a_list_of_processes_says_what_a_shim_is() {
     );
 }
 
+/// A library that sets the wall clock of a program forward by two hours as soon as a
+/// file is there. `None`, with a message, where there is no compiler.
+fn wrong_clock(dir: &Path) -> Option<PathBuf> {
+    let source = dir.join("clock.c");
+    let library = dir.join("clock.so");
+    let text = r#"
+        #define _GNU_SOURCE
+        #include <time.h>
+        #include <stdlib.h>
+        #include <unistd.h>
+        #include <sys/syscall.h>
+        int clock_gettime(clockid_t clock, struct timespec *time) {
+            long result = syscall(SYS_clock_gettime, clock, time);
+            if (clock == CLOCK_REALTIME && access(getenv("WRONG"), F_OK) == 0)
+                time->tv_sec += 7200;
+            return (int) result;
+        }
+    "#;
+    fs::write(&source, text).unwrap();
+    let mut compiler = Command::new("cc");
+    compiler
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&library)
+        .arg(&source);
+    if !compiler.status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this machine has no C compiler");
+        return None;
+    }
+    Some(library)
+}
+
+#[tokio::test]
+async fn how_long_a_job_ran_does_not_hang_on_the_wall_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(library) = wrong_clock(dir.path()) else {
+        return;
+    };
+    let (shim, wrong) = (dir.path().join("shim"), dir.path().join("wrong"));
+    let script = format!(
+        "#!/bin/sh\nLD_PRELOAD={} WRONG={} exec {} \"$@\"\n",
+        library.display(),
+        wrong.display(),
+        binary().display()
+    );
+    fs::write(&shim, script).unwrap();
+    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
+    let worker = TestWorker::with(|config| config.shim = shim).await;
+    let fifo = dir.path().join("fifo");
+    let id = worker
+        .sh(&format!("mkfifo {0}; read x < {0}", fifo.display()))
+        .await;
+    eventually(|| fifo.exists()).await;
+    fs::write(&wrong, "").unwrap();
+    fs::write(&fifo, "\n").unwrap();
+    let (_, status) = worker.follow(id).await;
+    let by_the_wall = status.ended_us.unwrap() - status.started_us.unwrap();
+    assert!(by_the_wall >= 7200 * 1_000_000, "its clock was not wrong");
+    assert!(status.ran_ms.unwrap() < 3600 * 1000, "{:?}", status.ran_ms);
+    worker.shut_down().await;
+}
+
 #[tokio::test]
 async fn a_worker_without_descriptors_gives_jobs_back() {
     const OPEN_FILES: usize = 40;

@@ -483,7 +483,21 @@ async fn what_the_main_process_leaves_behind_is_ended_too() {
         let (output, status) = worker.follow(id).await;
         assert_eq!(status.exit_code, Some(3));
         assert_eq!(status.state(), JobState::Failed);
+        assert_eq!(status.reason, "exit status 3; ended 1 process that it left");
         assert!(gone(String::from_utf8(output).unwrap().trim()));
+        // A success stays one, and is not silent about what was ended.
+        let id = worker
+            .sh("setsid sleep 600 & setsid sleep 600 & sleep 0")
+            .await;
+        let (_, status) = worker.follow(id).await;
+        assert_eq!(status.state(), JobState::Succeeded);
+        assert_eq!(
+            (status.swept, status.reason.as_str()),
+            (2, "ended 2 processes that it left")
+        );
+        let id = worker.sh("sleep 0 & wait").await;
+        let (_, status) = worker.follow(id).await;
+        assert_eq!((status.swept, status.reason.as_str()), (0, ""));
         worker.shut_down().await;
     }
 }

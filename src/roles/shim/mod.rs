@@ -46,6 +46,7 @@ use rustix::{
     },
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
     thread::set_name,
+    time::{ClockId, clock_gettime},
 };
 use signal_hook::{
     consts::{SIGCHLD, SIGINT, SIGTERM},
@@ -121,6 +122,10 @@ struct Shim {
     /// Set once the main process has ended.
     status: Option<WaitStatus>,
     cause: Cause,
+    /// On the clock of [`uptime`].
+    started: Duration,
+    /// Processes that the main process left when it ended.
+    swept: u32,
     grace: Duration,
     timeout_at: Option<Instant>,
     kill_at: Option<Instant>,
@@ -184,6 +189,8 @@ impl Shim {
             main: main.ok_or(io::ErrorKind::InvalidData)?,
             status: None,
             cause: Cause::Itself,
+            started: uptime(),
+            swept: 0,
             grace: Duration::from_millis(spec.grace_ms),
             // A timeout beyond the clock's range is none.
             timeout_at: spec
@@ -302,16 +309,18 @@ impl Shim {
     }
 
     /// Begins the end of everything the job started; [`Shim::reap`] sees it done.
-    fn end(&mut self, signal: Signal, grace: Duration, cause: Cause) {
+    /// Returns to how many processes it was said.
+    fn end(&mut self, signal: Signal, grace: Duration, cause: Cause) -> u32 {
         if self.status.is_none() && self.cause == Cause::Itself {
             self.cause = cause;
         }
         // Whoever is not reached this time is killed when the grace is over.
-        if tree::signal(signal, self.cgroup.as_deref()).is_err() {
-            let _ = tree::signal(signal, None);
-        }
+        let reached = tree::signal(signal, self.cgroup.as_deref())
+            .or_else(|_| tree::signal(signal, None))
+            .unwrap_or_default();
         let kill_at = Instant::now().checked_add(grace);
         self.kill_at = [self.kill_at, kill_at].into_iter().flatten().min();
+        reached
     }
 
     fn meet_deadlines(&mut self) {
@@ -351,7 +360,7 @@ impl Shim {
             }
         }
         if self.status.is_some() && self.kill_at.is_none() {
-            self.end(Signal::TERM, self.grace, Cause::Itself);
+            self.swept = self.end(Signal::TERM, self.grace, Cause::Itself);
         }
         Ok(false)
     }
@@ -384,9 +393,18 @@ impl Shim {
             output_bytes: self.recorder.end(),
             output_lost: self.recorder.lost(),
             out_of_memory,
+            ran_ms: u64::try_from(uptime().saturating_sub(self.started).as_millis()).ok(),
+            swept: self.swept,
         });
         self.control.hand_over(&last, &self.result)
     }
+}
+
+/// How long the machine has been up: a monotonic clock, which goes on while the machine
+/// is suspended.
+fn uptime() -> Duration {
+    // It is after the boot.
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
 /// What [`Shim::wait`] found ready.

@@ -230,6 +230,13 @@ pub struct Ended {
     /// control group, which is what knows.
     #[serde(default)]
     pub out_of_memory: Option<OutOfMemory>,
+    /// From the start of the main process to the end of the last one, by a monotonic clock;
+    /// `None`: the shim is older than this.
+    #[serde(default)]
+    pub ran_ms: Option<u64>,
+    /// Processes that the main process left when it ended, and that were ended.
+    #[serde(default)]
+    pub swept: u32,
 }
 
 /// Why the kernel killed processes of a job for want of memory.
@@ -330,7 +337,10 @@ mod tests {
         let older = r#"{"ended":{"at_us":9,"exit_code":0,"signal":null,"cause":"itself",
             "output_bytes":0,"output_lost":null}}"#;
         match serde_json::from_str(older).unwrap() {
-            Event::Ended(ended) => assert_eq!(ended.out_of_memory, None),
+            Event::Ended(ended) => {
+                assert_eq!(ended.out_of_memory, None);
+                assert_eq!((ended.ran_ms, ended.swept), (None, 0));
+            }
             other => panic!("{other:?}"),
         }
         let older = r#"{"job_id":"JOB","program":"/bin/true","arg0":"true","script":false,

@@ -351,6 +351,8 @@ fn ended(end: &End, timeout: Option<Duration>, output_bytes: u64) -> proto::JobS
         reason: end.reason(timeout),
         start_error: start_error.to_owned(),
         output_bytes,
+        ran_ms: end.ran_ms,
+        swept: end.swept,
     }
 }
 

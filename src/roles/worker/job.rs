@@ -111,6 +111,13 @@ pub(super) struct End {
     /// Processes of it were killed for want of memory.
     #[serde(default)]
     pub(super) out_of_memory: Option<OutOfMemory>,
+    /// How long there were processes of it, by a monotonic clock; `None`: its shim did
+    /// not say.
+    #[serde(default)]
+    pub(super) ran_ms: Option<u64>,
+    /// Processes that its main process left, and that were ended.
+    #[serde(default)]
+    pub(super) swept: u32,
 }
 
 /// How a job ended.
@@ -157,7 +164,12 @@ impl End {
             OutOfMemory::Job(limit) => format!("out of memory: the limit is {}", size(limit)),
             OutOfMemory::Others => "out of memory, though below its own limit".to_owned(),
         });
-        for more in [&memory, &self.output_lost].into_iter().flatten() {
+        let swept = match self.swept {
+            0 => None,
+            1 => Some("ended 1 process that it left".to_owned()),
+            count => Some(format!("ended {count} processes that it left")),
+        };
+        for more in [&memory, &self.output_lost, &swept].into_iter().flatten() {
             if !reason.is_empty() {
                 reason.push_str("; ");
             }
@@ -379,6 +391,8 @@ impl Task {
             how: How::Refused(refusal),
             output_lost: None,
             out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
         }));
         self.extent.send_modify(|extent| extent.complete = true);
     }
@@ -687,6 +701,8 @@ impl Task {
                 .as_ref()
                 .map(|lost| format!("{} bytes of output lost: {}", lost.bytes, lost.why)),
             out_of_memory: ended.out_of_memory,
+            ran_ms: ended.ran_ms,
+            swept: ended.swept,
         });
     }
 
@@ -697,6 +713,8 @@ impl Task {
             how,
             output_lost: None,
             out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
         });
     }
 
@@ -760,6 +778,8 @@ mod tests {
             how,
             output_lost: None,
             out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
         };
         end.reason(Some(Duration::from_secs(600)))
     }
@@ -928,6 +948,8 @@ mod tests {
             output_bytes: 0,
             output_lost: None,
             out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
         });
         say(&mut worker, &ended).await;
         third.await.unwrap();
@@ -946,8 +968,36 @@ mod tests {
             },
             output_lost: Some("5 bytes of output lost: disk full".into()),
             out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
         };
         assert_eq!(end.reason(None), "5 bytes of output lost: disk full");
+    }
+
+    #[test]
+    fn processes_that_were_left_are_told_and_success_stays_success() {
+        let mut end = End {
+            started: None,
+            at: Timestamp::now(),
+            how: How::Exited {
+                code: 0,
+                cause: Cause::Itself,
+            },
+            output_lost: None,
+            out_of_memory: None,
+            ran_ms: Some(7),
+            swept: 1,
+        };
+        assert_eq!(end.reason(None), "ended 1 process that it left");
+        end.swept = 2;
+        assert_eq!(end.reason(None), "ended 2 processes that it left");
+        // As a journal of an earlier version has it.
+        let mut record = serde_json::to_value(&end).unwrap();
+        let fields = record.as_object_mut().unwrap();
+        fields.remove("ran_ms");
+        fields.remove("swept");
+        let older = serde_json::from_value::<End>(record).unwrap();
+        assert_eq!((older.ran_ms, older.swept), (None, 0));
     }
 
     #[test]
@@ -962,6 +1012,8 @@ mod tests {
             },
             output_lost: None,
             out_of_memory: Some(OutOfMemory::Job(1 << 30)),
+            ran_ms: None,
+            swept: 0,
         };
         assert_eq!(
             end.reason(None),
