@@ -370,6 +370,7 @@ fn a_shim_tells_that_its_job_was_killed_for_want_of_memory() {
         cgroup: Some(group.clone()),
         allow_new_privileges: false,
         limits: protocol::Limits::default(),
+        oom_score_adj: None,
     };
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let name = SocketAddr::from_abstract_name(protocol::socket_name(job_id)).unwrap();

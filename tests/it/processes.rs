@@ -352,6 +352,38 @@ async fn a_control_group_that_was_removed_is_made_again() {
 }
 
 #[tokio::test]
+async fn jobs_begin_with_their_own_oom_score_and_shims_keep_theirs() {
+    let workers = Succession::new();
+    for (flags, of_job) in [(&[][..], "0"), (&["--oom-score-adj", "700"], "700")] {
+        let whole = workers.command(&[BY_PROCESS, flags].concat());
+        let mut launched = Command::new("sh");
+        launched.args([
+            "-c",
+            "echo 300 > /proc/self/oom_score_adj; exec \"$@\"",
+            "sh",
+        ]);
+        launched.arg(whole.get_program()).args(whole.get_args());
+        let worker = launched.spawn().unwrap();
+        let process = worker.id();
+        let worker = Process::from(worker);
+        let client = workers.client().await;
+        let id = sh(&client, "cat /proc/self/oom_score_adj; sleep 600").await;
+        assert_eq!(first_words(&client, id).await.trim(), of_job);
+        let score = |pid: i64| -> i32 {
+            let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+            score.unwrap().trim().parse().unwrap()
+        };
+        let own = score(process.into());
+        assert_eq!(score(workers.shim_of(id).into()), own);
+        // Where a process may have less than it was given.
+        if own != 300 {
+            assert!(own < of_job.parse().unwrap(), "{own}");
+        }
+        worker.kill();
+    }
+}
+
+#[tokio::test]
 async fn a_list_of_processes_says_what_a_shim_is() {
     let workers = Succession::new();
     let (_worker, client) = workers.next(BY_PROCESS).await;

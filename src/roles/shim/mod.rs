@@ -29,7 +29,10 @@ use std::{
     io::{self, Read as _},
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::FileExt as _,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::PathBuf,
     process::ExitCode,
@@ -86,6 +89,8 @@ fn run() -> io::Result<()> {
     spawn::close_inherited()?;
     // The worker has named it on the command line; a list may show no more than this.
     set_name(c"jobctl-shim")?;
+    // Not to be opened any more after the next step.
+    let oom_score = OomScore::open();
     // Or a job of the same user could rewrite what watches it.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -105,7 +110,7 @@ fn run() -> io::Result<()> {
     let mut files = getrlimit(Resource::Nofile);
     files.current = spec.open_files;
     setrlimit(Resource::Nofile, files)?;
-    match Shim::start(control, &spec, script)? {
+    match Shim::start(control, &spec, script, oom_score)? {
         Some(shim) => shim.follow(),
         None => Ok(()),
     }
@@ -136,7 +141,12 @@ struct Shim {
 
 impl Shim {
     /// `None`: the job could not be started, and the worker was told why.
-    fn start(mut control: Control, spec: &Spec, script: OwnedFd) -> io::Result<Option<Self>> {
+    fn start(
+        mut control: Control,
+        spec: &Spec,
+        script: OwnedFd,
+        oom_score: Option<OomScore>,
+    ) -> io::Result<Option<Self>> {
         // Registered before there is a child that could end.
         let (children, signalled) = UnixStream::pair()?;
         pipe::register(SIGCHLD, signalled)?;
@@ -147,7 +157,12 @@ impl Shim {
         children.set_nonblocking(true)?;
         signals.set_nonblocking(true)?;
 
-        let mut child = match spawn::spawn(spec, spec.script.then_some(script)) {
+        let spawn = || spawn::spawn(spec, spec.script.then_some(script));
+        let spawned = match (oom_score, spec.oom_score_adj) {
+            (Some(score), Some(of_job)) => score.lend(of_job, spawn),
+            (_, _) => spawn(),
+        };
+        let mut child = match spawned {
             Ok(child) => child,
             Err(failed) => {
                 if let Some(cgroup) = &spec.cgroup {
@@ -405,6 +420,35 @@ impl Shim {
 fn uptime() -> Duration {
     // It is after the boot.
     Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
+/// How readily the kernel ends this process where memory is short.
+struct OomScore(File);
+
+impl OomScore {
+    /// `None` where the machine does not have it.
+    fn open() -> Option<Self> {
+        let mut options = File::options();
+        let file = options.read(true).write(true);
+        file.open("/proc/self/oom_score_adj").ok().map(Self)
+    }
+
+    /// Has what `spawn` starts begin with this one. A child takes its parent's, and
+    /// could not open its own before it has executed its program. Where the kernel
+    /// does not allow that it keeps that of the shim.
+    fn lend<T>(&self, of_child: i32, spawn: impl FnOnce() -> T) -> T {
+        let mut own = [0; 16];
+        let own = self
+            .0
+            .read_at(&mut own, 0)
+            .map(|length| own[..length].to_owned());
+        let _ = self.0.write_at(of_child.to_string().as_bytes(), 0);
+        let spawned = spawn();
+        if let Ok(own) = own {
+            let _ = self.0.write_at(&own, 0);
+        }
+        spawned
+    }
 }
 
 /// What [`Shim::wait`] found ready.

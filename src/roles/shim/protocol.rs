@@ -81,6 +81,10 @@ pub struct Spec {
     /// What the job may use, as far as no control group sees to it.
     #[serde(default)]
     pub limits: Limits,
+    /// How readily the kernel ends the job where memory is short, from -1000 to 1000
+    /// (proc_pid_oom_score_adj(5)); `None`: as readily as the shim.
+    #[serde(default)]
+    pub oom_score_adj: Option<i32>,
 }
 
 /// Limits that each process of a job has (getrlimit(2)); `None`: as the shim.
@@ -349,6 +353,7 @@ mod tests {
         let older = older.replace("JOB", &JobId::random().to_string());
         let spec: Spec = serde_json::from_str(&older).unwrap();
         assert_eq!(spec.limits, Limits::default());
+        assert_eq!(spec.oom_score_adj, None);
         let older = r#"{"not_started":{"why":"not_found","message":"m"}}"#;
         match serde_json::from_str(older).unwrap() {
             Event::NotStarted { failure, .. } => assert_eq!(failure, None),

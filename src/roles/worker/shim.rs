@@ -93,6 +93,7 @@ impl Shim {
             cgroup,
             allow_new_privileges: launch.rules.allow_new_privileges,
             limits: launch.limits,
+            oom_score_adj: Some(launch.rules.oom_score_adj),
         }));
         let process = Command::new(&launch.shim)
             .arg0(shim::NAME)
