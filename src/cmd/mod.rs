@@ -16,6 +16,7 @@ mod completions;
 mod context;
 mod dev;
 mod group;
+pub mod init;
 mod jobs;
 mod login;
 mod logs;
@@ -300,6 +301,15 @@ impl Cli {
                 let message = format!("{flag} means nothing to `jobctl {verb}`");
                 Err(command.error(ErrorKind::ArgumentConflict, message))
             }
+        }
+    }
+
+    /// Whether it stays, with processes of its own or of others to look after: as the
+    /// first process of a container it has one that does that, see [`init::run`].
+    pub fn is_role(&self) -> bool {
+        match &self.verb {
+            Verb::Scheduler(_) | Verb::Worker(_) | Verb::Dev(_) => true,
+            Verb::Asks(_) | Verb::Context(_) | Verb::Login(_) | Verb::Completions(_) => false,
         }
     }
 

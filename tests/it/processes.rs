@@ -56,6 +56,10 @@ fn descendants(pid: u32) -> Vec<String> {
     found.split_off(1)
 }
 
+fn is_zombie(pid: &str) -> bool {
+    stat(pid).is_some_and(|stat| stat[0] == "Z")
+}
+
 /// The living processes with these words on their command line.
 fn with_words(words: &str) -> Vec<String> {
     let words = words.replace(' ', "\0");
@@ -134,6 +138,42 @@ async fn a_session_of_the_next_container_is_left_alone() {
         main.to_string(),
         "not the session this test is about"
     );
+}
+
+#[tokio::test]
+async fn as_the_first_process_of_a_container_nothing_stays_a_zombie() {
+    let workers = Succession::new();
+    let mark = std::process::id();
+    let before = format!("(sleep 600.{mark} & sleep 0.{mark} &)");
+    let Some(mut command) = in_container(&workers.command(BY_PROCESS), &before) else {
+        return;
+    };
+    let container = command.spawn().unwrap();
+    let id = container.id();
+    let container = Process::from(container);
+    let client = workers.client().await;
+    // Processes that others left to the first one, and what a killed shim leaves.
+    let job = sh(
+        &client,
+        "(env -i sh -c 'sleep 0' &); env -i sleep 600 & echo; wait",
+    )
+    .await;
+    first_words(&client, job).await;
+    kill(workers.shim_of(job));
+    assert_eq!(end_of(&client, job).await.state(), JobState::Lost);
+    let left = with_words(&format!("sleep 600.{mark}"));
+    assert_eq!(left.len(), 1, "the first process had nothing to collect");
+    kill(left[0].parse().unwrap());
+    eventually(|| descendants(id).iter().all(|pid| !is_zombie(pid))).await;
+    eventually(|| with_words(&format!("sleep 0.{mark}")).is_empty()).await;
+    eventually(|| descendants(id).iter().all(|pid| !is_zombie(pid))).await;
+    // Jobs start and end as ever, and what is said to the first process is heard.
+    let job = sh(&client, "exit 7").await;
+    assert_eq!(end_of(&client, job).await.exit_code, Some(7));
+    let first = descendants(id).remove(0);
+    let first = rustix::process::Pid::from_raw(first.parse().unwrap()).unwrap();
+    rustix::process::kill_process(first, Signal::TERM).unwrap();
+    assert_eq!(container.code().await, Some(0));
 }
 
 #[tokio::test]
