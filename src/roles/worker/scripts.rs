@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     env,
+    ffi::OsString,
     fs::{self, File},
     io,
     os::fd::OwnedFd,
@@ -29,6 +30,9 @@ use crate::roles::shim;
 /// What a job gets of the worker's own environment, where the worker has it;
 /// beside it only what the job asked for, and what names the job.
 const PASSED_ON: [&str; 6] = ["HOME", "LANG", "LOGNAME", "PATH", "TZ", "USER"];
+
+/// The same of a whole family: each is `LANG` for one thing (locale(7)).
+const PASSED_ON_START: &str = "LC_";
 
 /// Where programs are looked for if the worker has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -240,10 +244,7 @@ fn executable(path: &Path) -> io::Result<()> {
 }
 
 fn environment(spec: &Spec, user: Option<&User>) -> BTreeMap<String, String> {
-    let passed_on = PASSED_ON
-        .iter()
-        .filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?)));
-    let mut environment: BTreeMap<_, _> = passed_on.collect();
+    let mut environment = passed_on(env::vars_os());
     environment
         .entry("PATH".to_owned())
         .or_insert_with(|| DEFAULT_PATH.to_owned());
@@ -275,6 +276,14 @@ fn environment(spec: &Spec, user: Option<&User>) -> BTreeMap<String, String> {
     environment
 }
 
+/// What a job gets of these variables of the worker. What is not UTF-8 it does not.
+fn passed_on(variables: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
+    let texts = variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let passes = |name: &str| PASSED_ON.contains(&name) || name.starts_with(PASSED_ON_START);
+    texts.filter(|(name, _)| passes(name)).collect()
+}
+
 /// Opens the script folder once, so that a worker with a wrong one does not begin.
 pub(super) fn check_dir(dir: &Path) -> io::Result<()> {
     let metadata = File::open(dir)?.metadata()?;
@@ -293,6 +302,21 @@ mod tests {
         ids::JobId,
         roles::worker::{job::Attempt, rules::Commands},
     };
+
+    #[test]
+    fn every_variable_of_the_locale_is_passed_on() {
+        let variables = [
+            ("LC_ALL", "C.UTF-8"),
+            ("LC_TIME", "de_DE"),
+            ("LANG", "C"),
+            ("LCX", "no"),
+            ("SECRET", "no"),
+        ];
+        let variables = variables.map(|(name, value)| (name.into(), value.into()));
+        let passed = passed_on(variables.into_iter());
+        let names: Vec<_> = passed.keys().map(String::as_str).collect();
+        assert_eq!(names, ["LANG", "LC_ALL", "LC_TIME"]);
+    }
 
     #[test]
     fn a_script_folder_that_is_gone_is_the_workers_fault() {
