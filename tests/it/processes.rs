@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -138,6 +138,29 @@ async fn a_session_of_the_next_container_is_left_alone() {
         main.to_string(),
         "not the session this test is about"
     );
+}
+
+#[tokio::test]
+async fn a_worker_that_is_shown_the_processes_of_others_does_not_begin() {
+    let workers = Succession::new();
+    let whole = workers.command(BY_PROCESS);
+    if in_container(&whole, ":").is_none() {
+        return;
+    }
+    let mut unshare = Command::new("unshare");
+    unshare.args([
+        "--user",
+        "--map-root-user",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ]);
+    unshare.arg(whole.get_program()).args(whole.get_args());
+    let worker = unshare.stderr(Stdio::piped()).spawn().unwrap();
+    let (code, said) = Process::from(worker).end_of().await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("of another pid namespace"), "{said}");
+    assert!(said.contains("--mount-proc"), "{said}");
 }
 
 #[tokio::test]
