@@ -84,7 +84,7 @@ impl Crammed {
             for _ in 0..100 {
                 match within(self.client.start(&request)).await {
                     Ok(_) => {}
-                    Err(Error::Refused { status: 507, error }) if error.code == "disk_full" => {
+                    Err(Error::Refused { status: 503, error }) if error.code == "worker_short" => {
                         refused = true;
                         break;
                     }

@@ -28,6 +28,7 @@ mod logs;
 mod membership;
 mod nemesis;
 mod power;
+mod processes;
 mod query;
 mod queue;
 mod retries;

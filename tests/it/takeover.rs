@@ -84,7 +84,7 @@ impl Succession {
     }
 
     /// Waits until the journal has the main process of a job, which nobody waits for.
-    async fn has_begun(&self, id: JobId) {
+    pub(crate) async fn has_begun(&self, id: JobId) {
         let record = format!("{{\"began\":{{\"job_id\":\"{id}\"");
         eventually(|| {
             let journal = fs::read(self.data().join("journal")).unwrap();
@@ -156,7 +156,10 @@ async fn a_job_without_its_mark_is_ended_when_worker_and_shim_were_killed() {
     let (_worker, client) = workers.next(BY_PROCESS).await;
     let status = end_of(&client, id).await;
     assert_eq!(status.state(), JobState::Lost);
-    assert_eq!(status.reason, "lost: worker restarted");
+    assert_eq!(
+        status.reason,
+        "lost: worker restarted; processes that had left its session may still be there"
+    );
     assert_eq!(status.pid, pid, "what was known of it still is");
     assert!(gone(&unmarked), "lost means that nothing is left");
 }
