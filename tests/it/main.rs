@@ -24,6 +24,7 @@ mod jobs;
 mod later;
 mod logs;
 mod membership;
+mod output;
 mod query;
 mod queue;
 mod retries;

@@ -31,15 +31,17 @@ const STATE: HeaderName = HeaderName::from_static("jobctl-state");
 const EXIT_CODE: HeaderName = HeaderName::from_static("jobctl-exit-code");
 const SIGNAL: HeaderName = HeaderName::from_static("jobctl-signal");
 const ERROR_TEXT: HeaderName = HeaderName::from_static("jobctl-error-text");
-const TRAILERS: HeaderValue =
-    HeaderValue::from_static("jobctl-state, jobctl-exit-code, jobctl-signal, jobctl-error-text");
+const MISSING_BYTES: HeaderName = HeaderName::from_static("jobctl-missing-bytes");
+const TRAILERS: HeaderValue = HeaderValue::from_static(
+    "jobctl-state, jobctl-exit-code, jobctl-signal, jobctl-error-text, jobctl-missing-bytes",
+);
 
 type Frame = http_body::Frame<Bytes>;
 
 /// How output is written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
-    /// The bytes alone; how the job ended is in the trailers.
+    /// The bytes alone; how the job ended, and how much is missing, is in the trailers.
     Text,
     Ndjson,
     Events,
@@ -74,17 +76,20 @@ impl Format {
         })
     }
 
-    /// None: raw bytes have no room for words.
-    fn piece(self, piece: Piece) -> Option<Frame> {
+    /// None: raw bytes have no room for words. `missing` is how much was.
+    fn piece(self, piece: Piece, missing: u64) -> Option<Frame> {
         match piece {
             Piece::Output(chunk) if self == Self::Text && chunk.output.is_empty() => None,
             Piece::Output(chunk) => Some(self.output(chunk)),
+            Piece::End { record, .. } if self == Self::Text => {
+                Some(Frame::trailers(trailers(&record, missing)))
+            }
             Piece::End {
                 offset,
-                record,
                 job,
                 status,
-            } => Some(self.end(offset, &record, *job, status)),
+                ..
+            } => Some(Frame::data(self.end(offset, *job, status))),
         }
     }
 
@@ -98,15 +103,66 @@ impl Format {
         })
     }
 
-    fn end(self, offset: u64, record: &Record, job: api::Job, status: proto::JobStatus) -> Frame {
+    /// As text it has trailers instead.
+    fn end(self, offset: u64, job: api::Job, status: proto::JobStatus) -> Bytes {
         let job = Box::new(job);
         match self {
-            Self::Text => Frame::trailers(trailers(record)),
-            Self::Ndjson => Frame::data(ndjson(&api::LogLine::End { job })),
-            Self::Events => Frame::data(event(offset, Some("end"), &api::LogLine::End { job })),
-            Self::Protobuf => {
-                let end = ending(offset, status);
-                Frame::data(end.encode_length_delimited_to_vec().into())
+            Self::Text => Bytes::new(),
+            Self::Ndjson => ndjson(&api::LogLine::End { job }),
+            Self::Events => event(offset, Some("end"), &api::LogLine::End { job }),
+            Self::Protobuf => ending(offset, status)
+                .encode_length_delimited_to_vec()
+                .into(),
+        }
+    }
+}
+
+/// What is said in a text of what is missing, in lines of their own.
+#[derive(Default)]
+struct TextGaps {
+    /// Nothing but the trailer, where this was not asked for.
+    are_asked_for: bool,
+    /// What was sent does not end with a whole line.
+    is_in_line: bool,
+    /// Missing since the last byte that was sent, and why.
+    pending: Option<(u64, Option<api::GapCause>)>,
+    /// What comes after the line.
+    held: Option<Piece>,
+}
+
+impl TextGaps {
+    /// What to send before a piece; the piece itself is given back if that is
+    /// nothing, and held otherwise.
+    fn line(&mut self, piece: Piece) -> Result<Piece, Bytes> {
+        let Piece::Output(chunk) = &piece else {
+            return self.before(piece);
+        };
+        if chunk.gap > 0 {
+            let (bytes, cause) = self.pending.unwrap_or_default();
+            let cause = cause.or(wire::gap_cause(chunk.gap_cause()));
+            self.pending = Some((bytes + chunk.gap, cause));
+            return Ok(piece);
+        }
+        if chunk.output.is_empty() {
+            return Ok(piece);
+        }
+        let was_in_line = std::mem::replace(&mut self.is_in_line, !chunk.output.ends_with(b"\n"));
+        self.begun(was_in_line, piece)
+    }
+
+    fn before(&mut self, piece: Piece) -> Result<Piece, Bytes> {
+        let is_in_line = self.is_in_line;
+        self.begun(is_in_line, piece)
+    }
+
+    fn begun(&mut self, is_in_line: bool, piece: Piece) -> Result<Piece, Bytes> {
+        match self.pending.take().filter(|_| self.are_asked_for) {
+            None => Ok(piece),
+            Some((bytes, cause)) => {
+                self.held = Some(piece);
+                let begin = if is_in_line { "\n" } else { "" };
+                let note = api::GapCause::note(bytes, cause);
+                Err(format!("{begin}[jobctl: {note}]\n").into())
             }
         }
     }
@@ -144,6 +200,7 @@ fn line(chunk: proto::StreamJobResponse) -> api::LogLine {
         return api::LogLine::Gap {
             offset: chunk.offset,
             gap: chunk.gap,
+            cause: wire::gap_cause(chunk.gap_cause()),
         };
     }
     api::LogLine::Output {
@@ -177,7 +234,7 @@ fn event(id: u64, name: Option<&str>, line: &api::LogLine) -> Bytes {
     format!("id: {id}\n{name}data: {}\n\n", json(line)).into()
 }
 
-fn trailers(record: &Record) -> HeaderMap {
+fn trailers(record: &Record, missing: u64) -> HeaderMap {
     let job = record.job();
     let mut trailers = HeaderMap::new();
     trailers.insert(STATE, HeaderValue::from_static(job.state.as_str()));
@@ -186,6 +243,9 @@ fn trailers(record: &Record) -> HeaderMap {
     }
     if let Some(signal) = job.signal {
         trailers.insert(SIGNAL, signal.into());
+    }
+    if missing > 0 {
+        trailers.insert(MISSING_BYTES, missing.into());
     }
     let text = record.error_text().replace(char::is_control, " ");
     if let Ok(text) = HeaderValue::from_str(&text)
@@ -209,7 +269,21 @@ pub(super) struct Follower {
     source: Source,
     /// The end of what was sent.
     offset: u64,
+    /// Where it ends, in the last of several attempts, if that is not with the job.
+    until: Option<Until>,
+    /// How much was missing.
+    missing: u64,
+    gaps: TextGaps,
     ended: bool,
+}
+
+/// The end as it was when it was asked for.
+#[derive(Clone, Copy)]
+struct Until {
+    /// Of the last attempt that there was.
+    attempt: u32,
+    /// `None`: its worker did not say; it ends where it ends when it is opened.
+    offset: Option<u64>,
 }
 
 /// Where the output of an attempt comes from.
@@ -257,8 +331,17 @@ pub(super) async fn open(
         part: part.cloned(),
         source: Source::Over,
         offset: offset.unwrap_or_else(|| part.map_or(0, |part| part.begin)),
+        until: None,
+        missing: 0,
+        gaps: TextGaps {
+            are_asked_for: asked.gaps,
+            ..TextGaps::default()
+        },
         ended: false,
     };
+    if !follower.follow && asked.attempt.is_none() {
+        follower.until = follower.end_now(&parts).await;
+    }
     follower.open(&record, request).await?;
     Ok(follower)
 }
@@ -273,6 +356,7 @@ fn decode(
         follow: asked.follow,
         tail: asked.tail,
         since_us: asked.since.map(|since| since.as_microsecond()),
+        written: None,
         stream: match asked.stream {
             None => proto::OutputStream::Unspecified,
             Some(api::Stream::Stdout) => proto::OutputStream::Stdout,
@@ -348,7 +432,12 @@ impl Follower {
             _ => return Err(past_end()),
         };
         let offset = self.offset.saturating_sub(part.begin);
-        let request = OutputRequest { offset, ..request };
+        let written = self.bytes_of_earlier(part);
+        let request = OutputRequest {
+            offset,
+            written: written.or(record.is_final().then_some(record.output_bytes)),
+            ..request
+        };
         let asked = match self.scheduler.registry.get(part.place.worker) {
             Ok(worker) => match worker.is_ready() {
                 Ok(()) => worker.rpc.output(part.run, request).await,
@@ -363,6 +452,18 @@ impl Follower {
             }
             Err(error) => error.about(record.id),
         };
+        // Who followed it has seen what a power loss took from the disk.
+        let is_behind = matches!(
+            error,
+            Error::OffsetPastEnd { .. }
+                | Error::Refused {
+                    kind: Refusal::PastEnd,
+                    ..
+                }
+        );
+        if is_behind && self.record.borrow().api_state() == api::JobState::Lost {
+            return Ok(());
+        }
         let gone = matches!(
             error,
             Error::WorkerNotFound { .. }
@@ -392,6 +493,45 @@ impl Follower {
         }
     }
 
+    /// Where the output of the last attempt ends now, if it is not the one to begin
+    /// with: that one has an end as soon as it is opened.
+    async fn end_now(&self, parts: &[Part]) -> Option<Until> {
+        let last = parts.last()?;
+        let mut until = Until {
+            attempt: last.number,
+            offset: None,
+        };
+        let is_first = self
+            .part
+            .as_ref()
+            .is_some_and(|part| part.number == last.number);
+        let may_write = last.bytes.is_none() && !self.record.borrow().is_final();
+        if !is_first
+            && may_write
+            && let Ok(worker) = self.scheduler.registry.get(last.place.worker)
+            && worker.is_ready().is_ok()
+            && let Ok(Some(status)) = worker.rpc.query(last.run).await
+        {
+            until.offset = Some(last.begin.saturating_add(status.output_bytes));
+        }
+        Some(until)
+    }
+
+    /// Cuts off what was written after it was asked for.
+    fn cut(&self, message: &mut proto::StreamJobResponse) {
+        let is_last = |until: &Until| {
+            let part = self.part.as_ref();
+            part.is_some_and(|part| part.number == until.attempt)
+        };
+        if let Some(end) = self.until.filter(is_last).and_then(|until| until.offset) {
+            let room = end.saturating_sub(message.offset);
+            message.gap = message.gap.min(room);
+            let length = usize::try_from(room).unwrap_or(usize::MAX);
+            message.output.truncate(length);
+            message.offset = message.offset.min(end);
+        }
+    }
+
     /// How much this attempt has written, if there was one after it, or will be.
     fn bytes_of_earlier(&self, part: &Part) -> Option<u64> {
         let record = self.record.borrow();
@@ -414,12 +554,27 @@ impl Follower {
     }
 
     async fn frame(&mut self, format: Format) -> Result<Option<Frame>, Error> {
-        while let Some(piece) = self.next().await? {
-            if let Some(frame) = format.piece(piece) {
+        loop {
+            let piece = match self.gaps.held.take() {
+                Some(piece) => piece,
+                None => {
+                    let Some(piece) = self.next().await? else {
+                        return Ok(None);
+                    };
+                    if let Piece::Output(chunk) = &piece {
+                        self.missing = self.missing.saturating_add(chunk.gap);
+                    }
+                    match self.gaps.line(piece) {
+                        Ok(piece) => piece,
+                        Err(line) if format == Format::Text => return Ok(Some(Frame::data(line))),
+                        Err(_) => continue,
+                    }
+                }
+            };
+            if let Some(frame) = format.piece(piece, self.missing) {
                 return Ok(Some(frame));
             }
         }
-        Ok(None)
     }
 
     async fn next(&mut self) -> Result<Option<Piece>, Error> {
@@ -475,6 +630,7 @@ impl Follower {
             return Err(Error::OutputBroken(id));
         };
         message.offset = message.offset.saturating_add(part.begin);
+        self.cut(&mut message);
         if let Some(end) = message.end {
             self.offset = message.offset;
             return self.attempt_ended(end);
@@ -525,6 +681,9 @@ impl Follower {
             return Ok(false);
         }
         let id = self.record.borrow().id;
+        if self.until.is_some_and(|until| number >= until.attempt) {
+            return Ok(false);
+        }
         let jobs = &self.scheduler.jobs;
         let record = match self.follow {
             true => {

@@ -7,7 +7,8 @@
 //! shim is the child subreaper of everything the job starts, so a job has ended
 //! only when nothing of it is left: what the main process leaves behind is ended
 //! too. It outlives the worker, waits for the next one to call, and keeps the job's
-//! end until a worker has recorded it.
+//! end until a worker has recorded it. The worker has the output put on the disk;
+//! while there is none, a second thread does, for as long as that takes.
 //!
 //! What may be run is the worker's business; what the bytes of the output mean
 //! is its readers'.
@@ -15,7 +16,10 @@
 mod control;
 pub mod protocol;
 pub mod record;
+mod recorder;
+mod repair;
 mod spawn;
+mod syncs;
 mod tree;
 
 pub use self::tree::{MARK, kill_orphans};
@@ -50,13 +54,11 @@ use signal_hook::{
 use self::{
     control::Control,
     protocol::{Cause, Command, Ended, Event, Spec, VERSION},
-    record::{Recorder, Stream},
+    record::{PIECE, Stream},
+    recorder::Recorder,
+    syncs::Syncs,
     tree::Reaped,
 };
-
-/// The most read from a pipe at once, and so the longest piece of output: what
-/// a pipe holds (pipe(7)).
-const PIECE: usize = 64 * 1024;
 
 /// Between two attempts to kill what could not be killed, growing from the
 /// first to the last: a process may be stuck in the kernel for a while.
@@ -105,6 +107,7 @@ struct Shim {
     signals: UnixStream,
     pipes: [Option<OwnedFd>; 2],
     recorder: Recorder,
+    syncs: Syncs,
     buffer: Box<[u8]>,
     main: Pid,
     /// Set once the main process has ended.
@@ -144,7 +147,7 @@ impl Shim {
                 let why = spawn::why(&error);
                 let message = error.to_string();
                 let last = Event::NotStarted { why, message };
-                control.hand_over(&last, &spec.result)?;
+                control.hand_over(last, &spec.result, None)?;
                 return Ok(None);
             }
         };
@@ -170,6 +173,7 @@ impl Shim {
             signals,
             pipes,
             recorder: Recorder::new(spec.output.clone(), spec.output_limit),
+            syncs: Syncs::default(),
             buffer: vec![0; PIECE].into(),
             main: main.ok_or(io::ErrorKind::InvalidData)?,
             status: None,
@@ -215,11 +219,14 @@ impl Shim {
                 self.obey();
             }
             self.meet_deadlines();
+            let is_followed = self.control.is_connected();
+            self.syncs.look(is_followed, &self.recorder);
         }
     }
 
     fn wait(&mut self) -> io::Result<Ready> {
-        let deadline = [self.timeout_at, self.kill_at].into_iter().flatten().min();
+        let deadlines = [self.timeout_at, self.kill_at, self.syncs.due()];
+        let deadline = deadlines.into_iter().flatten().min();
         let timeout = deadline.map(|at| {
             let left = at.saturating_duration_since(Instant::now());
             Timespec::try_from(left).unwrap_or(Timespec {
@@ -375,7 +382,8 @@ impl Shim {
             output_lost: self.recorder.lost(),
             out_of_memory,
         });
-        self.control.hand_over(&last, &self.result)
+        let files = self.recorder.files();
+        self.control.hand_over(last, &self.result, files.as_deref())
     }
 }
 

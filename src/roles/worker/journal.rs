@@ -426,7 +426,10 @@ mod tests {
 
     use super::*;
     use crate::roles::{
-        shim::protocol::{Birth, Cause},
+        shim::{
+            protocol::{Birth, Cause},
+            record::GapCause,
+        },
         worker::job::How,
     };
 
@@ -479,6 +482,7 @@ mod tests {
                 at: spec.created,
                 how,
                 output_lost: None,
+                gap_cause: GapCause::Unknown,
                 out_of_memory: None,
             },
             output_bytes: 5,

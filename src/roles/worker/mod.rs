@@ -12,6 +12,7 @@ mod limits;
 mod listing;
 mod member;
 mod output;
+mod output_sync;
 mod rules;
 mod scripts;
 mod session;
@@ -48,6 +49,7 @@ use self::{
     journal::Journal,
     limits::InForce,
     member::{Files, Id},
+    output_sync::OutputSync,
     rules::Allowed,
     scripts::Scripts,
     session::Identity,
@@ -212,6 +214,8 @@ pub async fn run(
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();
     let scripts = Scripts::new(name.clone(), folders.scripts.clone(), allowed, users);
+    let place = folders.place();
+    let output_sync = OutputSync::start(place.clone(), &tasks, closing.clone());
     let launch = Launch {
         worker: name.clone(),
         shim: config.shim,
@@ -221,10 +225,11 @@ pub async fn run(
         open_files: raise_open_files(),
         limits: limits.processes(),
         rules: config.rules,
-        place: folders.place(),
+        place,
         cgroups: cgroups.clone(),
         boot_id: boot_id.clone(),
         journal,
+        output_sync,
         closing: closing.clone(),
     };
     let jobs = Jobs::new(launch, config.keep_finished, tasks.clone());
