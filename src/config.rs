@@ -562,6 +562,28 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Any text is settings or an error that can be shown; a duration that is taken is
+/// within its bounds. See [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    let file = Path::new(DEFAULT_FILE);
+    if let Err(error) = parse::<Scheduler>(text, file) {
+        assert!(!error.to_string().is_empty());
+    }
+    if let Err(error) = parse::<Worker>(text, file) {
+        assert!(!error.to_string().is_empty());
+    }
+    if let Ok(duration) = interval(text) {
+        assert!((SHORTEST..=LONGEST).contains(&duration));
+    }
+    if let Ok(duration) = duration(text) {
+        assert!(duration <= LONGEST);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

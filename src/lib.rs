@@ -16,6 +16,9 @@
 //! | [`ids`] | job and worker ids, names | – |
 //! | [`labels`] | the labels of workers, and what jobs ask of them | – |
 //!
+//! Only for tests and fuzzers there is `fuzzing`, the doors through which they reach
+//! what reads bytes from outside.
+//!
 //! To place a line of code, ask which verb it serves, then on which side of the
 //! wire. `start`, say, is `cmd/start.rs`, `Client::start`, `POST /start`,
 //! `StartJob`, `Jobs::start` and `tests/it/start.rs`.
@@ -24,6 +27,8 @@ pub mod api;
 pub mod client;
 pub mod cmd;
 pub mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod identity;
 pub mod ids;
 pub mod labels;

@@ -361,6 +361,32 @@ fn decode(buffer: &mut BytesMut) -> Result<Option<StreamJobResponse>, String> {
         .map_err(|error| error.to_string())
 }
 
+/// However the bytes of a stream are cut, the same messages come out of them, and
+/// after an error there is no more. See [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(bytes: &[u8]) {
+    let Some((&size, bytes)) = bytes.split_first() else {
+        return;
+    };
+    let all = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let (mut buffer, mut messages) = (BytesMut::new(), Vec::new());
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            loop {
+                match decode(&mut buffer) {
+                    Ok(Some(message)) => messages.push(message),
+                    Ok(None) => break,
+                    Err(_) => return (messages, false),
+                }
+            }
+        }
+        (messages, true)
+    };
+    let whole = all(&mut [bytes].into_iter());
+    let pieces = all(&mut bytes.chunks(usize::from(size).max(1)));
+    assert_eq!(whole, pieces);
+}
+
 #[cfg(test)]
 mod tests {
     use std::{

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// The longest single argument, and the longest variable with its name and the `=`,
+/// in bytes: the kernel takes 32 pages with the NUL at the end (MAX_ARG_STRLEN,
+/// execve(2)).
+const LONGEST_STRING: usize = 128 * 1024 - 1;
+
 /// What a role takes from outside before it knows whether it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
@@ -60,10 +65,28 @@ impl Bounds {
                 "the job has {count} arguments, and {most} are taken at most"
             ));
         }
-        let env = env
-            .into_iter()
-            .map(|(name, value)| name.len() + value.len());
-        let bytes: usize = args.iter().map(String::len).chain(env).sum();
+        let mut bytes = 0;
+        for (number, arg) in (1..).zip(args) {
+            if arg.len() > LONGEST_STRING {
+                let length = arg.len();
+                return Err(format!(
+                    "argument {number} has {length} bytes, and the kernel takes \
+                     {LONGEST_STRING} at most: put it into a file"
+                ));
+            }
+            bytes += arg.len();
+        }
+        for (name, value) in env {
+            let length = name.len() + 1 + value.len();
+            if length > LONGEST_STRING {
+                let start: String = name.chars().take(64).collect();
+                return Err(format!(
+                    "the variable {start} has {length} bytes with its name, and the kernel \
+                     takes {LONGEST_STRING} at most: put its value into a file"
+                ));
+            }
+            bytes += name.len() + value.len();
+        }
         if bytes > self.arg_bytes {
             let most = self.arg_bytes;
             return Err(format!(
@@ -80,6 +103,39 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+
+    #[test]
+    fn a_string_that_the_kernel_does_not_take_is_refused_by_name() {
+        let bounds = Bounds::default();
+        let longest = "x".repeat(LONGEST_STRING);
+        let check = |arg: &str, value: &str| {
+            let env = BTreeMap::from([("A".to_owned(), value.to_owned())]);
+            bounds.check_args(&["-c".to_owned(), arg.to_owned()], &env)
+        };
+        assert_eq!(check(&longest, ""), Ok(()));
+        assert_eq!(check("", &longest[2..]), Ok(()));
+        // Just these the kernel takes, and no more.
+        let run = |arg: &str, value: &str| {
+            let command = std::process::Command::new("true")
+                .arg(arg)
+                .env("A", value)
+                .status();
+            command.map(|status| status.success()).unwrap_or(false)
+        };
+        assert!(run(&longest, "") && run("", &longest[2..]));
+        let longer = format!("{longest}x");
+        assert!(!run(&longer, "") && !run("", &longest[1..]));
+        let refused = check(&longer, "").unwrap_err();
+        assert!(
+            refused.starts_with("argument 2 has 131072 bytes"),
+            "{refused}"
+        );
+        let refused = check("", &longest[1..]).unwrap_err();
+        assert!(
+            refused.starts_with("the variable A has 131072 bytes"),
+            "{refused}"
+        );
+    }
 
     #[test]
     fn arguments_and_environment_are_counted_together() {

@@ -29,6 +29,8 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
+#[cfg(any(test, fuzzing))]
+pub use self::http::fuzz;
 pub use self::store::Error as StoreError;
 use self::{
     access::{Access, Caller, Signing},

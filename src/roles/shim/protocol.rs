@@ -251,6 +251,28 @@ pub fn decode<T: DeserializeOwned>(bytes: &mut Vec<u8>) -> std::io::Result<Optio
     Ok(Some(message))
 }
 
+/// Whatever comes over the socket is a message, the beginning of one, or refused;
+/// what is taken reads the same when it is sent on. See [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(bytes: &[u8]) {
+    fn all<T: Serialize + DeserializeOwned>(bytes: &[u8]) {
+        let mut left = bytes.to_vec();
+        while let Ok(Some(message)) = decode::<T>(&mut left) {
+            let sent = encode(&message);
+            if sent.len() > MAX_MESSAGE {
+                continue;
+            }
+            let again: T = decode(&mut sent.clone())
+                .expect("what was encoded is a message")
+                .expect("it is whole");
+            assert_eq!(encode(&again), sent);
+        }
+        assert!(left.len() <= bytes.len());
+    }
+    all::<Command>(bytes);
+    all::<Event>(bytes);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

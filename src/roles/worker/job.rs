@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     cgroup::Cgroups,
     error::Refusal,
+    folders::make_dir,
     jobs::{Change, Changes},
     journal::{AppendError, Journal, Record},
     limits::size,
@@ -295,6 +296,17 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Makes what was removed of it again.
+    fn make(&self) -> io::Result<()> {
+        for folder in [&self.output, &self.results] {
+            make_dir(folder).map_err(|error| {
+                let path = folder.display();
+                io::Error::new(error.kind(), format!("cannot make {path}: {error}"))
+            })?;
+        }
+        Ok(())
+    }
+
     /// The path of a job's output, without its endings.
     pub(super) fn output(&self, id: JobId) -> PathBuf {
         self.output.join(id.to_string())
@@ -393,7 +405,10 @@ impl Task {
             })?;
         let shim = {
             let (launch, spec) = (launch.clone(), spec.clone());
-            tokio::task::spawn_blocking(move || Shim::spawn(&launch, &spec, runnable))
+            tokio::task::spawn_blocking(move || {
+                launch.place.make()?;
+                Shim::spawn(&launch, &spec, runnable)
+            })
         };
         let error = match shim.await {
             Ok(Ok(shim)) => return Ok(shim),

@@ -625,3 +625,41 @@ fn cause(error: &dyn std::error::Error) -> String {
         None => error.to_string(),
     }
 }
+
+/// A body or the parameters of a request, in which the first byte says for what: they
+/// are taken or refused with words. What is taken reads the same when it is written
+/// again, so that a repeated start has the digest of the first. See [`crate::fuzzing`].
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(bytes: &[u8]) {
+    let Some((kind, rest)) = bytes.split_first() else {
+        return;
+    };
+    let params = |text: &str| format!("/?{text}").parse::<axum::http::Uri>().ok();
+    let text = std::str::from_utf8(rest).unwrap_or_default();
+    match kind {
+        b'1' => {
+            let Ok(asked) = serde_json::from_slice::<api::StopRequest>(rest) else {
+                return;
+            };
+            let _ = decode_stop(&asked);
+        }
+        b'2' => drop(serde_json::from_slice::<api::QueryRequest>(rest)),
+        b'3' => drop(params(text).map(|uri| Query::<api::LogsQuery>::try_from_uri(&uri))),
+        b'4' => drop(params(text).map(|uri| Query::<api::JobsQuery>::try_from_uri(&uri))),
+        _ => {
+            let Ok(asked) = serde_json::from_slice::<api::StartRequest>(rest) else {
+                return;
+            };
+            let written = serde_json::to_vec(&asked).expect("a request is always valid JSON");
+            let again: api::StartRequest =
+                serde_json::from_slice(&written).expect("what was written can be read");
+            let digest = |asked| key_of(b"key", asked).map(|key| key.body).ok();
+            assert_eq!(digest(&asked), digest(&again));
+            let _ = Awaited::of(&asked);
+            if let Ok((spec, env)) = Spec::new(asked, &crate::net::bounds::Bounds::default()) {
+                assert!(spec.command.is_some() || spec.path.is_some());
+                assert!(spec.env.iter().eq(env.keys()));
+            }
+        }
+    }
+}
