@@ -12,7 +12,7 @@ use std::{
     ffi::OsString,
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -253,20 +253,25 @@ pub fn open(path: &Path, access: &mut OpenOptions) -> io::Result<File> {
 }
 
 /// Returns once everything that the two files hold is on the disk: the bytes, and
-/// then their entries. Without files there is nothing to do.
+/// then their entries. The number is that of the first file in its file system: with
+/// another one it is a new file. Without files there is nothing to do.
 ///
 /// # Errors
 ///
 /// When the disk does not take it. Asking again would say nothing.
-pub fn sync(base: &Path) -> io::Result<()> {
+pub fn sync(base: &Path) -> io::Result<Option<u64>> {
+    let mut first = None;
     for path in [data_path(base), index_path(base)] {
         match open(&path, File::options().read(true)) {
-            Ok(file) => file.sync_data()?,
+            Ok(file) => {
+                file.sync_data()?;
+                first.get_or_insert(file.metadata()?.ino());
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(first)
 }
 
 pub(super) fn with_ending(base: &Path, ending: &str) -> PathBuf {

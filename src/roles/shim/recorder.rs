@@ -1,8 +1,8 @@
 //! Writes the files of a job's output; their format is that of `record.rs`.
 //!
 //! Neither file exists before the first byte. The bytes are written before their
-//! entry. Nothing here waits for the disk: whoever follows the job has the files
-//! synced, and that is the worker, or in its absence the shim.
+//! entry. Nothing here waits for the disk: the worker has the files
+//! synced, or in its absence the shim.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -157,7 +157,7 @@ impl Recorder {
                 Err(_) => self.give_back = None,
             }
         }
-        if self.begin_anew(&files).is_err() {
+        if self.rewrite(&files).is_err() {
             // Without room even for that all of it goes, which needs none.
             self.empty(&files);
         }
@@ -189,7 +189,7 @@ impl Recorder {
 
     /// Puts new files in the place of the old ones, with the last of what these
     /// have at the same offsets.
-    fn begin_anew(&mut self, old: &Files) -> io::Result<()> {
+    fn rewrite(&mut self, old: &Files) -> io::Result<()> {
         let carried = CARRIED.min(self.limit / 8);
         let mut first = self.entries;
         let mut entries = Vec::new();
@@ -315,7 +315,7 @@ impl Files {
         }
     }
 
-    /// Whether somebody has removed one of them.
+    /// Whether one of them was removed.
     fn are_removed(&self) -> bool {
         let is_removed = |file: &File| fstat(file).is_ok_and(|stat| stat.st_nlink == 0);
         is_removed(&self.data) || is_removed(&self.index)

@@ -45,7 +45,7 @@ struct Files {
 /// they were written, bytes without an entry get one; which stream they came by,
 /// is not known any more, and they are taken for standard output. After another
 /// boot such bytes may be anything, and are not taken for output. Only for files that
-/// nobody writes to.
+/// are no longer written to.
 ///
 /// # Errors
 ///

@@ -681,7 +681,7 @@ impl Task {
         }
     }
 
-    /// Takes over how the job has ended, once its output is on the disk: whoever hears
+    /// Takes over how the job has ended, once its output is on the disk: who hears
     /// of the end relies on that.
     async fn finish(&mut self, ended: Ended) {
         let job_id = self.job.spec.id;

@@ -1,6 +1,6 @@
 //! Has the output of all jobs put on the disk: that of jobs that run about twice a
-//! second, in the background, and that of a job that has ended before anybody is
-//! told of its end.
+//! second, in the background, and that of a job that has ended before its end is
+//! reported.
 
 use std::{
     collections::HashMap,
@@ -50,11 +50,11 @@ struct Names {
 #[derive(Default)]
 struct Synced {
     /// It has more output than was synced.
-    is_behind: bool,
+    has_more: bool,
     /// A sync has not returned.
     is_syncing: bool,
-    /// The names of its files are on the disk.
-    is_named: bool,
+    /// The file whose name is on the disk: a job may go on in a new one.
+    named: Option<u64>,
     /// A sync has failed. The next one would say nothing of that.
     failure: Option<io::Error>,
 }
@@ -80,7 +80,7 @@ impl OutputSync {
     /// A job has written something.
     pub(super) fn note(&self, id: JobId) {
         let mut jobs = self.jobs();
-        if !std::mem::replace(&mut jobs.entry(id).or_default().is_behind, true) {
+        if !std::mem::replace(&mut jobs.entry(id).or_default().has_more, true) {
             self.written.notify_one();
         }
     }
@@ -92,44 +92,45 @@ impl OutputSync {
     /// When the disk did not take some of it.
     pub(super) async fn finish(&self, id: JobId) -> io::Result<()> {
         let known = self.jobs().remove(&id).unwrap_or_default();
-        let synced = self.sync(id, known.is_named).await;
-        known.failure.map_or(synced, Err)
+        let synced = self.sync(id, known.named).await;
+        known.failure.map_or(synced.map(drop), Err)
     }
 
     async fn run(self, tasks: TaskTracker) {
         loop {
             self.written.notified().await;
             tokio::time::sleep(PERIOD).await;
-            for (id, is_named) in self.take() {
+            for (id, named) in self.take() {
                 let syncs = self.clone();
                 tasks.spawn(async move {
-                    let outcome = syncs.sync(id, is_named).await;
+                    let outcome = syncs.sync(id, named).await;
                     syncs.synced(id, outcome);
                 });
             }
         }
     }
 
-    /// The jobs that are behind, and whether their files' names are on the disk.
-    fn take(&self) -> Vec<(JobId, bool)> {
+    /// The jobs with more output than was synced, and their files whose names are on
+    /// the disk.
+    fn take(&self) -> Vec<(JobId, Option<u64>)> {
         let mut jobs = self.jobs();
-        let behind = jobs
+        let unsynced = jobs
             .iter_mut()
-            .filter(|(_, job)| job.is_behind && !job.is_syncing);
-        behind
+            .filter(|(_, job)| job.has_more && !job.is_syncing);
+        unsynced
             .map(|(id, job)| {
-                (job.is_behind, job.is_syncing) = (false, true);
-                (*id, job.is_named)
+                (job.has_more, job.is_syncing) = (false, true);
+                (*id, job.named)
             })
             .collect()
     }
 
     /// Notes the outcome of a sync, unless the job has ended since.
-    fn synced(&self, id: JobId, outcome: io::Result<()>) {
+    fn synced(&self, id: JobId, outcome: io::Result<Option<u64>>) {
         if let Some(job) = self.jobs().get_mut(&id) {
             job.is_syncing = false;
             match outcome {
-                Ok(()) => job.is_named = true,
+                Ok(named) => job.named = named,
                 Err(error) => {
                     if job.failure.is_none() {
                         tracing::error!(job_id = %id, %error, "cannot put output on the disk");
@@ -137,30 +138,29 @@ impl OutputSync {
                     job.failure.get_or_insert(error);
                 }
             }
-            if job.is_behind {
+            if job.has_more {
                 self.written.notify_one();
             }
         }
     }
 
-    async fn sync(&self, id: JobId, is_named: bool) -> io::Result<()> {
+    /// Returns the file whose name is on the disk.
+    async fn sync(&self, id: JobId, named: Option<u64>) -> io::Result<Option<u64>> {
         let base = self.place.output(id);
-        if !is_named && !there_is_output(&base).await {
-            return Ok(());
+        if named.is_none() && !there_is_output(&base).await {
+            return Ok(None);
         }
-        {
-            let closed = |_| io::Error::other("the worker is ending");
-            let permit = self.permits.clone().acquire_owned().await.map_err(closed)?;
-            let synced = spawn_blocking(move || {
-                let _permit = permit;
-                record::sync(&base)
-            });
-            synced.await.map_err(io::Error::other)??;
+        let closed = |_| io::Error::other("the worker is ending");
+        let permit = self.permits.clone().acquire_owned().await.map_err(closed)?;
+        let synced = spawn_blocking(move || {
+            let _permit = permit;
+            record::sync(&base)
+        });
+        let file = synced.await.map_err(io::Error::other)??;
+        if file.is_some() && file != named {
+            self.sync_names().await?;
         }
-        if is_named {
-            return Ok(());
-        }
-        self.sync_names().await
+        Ok(file)
     }
 
     /// Syncs the folder's entries, at once for all who have asked by then.
@@ -193,7 +193,7 @@ async fn there_is_output(base: &Path) -> bool {
     !found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
-/// Syncs a folder until nobody waits for that.
+/// Syncs a folder until no job waits for that.
 fn sync_folder(folder: &Path, names: &Mutex<Names>) {
     loop {
         let waiting = {
@@ -245,13 +245,17 @@ mod tests {
         syncs.note(noted);
         let synced = async {
             let mut pause = tokio::time::interval(Duration::from_millis(5));
-            while !syncs.jobs().get(&noted).is_some_and(|job| job.is_named) {
+            while !syncs
+                .jobs()
+                .get(&noted)
+                .is_some_and(|job| job.named.is_some())
+            {
                 pause.tick().await;
             }
         };
         let limit = Duration::from_secs(60);
         tokio::time::timeout(limit, synced).await.unwrap();
-        assert!(!syncs.jobs()[&noted].is_behind);
+        assert!(!syncs.jobs()[&noted].has_more);
         syncs.finish(noted).await.unwrap();
         syncs.finish(silent).await.unwrap();
         assert!(syncs.jobs().is_empty());

@@ -541,7 +541,7 @@ async fn a_gap_is_said_in_every_format() {
         text.contains("id: 32\ndata: {\"offset\":2,\"gap\":30}\n"),
         "{text}"
     );
-    // Bytes alone, and the size of what is missing behind them.
+    // Bytes alone, and the size of what is missing after them.
     assert_eq!(scheduler.text(&path, "text/plain", &[]).await, "abc\n");
     let trailer = trailers_of(&scheduler, &path).await;
     assert!(
@@ -565,7 +565,7 @@ async fn a_gap_is_said_in_every_format() {
     scheduler.end().await;
 }
 
-/// What comes behind the body of an answer, in lower case.
+/// What comes after the body of an answer, in lower case.
 async fn trailers_of(scheduler: &TestScheduler, path: &str) -> String {
     let mut client = TcpStream::connect(scheduler.http).await.unwrap();
     let request = format!(

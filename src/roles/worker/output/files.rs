@@ -68,7 +68,7 @@ impl Files {
         is_at(&self.data, data_path(base)) && is_at(&self.index, index_path(base))
     }
 
-    /// How many entries there are, and perhaps a few whose bytes lie behind the
+    /// How many entries there are, and perhaps a few whose bytes lie after the
     /// end that the caller knows of.
     pub(super) fn count(&self) -> io::Result<u64> {
         Ok(self.index.metadata()?.len() / Entry::SIZE as u64)
@@ -124,12 +124,12 @@ impl Files {
             if slots.is_empty() {
                 return Ok(None);
             }
-            let behind = first + slots.len() as u64;
+            let after = first + slots.len() as u64;
             let mut entries = (first..).zip(slots);
             if let Some(found) = entries.find_map(|(n, slot)| Some((n, slot.entry()?))) {
                 return Ok(Some(found));
             }
-            (first, count) = (behind, ENTRIES);
+            (first, count) = (after, ENTRIES);
         }
         Ok(None)
     }
@@ -259,8 +259,8 @@ impl Tail {
 }
 
 /// Reads `length` bytes, or what there is of them. Recent output is in memory and is
-/// copied right here; what has to come from a disk is read where waiting harms
-/// nobody.
+/// copied right here; what has to come from a disk is read where waiting does
+/// no harm.
 async fn read(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Bytes> {
     debug_assert!(length <= BATCH, "a reader asks for {length} bytes");
     // Someone who reads all from memory would never let anybody else run.

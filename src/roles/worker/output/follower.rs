@@ -224,7 +224,7 @@ impl Follower {
             if slots.is_empty() {
                 return Ok(None);
             }
-            let behind = first + slots.len() as u64;
+            let after = first + slots.len() as u64;
             let mut entries: Vec<(u64, Entry)> = Vec::new();
             let (mut next, mut from) = (position, 0);
             for (number, slot) in (first..).zip(slots) {
@@ -246,7 +246,7 @@ impl Follower {
                     entries,
                 }));
             }
-            first = behind;
+            first = after;
         }
     }
 

@@ -33,7 +33,7 @@ pub(super) struct Extent {
     pub(super) gap_cause: GapCause,
 }
 
-/// A job's output, whoever reads it. Its files are opened when the first reader
+/// A job's output, for all its readers. Its files are opened when the first reader
 /// needs them, and closed with the last.
 #[derive(Clone)]
 pub(super) struct Output {
@@ -68,7 +68,7 @@ impl Output {
     }
 
     /// Whether these are the files that are there now: a job goes on in new ones
-    /// when somebody has removed the old ones, and on file systems without holes.
+    /// when the old ones were removed, and on file systems without holes.
     fn has(&self, files: &Files) -> bool {
         files.are_at(&self.base)
     }
