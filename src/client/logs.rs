@@ -196,7 +196,7 @@ impl Logs {
             let begin = self.next_offset.unwrap_or(0).max(message.offset);
             self.next_offset = Some(behind.max(begin));
             let (bytes, cause) = self.gap.unwrap_or_default();
-            let bytes = bytes + behind.saturating_sub(begin);
+            let bytes = bytes.saturating_add(behind.saturating_sub(begin));
             let cause = cause.or(gap_cause(message.gap_cause()));
             self.gap = (bytes > 0).then_some((bytes, cause));
             return None;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::{
     Scheduler,
     error::{Error, Refusal},
+    gaps::Gaps,
     jobs::{Part, Record, State},
     wire,
     worker_rpc::{Output, OutputRequest},
@@ -113,57 +114,6 @@ impl Format {
             Self::Protobuf => ending(offset, status)
                 .encode_length_delimited_to_vec()
                 .into(),
-        }
-    }
-}
-
-/// What is said in a text of what is missing, in lines of their own.
-#[derive(Default)]
-struct TextGaps {
-    /// Nothing but the trailer, where this was not asked for.
-    are_asked_for: bool,
-    /// What was sent does not end with a whole line.
-    is_in_line: bool,
-    /// Missing since the last byte that was sent, and why.
-    pending: Option<(u64, Option<api::GapCause>)>,
-    /// What comes after the line.
-    held: Option<Piece>,
-}
-
-impl TextGaps {
-    /// What to send before a piece; the piece itself is given back if that is
-    /// nothing, and held otherwise.
-    fn line(&mut self, piece: Piece) -> Result<Piece, Bytes> {
-        let Piece::Output(chunk) = &piece else {
-            return self.before(piece);
-        };
-        if chunk.gap > 0 {
-            let (bytes, cause) = self.pending.unwrap_or_default();
-            let cause = cause.or(wire::gap_cause(chunk.gap_cause()));
-            self.pending = Some((bytes + chunk.gap, cause));
-            return Ok(piece);
-        }
-        if chunk.output.is_empty() {
-            return Ok(piece);
-        }
-        let was_in_line = std::mem::replace(&mut self.is_in_line, !chunk.output.ends_with(b"\n"));
-        self.begun(was_in_line, piece)
-    }
-
-    fn before(&mut self, piece: Piece) -> Result<Piece, Bytes> {
-        let is_in_line = self.is_in_line;
-        self.begun(is_in_line, piece)
-    }
-
-    fn begun(&mut self, is_in_line: bool, piece: Piece) -> Result<Piece, Bytes> {
-        match self.pending.take().filter(|_| self.are_asked_for) {
-            None => Ok(piece),
-            Some((bytes, cause)) => {
-                self.held = Some(piece);
-                let begin = if is_in_line { "\n" } else { "" };
-                let note = api::GapCause::note(bytes, cause);
-                Err(format!("{begin}[jobctl: {note}]\n").into())
-            }
         }
     }
 }
@@ -271,9 +221,9 @@ pub(super) struct Follower {
     offset: u64,
     /// Where it ends, in the last of several attempts, if that is not with the job.
     until: Option<Until>,
-    /// How much was missing.
-    missing: u64,
-    gaps: TextGaps,
+    gaps: Gaps,
+    /// What comes after the line that says what is missing.
+    held: Option<Piece>,
     ended: bool,
 }
 
@@ -332,11 +282,8 @@ pub(super) async fn open(
         source: Source::Over,
         offset: offset.unwrap_or_else(|| part.map_or(0, |part| part.begin)),
         until: None,
-        missing: 0,
-        gaps: TextGaps {
-            are_asked_for: asked.gaps,
-            ..TextGaps::default()
-        },
+        gaps: Gaps::new(asked.gaps),
+        held: None,
         ended: false,
     };
     if !follower.follow && asked.attempt.is_none() {
@@ -555,23 +502,25 @@ impl Follower {
 
     async fn frame(&mut self, format: Format) -> Result<Option<Frame>, Error> {
         loop {
-            let piece = match self.gaps.held.take() {
+            let piece = match self.held.take() {
                 Some(piece) => piece,
-                None => {
-                    let Some(piece) = self.next().await? else {
-                        return Ok(None);
-                    };
-                    if let Piece::Output(chunk) = &piece {
-                        self.missing = self.missing.saturating_add(chunk.gap);
-                    }
-                    match self.gaps.line(piece) {
-                        Ok(piece) => piece,
-                        Err(line) if format == Format::Text => return Ok(Some(Frame::data(line))),
-                        Err(_) => continue,
-                    }
-                }
+                None => match self.next().await? {
+                    Some(piece) => piece,
+                    None => return Ok(None),
+                },
             };
-            if let Some(frame) = format.piece(piece, self.missing) {
+            let goes_on = matches!(&piece, Piece::Output(chunk) if chunk.output.is_empty());
+            if format == Format::Text
+                && !goes_on
+                && let Some(line) = self.gaps.line()
+            {
+                self.held = Some(piece);
+                return Ok(Some(Frame::data(line)));
+            }
+            if let Piece::Output(chunk) = &piece {
+                self.gaps.sent(chunk);
+            }
+            if let Some(frame) = format.piece(piece, self.gaps.missing()) {
                 return Ok(Some(frame));
             }
         }
