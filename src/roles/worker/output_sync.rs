@@ -245,10 +245,10 @@ mod tests {
         syncs.note(noted);
         let synced = async {
             let mut pause = tokio::time::interval(Duration::from_millis(5));
-            while !syncs
+            while syncs
                 .jobs()
                 .get(&noted)
-                .is_some_and(|job| job.named.is_some())
+                .is_none_or(|job| job.named.is_none())
             {
                 pause.tick().await;
             }
