@@ -24,6 +24,9 @@ use crate::{
 /// The largest request body taken, in bytes, where a scheduler is not told otherwise.
 pub const MAX_BODY: usize = 1024 * 1024;
 
+/// The most bytes of the items of a group together, which are sent one on a line.
+pub const MAX_ITEMS_BYTES: usize = 128 * 1024 * 1024;
+
 /// The longest a `/query` with `wait_ms` is held before it is answered anyway.
 pub const MAX_WAIT_MS: u64 = 60_000;
 
@@ -143,6 +146,20 @@ pub struct StartRequest {
 }
 
 impl StartRequest {
+    /// As lines, for the many items of a group: the request without them, and each of
+    /// them on a line of its own. See [`NDJSON`].
+    pub fn lines(&self) -> Vec<u8> {
+        let mut without = self.clone();
+        let items = without.each.take().unwrap_or_default();
+        let valid = "a request is always valid JSON";
+        let mut lines = serde_json::to_vec(&without).expect(valid);
+        for item in items {
+            lines.push(b'\n');
+            serde_json::to_writer(&mut lines, &item).expect(valid);
+        }
+        lines
+    }
+
     /// Whether it asks for a group of jobs.
     pub fn is_group(&self) -> bool {
         self.all || self.count.is_some() || self.each.is_some()

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use reqwest::{
     Method, RequestBuilder, Response, Url, header, header::HeaderValue, redirect::Policy,
 };
@@ -132,6 +133,12 @@ impl fmt::Display for Server {
     }
 }
 
+/// Whether its items may be too long for a body of the usual size.
+fn has_many_items(body: &StartRequest) -> bool {
+    let items = body.each.iter().flatten();
+    items.map(String::len).sum::<usize>() > api::MAX_BODY / 8
+}
+
 /// A scheduler's HTTP API. Clones share their connections.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -215,11 +222,16 @@ impl Client {
         let began = Instant::now();
         let mut retry = Retry::new(began);
         let mut reached = None;
+        let lines = has_many_items(body).then(|| Bytes::from(body.lines()));
         loop {
-            let request = self
-                .post("/start", body)
-                .header(api::IDEMPOTENCY_KEY, key)
-                .timeout(ANSWER);
+            let request = match &lines {
+                Some(lines) => self
+                    .request(Method::POST, "/start")
+                    .header(header::CONTENT_TYPE, api::NDJSON)
+                    .body(lines.clone()),
+                None => self.post("/start", body),
+            };
+            let request = request.header(api::IDEMPOTENCY_KEY, key).timeout(ANSWER);
             let error = match self.ask(request).await {
                 Ok(started) => return Ok(started),
                 Err(error) => error,

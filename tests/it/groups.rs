@@ -449,3 +449,41 @@ async fn a_group_is_followed_across_a_restart_of_the_scheduler() {
     assert_eq!(lines.len(), 150, "{outcome:?}");
     cluster.end().await;
 }
+
+#[tokio::test]
+async fn items_that_fit_into_no_body_are_sent_as_lines() {
+    let cluster = with_slots(&[1]).await;
+    let items: Vec<String> = (0..3000).map(|n| format!("{n:->1024}")).collect();
+    let request = StartRequest {
+        each: Some(items.clone()),
+        // None of them starts: what matters is what each was given.
+        delay_ms: Some(3_600_000),
+        ..sh("true")
+    };
+    let key = "the-same";
+    let started = cluster.client.start_group(&request, key).await.unwrap();
+    assert_eq!(started.count, 3000);
+    let again = cluster.client.start_group(&request, key).await.unwrap();
+    assert_eq!(again.group_id, started.group_id);
+    let mut other = request.clone();
+    other.each.as_mut().unwrap()[2999].push('x');
+    let error = cluster.client.start_group(&other, key).await.unwrap_err();
+    assert_eq!(error.code(), Some("idempotency_key_reused"));
+    for index in [0, 1, 2999] {
+        let query = QueryRequest {
+            job_id: format!("{}/{index}", started.group_id),
+            ..Default::default()
+        };
+        let QueryAnswer::Job(answer) = cluster.client.query(&query).await.unwrap() else {
+            panic!("it is a job");
+        };
+        assert_eq!(answer.job.item.as_deref(), Some(&*items[index]));
+    }
+    let long = StartRequest {
+        each: Some(vec!["x".repeat(2 * 1024 * 1024)]),
+        ..sh("true")
+    };
+    let error = begun(&cluster, &long).await.unwrap_err();
+    assert_eq!(error.code(), Some("body_too_large"), "{error}");
+    cluster.end().await;
+}

@@ -26,7 +26,7 @@ mod worker_rpc;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::pki_types::CertificateDer;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -53,6 +53,9 @@ use crate::{
 /// How long connections may take to end after a shutdown was asked for. What
 /// is left then belongs to peers who neither speak nor close.
 const DRAIN: Duration = Duration::from_secs(3);
+
+/// So many starts of groups with many items are read at once.
+const LONG_BODIES: usize = 2;
 
 /// How often it is recorded when workers were heard of last.
 const NOTE_HEARD: Duration = Duration::from_secs(30);
@@ -154,6 +157,8 @@ struct Scheduler {
     bounds: Bounds,
     /// The most bytes of a body.
     body_bytes: usize,
+    /// Of bodies that may be longer, few are read at once.
+    long_bodies: Arc<Semaphore>,
     /// Where workers find it.
     grpc_address: SocketAddr,
     /// Ends whatever would stay open by itself: followers, waiting requests,
@@ -331,6 +336,7 @@ impl Opened {
             names: config.names.clone().into(),
             bounds: config.bounds,
             body_bytes: config.body_bytes,
+            long_bodies: Arc::new(Semaphore::new(LONG_BODIES)),
             grpc_address: listeners.grpc.local_addr().map_err(Error::Listener)?,
             closing: closing.clone(),
         };

@@ -5,15 +5,17 @@
 mod access;
 mod admit;
 mod events;
+mod items;
 mod workers;
 
+use self::items::StartBody;
 pub(super) use self::{
     access::certificate,
     admit::{bearer, is_no_page, until_cut},
     workers::list_workers,
 };
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json, Router,
@@ -120,7 +122,7 @@ async fn start(
     State(scheduler): State<Scheduler>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
-    Body(asked): Body<api::StartRequest>,
+    StartBody(asked): StartBody,
 ) -> Result<(StatusCode, Json<StartAnswer>), Error> {
     let key = decode_key(&headers, &asked)?;
     let answer = start_job(&scheduler, caller, asked, key).await?;
@@ -269,11 +271,27 @@ pub(super) fn key_of(key: &[u8], asked: &api::StartRequest) -> Result<Key, Error
     if key.is_empty() || key.len() > api::MAX_KEY || !key.iter().all(u8::is_ascii_graphic) {
         return Err(bad_key("not 1 to 255 visible ASCII characters"));
     }
-    let body = serde_json::to_vec(asked).map_err(|error| Error::BadRequest(error.to_string()))?;
+    let mut body = Digesting(Sha256::new());
+    serde_json::to_writer(&mut body, asked)
+        .map_err(|error| Error::BadRequest(error.to_string()))?;
     Ok(Key {
         key: String::from_utf8_lossy(key).into_owned(),
-        body: Sha256::digest(&body).to_vec(),
+        body: body.0.finalize().to_vec(),
     })
+}
+
+/// Digests what is written, which may be long and is needed for nothing else.
+struct Digesting(Sha256);
+
+impl io::Write for Digesting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 async fn stop(

@@ -76,6 +76,7 @@ async fn whoever_was_revoked_while_it_registered_has_left() {
         names: Arc::new([]),
         bounds: Bounds::default(),
         body_bytes: api::MAX_BODY,
+        long_bodies: Arc::new(Semaphore::new(1)),
         grpc_address: ([127, 0, 0, 1], 1).into(),
         closing,
     };
