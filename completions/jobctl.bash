@@ -335,7 +335,7 @@ _jobctl() {
 
     case "${cmd}" in
         jobctl)
-            opts="-v -h -V --server --context --client-dir --ca-file --token-file --verbose --color --help --version start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help"
+            opts="-v -h -V --server --context --client-dir --ca-file --token-file --patience --verbose --color --help --version start stop query jobs logs wait workers token cert ca audit version context login scheduler worker dev completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -361,6 +361,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -373,7 +377,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__audit)
-            opts="-f -n -o -v -h --follow --tail --verify --output --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-f -n -o -v -h --follow --tail --verify --output --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -415,6 +419,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -427,7 +435,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__ca)
-            opts="-v -h --server --context --client-dir --ca-file --token-file --verbose --color --help show rotate help"
+            opts="-v -h --server --context --client-dir --ca-file --token-file --patience --verbose --color --help show rotate help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -450,6 +458,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -521,7 +533,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__ca__subcmd__rotate)
-            opts="-y -o -v -h --overlap --yes --output --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-y -o -v -h --overlap --yes --output --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -559,6 +571,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -571,7 +587,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__ca__subcmd__show)
-            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -605,6 +621,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -617,7 +637,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__cert)
-            opts="-v -h --server --context --client-dir --ca-file --token-file --verbose --color --help list revoke help"
+            opts="-v -h --server --context --client-dir --ca-file --token-file --patience --verbose --color --help list revoke help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -640,6 +660,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -711,7 +735,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__cert__subcmd__list)
-            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -745,6 +769,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -757,7 +785,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__cert__subcmd__revoke)
-            opts="-y -v -h --yes --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-y -v -h --yes --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -780,6 +808,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1633,7 +1665,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__jobs)
-            opts="-n -o -q -v -h --state --worker --name --group --limit --all --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-n -o -q -v -h --state --worker --name --group --limit --all --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1691,6 +1723,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -1729,7 +1765,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__logs)
-            opts="-f -n -t -v -h --follow --tail --since --attempt --offset --stream --timestamps --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-f -n -t -v -h --follow --tail --since --attempt --offset --stream --timestamps --raw --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1779,6 +1815,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -1791,7 +1831,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__query)
-            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1822,6 +1862,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1955,7 +1999,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__start)
-            opts="-l -f -v -h --worker --label --script --with --all --count --each --at-once --stop-on-failure --env --cwd --user --name --timeout --priority --no-queue --at --in --after --after-any --deadline --retries --retry-pause --on-lost --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-l -f -v -h --worker --label --script --with --all --count --each --at-once --stop-on-failure --env --cwd --user --name --timeout --priority --no-queue --at --in --after --after-any --deadline --retries --retry-pause --on-lost --idempotency-key --wait --follow --raw --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2073,6 +2117,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -2085,7 +2133,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__stop)
-            opts="-v -h --signal --grace --no-wait --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-v -h --signal --grace --no-wait --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2119,6 +2167,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -2131,7 +2183,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__token)
-            opts="-v -h --server --context --client-dir --ca-file --token-file --verbose --color --help create list revoke help"
+            opts="-v -h --server --context --client-dir --ca-file --token-file --patience --verbose --color --help create list revoke help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2157,6 +2209,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -2169,7 +2225,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__token__subcmd__create)
-            opts="-o -v -h --role --ttl --name --bearer --out --output --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-o -v -h --role --ttl --name --bearer --out --output --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2216,6 +2272,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -2301,7 +2361,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__token__subcmd__list)
-            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2332,6 +2392,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -2347,7 +2411,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__token__subcmd__revoke)
-            opts="-v -h --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-v -h --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2373,6 +2437,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -2385,12 +2453,16 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__version)
-            opts="-o -v -h --output --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-o -v -h --wait --output --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --wait)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --output)
                     COMPREPLY=($(compgen -W "json jsonl yaml" -- "${cur}"))
                     return 0
@@ -2419,6 +2491,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -2431,7 +2507,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__wait)
-            opts="-v -h --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-v -h --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2454,6 +2530,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -2695,7 +2775,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__workers)
-            opts="-l -o -q -v -h --label --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --verbose --color --help show label drain resume remove help"
+            opts="-l -o -q -v -h --label --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --patience --verbose --color --help show label drain resume remove help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2737,6 +2817,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -2749,7 +2833,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__workers__subcmd__drain)
-            opts="-v -h --deadline --wait --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-v -h --deadline --wait --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2776,6 +2860,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -2889,7 +2977,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__workers__subcmd__label)
-            opts="-v -h --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-v -h --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2912,6 +3000,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -2927,7 +3019,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__workers__subcmd__remove)
-            opts="-y -v -h --yes --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-y -v -h --yes --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2950,6 +3042,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -2965,7 +3061,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__workers__subcmd__resume)
-            opts="-v -h --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-v -h --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2991,6 +3087,10 @@ _jobctl() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --color)
                     COMPREPLY=($(compgen -W "auto always never" -- "${cur}"))
                     return 0
@@ -3003,7 +3103,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__workers__subcmd__show)
-            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --verbose --color --help"
+            opts="-o -q -v -h --output --quiet --no-headers --server --context --client-dir --ca-file --token-file --patience --verbose --color --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -3034,6 +3134,10 @@ _jobctl() {
                     return 0
                     ;;
                 --token-file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

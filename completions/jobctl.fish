@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_jobctl_global_optspecs
-    string join \n server= context= client-dir= ca-file= token-file= v/verbose color= h/help V/version
+    string join \n server= context= client-dir= ca-file= token-file= patience= v/verbose color= h/help V/version
 end
 
 function __fish_jobctl_needs_command
@@ -29,6 +29,7 @@ complete -c jobctl -n "__fish_jobctl_needs_command" -l context -d 'The context t
 complete -c jobctl -n "__fish_jobctl_needs_command" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_needs_command" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_needs_command" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_needs_command" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_needs_command" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -81,6 +82,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l context -d 'The 
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand start" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -99,6 +101,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l context -d 'The c
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand stop" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -116,6 +119,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l context -d 'The 
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand query" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -146,6 +150,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l context -d 'The c
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand jobs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -165,6 +170,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l context -d 'The c
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand logs" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -178,6 +184,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l context -d 'The c
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand wait" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -195,6 +202,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_se
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and not __fish_seen_subcommand_from show label drain resume remove help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -219,6 +227,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from show" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -231,6 +240,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from label" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -242,6 +252,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from drain" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -253,6 +264,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from resume" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -263,6 +275,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_s
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand workers; and __fish_seen_subcommand_from remove" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -280,6 +293,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and not __fish_seen_subcommand_from create list revoke help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -304,6 +318,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_sub
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from create" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -321,6 +336,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_sub
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from list" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -333,6 +349,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_sub
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand token; and __fish_seen_subcommand_from revoke" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -347,6 +364,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and not __fish_seen_subcommand_from list revoke help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -366,6 +384,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subc
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from list" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -378,6 +397,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subc
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand cert; and __fish_seen_subcommand_from revoke" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -392,6 +412,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_su
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and not __fish_seen_subcommand_from show rotate help" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -411,6 +432,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcom
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from show" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -427,6 +449,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcom
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand ca; and __fish_seen_subcommand_from rotate" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -444,6 +467,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l context -d 'The 
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"
@@ -451,6 +475,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s f -l follow -d '
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -l verify -d 'Check that the lines are those that were written'
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s v -l verbose -d 'Show each request on stderr'
 complete -c jobctl -n "__fish_jobctl_using_subcommand audit" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l wait -d 'Wait so long for the scheduler to be ready, as `30s`' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -s o -l output -d 'How to show it: json, jsonl or yaml [default: two lines]' -r -f -a "json\t''
 jsonl\t''
 yaml\t''"
@@ -459,6 +484,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l context -d 'Th
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l client-dir -d 'Where contexts are kept [env: JOBCTL_CLIENT_DIR] [default: ~/.config/jobctl]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l ca-file -d 'The authorities to trust, in PEM [env: JOBCTL_CA_FILE] [default: the context\'s]' -r -F
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l token-file -d 'A bearer token to show instead of what the context has; nobody else may read it [env: JOBCTL_TOKEN_FILE]' -r -F
+complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l patience -d 'How long to wait for a scheduler that is being restarted, and for the worker whose output is read [env: JOBCTL_PATIENCE] [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand version" -l color -d 'When to use colour: auto, always or never' -r -f -a "auto\t''
 always\t''
 never\t''"

@@ -270,9 +270,10 @@ pub struct Group {
     pub at_once: Option<u32>,
     /// Once a job fails, the rest is stopped.
     pub stop_on_failure: bool,
-    /// The highest exit code of its jobs that have ended, as `jobctl wait` has
-    /// it: 128 and its number for a signal, 124 for a timeout, 125 where it is not
-    /// known.
+    /// The exit code of the first of its jobs, in their order, that failed, as
+    /// `jobctl wait` has it: 128 and its number for a signal, 124 for a timeout, 125
+    /// where it is not known. Where none failed, the highest of those that were
+    /// stopped.
     pub exit_code: u8,
     /// When it was accepted.
     pub created_at: Timestamp,
@@ -1326,6 +1327,9 @@ pub struct Error {
     /// refused is recorded under this id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_id: Option<JobId>,
+    /// The name of the worker that does not answer now, where that is why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
 }
 
 /// What a command ends with that waited for a job.

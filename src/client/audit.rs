@@ -9,7 +9,7 @@ use futures_util::{Stream, StreamExt as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Client, Error, Retry};
+use super::{Away, Client, Error, Retry};
 use crate::api::AuditQuery;
 
 /// A line bears the arguments of a job at most, which came in a request. A
@@ -22,7 +22,7 @@ pub enum Event {
     /// A line, without its end.
     Line(Bytes),
     /// The connection broke, and the first attempt to mend it failed.
-    Reconnecting,
+    Away(Away),
 }
 
 /// The lines behind one, across broken connections.
@@ -31,7 +31,8 @@ pub struct Audit {
     query: AuditQuery,
     connection: Connection,
     retry: Retry,
-    told: bool,
+    /// Who is away now, as was told.
+    away: Option<Away>,
 }
 
 enum Connection {
@@ -48,7 +49,7 @@ impl Audit {
             query,
             connection: Connection::Open(lines),
             retry: Retry::new(Instant::now()),
-            told: false,
+            away: None,
         })
     }
 
@@ -72,18 +73,18 @@ impl Audit {
                     Err(error) => return Err(error),
                 },
                 Connection::Broken(_) => {
-                    if self.mend().await? {
-                        return Ok(Some(Event::Reconnecting));
+                    if let Some(away) = self.mend().await? {
+                        return Ok(Some(Event::Away(away)));
                     }
                 }
             }
         }
     }
 
-    /// One attempt to connect again, after a pause; whether it is to be told.
-    async fn mend(&mut self) -> Result<bool, Error> {
+    /// One attempt to connect again, after a pause; who is away, if that is to be told.
+    async fn mend(&mut self) -> Result<Option<Away>, Error> {
         let Connection::Broken(error) = &mut self.connection else {
-            return Ok(false);
+            return Ok(None);
         };
         let Some(pause) = self.retry.pause(error, Instant::now()) else {
             return Err(std::mem::replace(error, ended(&self.client)));
@@ -93,12 +94,19 @@ impl Audit {
             Ok(lines) => {
                 self.retry.connected(Instant::now());
                 self.connection = Connection::Open(lines);
-                self.told = false;
-                Ok(false)
+                if let Some(away) = self.away.take() {
+                    self.client.is_back(&away);
+                }
+                Ok(None)
             }
             Err(error) => {
+                let away = self.client.away(&error);
                 self.connection = Connection::Broken(error);
-                Ok(!std::mem::replace(&mut self.told, true))
+                if away == self.away {
+                    return Ok(None);
+                }
+                self.away.clone_from(&away);
+                Ok(away)
             }
         }
     }
@@ -108,6 +116,7 @@ fn ended(client: &Client) -> Error {
     Error::Interrupted {
         server: client.server.to_string(),
         reason: "the stream ended before the audit log did".to_owned(),
+        hung_up: true,
     }
 }
 

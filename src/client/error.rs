@@ -17,6 +17,8 @@ pub enum Error {
         server: String,
         /// What the system said.
         reason: String,
+        /// The connection was refused or closed, as while a scheduler is restarted.
+        hung_up: bool,
     },
     /// The connection ended, or time was up, before the answer was whole. What
     /// was asked for may have been done.
@@ -25,6 +27,16 @@ pub enum Error {
         /// The URL of the scheduler.
         server: String,
         /// What the system said.
+        reason: String,
+        /// The connection was closed, as while a scheduler is restarted.
+        hung_up: bool,
+    },
+    /// The certificate of the scheduler is not valid at the time that it is here.
+    #[error("cannot trust what answers at {server}: {reason}")]
+    ClocksDiffer {
+        /// The URL that was tried.
+        server: String,
+        /// What the clock here says, and what the certificate says.
         reason: String,
     },
     /// Whoever answers does not prove to be the scheduler.
@@ -88,6 +100,7 @@ impl Error {
             Self::Unreachable { .. }
             | Self::Interrupted { .. }
             | Self::Unreadable { .. }
+            | Self::ClocksDiffer { .. }
             | Self::Untrusted { .. }
             | Self::NotAccepted { .. }
             | Self::OtherScheme { .. }
@@ -104,12 +117,23 @@ impl Error {
             Self::Refused { status, .. } | Self::Unreadable { status, .. } => {
                 matches!(status, 502..=504)
             }
-            Self::Untrusted { .. }
+            Self::ClocksDiffer { .. }
+            | Self::Untrusted { .. }
             | Self::NotAccepted { .. }
             | Self::OtherScheme { .. }
             | Self::PlainToken(_)
             | Self::Proof(_) => false,
         }
+    }
+
+    /// Whether the scheduler has answered that the worker does not.
+    pub(super) fn is_of_worker_away(&self) -> bool {
+        matches!(self, Self::Refused { error, .. } if error.worker.is_some())
+    }
+
+    /// Whether the request was not even heard, so that any may be sent again.
+    pub(super) fn is_unheard(&self) -> bool {
+        matches!(self, Self::Unreachable { hung_up: true, .. })
     }
 
     /// From what reqwest says before the head of an answer has arrived.
@@ -121,9 +145,14 @@ impl Error {
         // Whatever is neither a failed connection nor a failed request (a URL
         // that cannot be dialled, say) never left this machine either.
         if error.is_connect() || !(error.is_request() || error.is_timeout()) {
-            Self::Unreachable { server, reason }
+            let hung_up = hung_up(error);
+            Self::Unreachable {
+                server,
+                reason,
+                hung_up,
+            }
         } else {
-            Self::Interrupted { server, reason }
+            Self::broken(server, error)
         }
     }
 
@@ -132,11 +161,42 @@ impl Error {
         if let Some(error) = distrust(&server, error) {
             return error;
         }
+        Self::broken(server, error)
+    }
+
+    fn broken(server: String, error: &reqwest::Error) -> Self {
         Self::Interrupted {
             server,
             reason: innermost(error),
+            // What is left besides is a connection that ended before its time.
+            hung_up: !error.is_timeout(),
         }
     }
+}
+
+/// Whether the other side refused or closed a connection that came about no further.
+fn hung_up(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = error.source();
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<io::Error>();
+        if io.is_some_and(|io| {
+            matches!(
+                io.kind(),
+                io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::ConnectionReset
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::BrokenPipe
+                    | io::ErrorKind::UnexpectedEof
+            )
+        }) {
+            return true;
+        }
+        cause = match io.and_then(io::Error::get_ref) {
+            Some(within) => Some(within),
+            None => error.source(),
+        };
+    }
+    false
 }
 
 /// What went wrong in the name of security, if that was it.
@@ -166,17 +226,16 @@ fn distrust(server: &str, error: &reqwest::Error) -> Option<Error> {
 }
 
 fn of_tls(server: String, error: &TlsError) -> Option<Error> {
+    if let TlsError::InvalidCertificate(error) = error
+        && let Some(reason) = tls::clocks_differ(error)
+    {
+        return Some(Error::ClocksDiffer { server, reason });
+    }
     let reason = match error {
         TlsError::InvalidCertificate(error) => match error {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 "its certificate is of another authority than those that are trusted here"
                     .to_owned()
-            }
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "its certificate has expired, or the clocks differ".to_owned()
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "its certificate is not valid yet, or the clocks differ".to_owned()
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 "its certificate is for another host".to_owned()

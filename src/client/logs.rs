@@ -9,7 +9,7 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use prost::Message as _;
 use reqwest::header;
 
-use super::{Client, Error, Retry};
+use super::{Away, Client, Error, Retry};
 use crate::{
     api::{GapCause, Job, JobState, LogsQuery},
     proto::{self, StreamJobResponse},
@@ -32,9 +32,9 @@ pub enum Event {
         /// Why, where it is known.
         cause: Option<GapCause>,
     },
-    /// The connection broke and could not be mended at once, or what was mended
-    /// brings nothing. Told once, until something comes; goes on being tried.
-    Reconnecting,
+    /// Who is to send it is away, and was not back at once, or answers and sends
+    /// nothing. Told once for each of them; goes on being tried.
+    Away(Away),
     /// Everything asked for has been sent; nothing follows.
     End(Ending),
 }
@@ -96,9 +96,12 @@ pub struct Logs {
     next_offset: Option<u64>,
     connection: Connection,
     retry: Retry,
-    told: bool,
+    /// Who is away now, as was told.
+    away: Option<Away>,
     /// The connection was mended, and has brought nothing yet.
     is_silent: bool,
+    /// That this happens was told.
+    told: bool,
     /// Missing since the last output.
     gap: Option<(u64, Option<GapCause>)>,
     /// What comes after the gap.
@@ -112,18 +115,40 @@ enum Connection {
 
 impl Logs {
     pub(super) async fn open(client: Client, query: LogsQuery) -> Result<Self, Error> {
-        let messages = Messages::open(&client, &query).await?;
-        Ok(Self {
+        let now = Instant::now();
+        let mut retry = match query.follow {
+            true => Retry::new(now),
+            false => Retry::within(client.patience.limit, now),
+        };
+        let connection = match Messages::open(&client, &query).await {
+            Ok(messages) => {
+                retry.connected(Instant::now());
+                Connection::Open(messages)
+            }
+            Err(error) => match client.away(&error) {
+                Some(Away::Scheduler(_) | Away::Worker(_)) => Connection::Broken(error),
+                Some(Away::Other(_)) | None => return Err(error),
+            },
+        };
+        let mut logs = Self {
             client,
             query,
             next_offset: None,
-            connection: Connection::Open(messages),
-            retry: Retry::new(Instant::now()),
-            told: false,
+            connection,
+            retry,
+            away: None,
             is_silent: false,
+            told: false,
             gap: None,
             after_gap: None,
-        })
+        };
+        // Who only reads is to know at once whether there is anything to read.
+        while let (false, Connection::Broken(_)) = (logs.query.follow, &logs.connection) {
+            if let Some(Event::Away(away)) = logs.mend().await? {
+                logs.client.say(&away);
+            }
+        }
+        Ok(logs)
     }
 
     /// The next event if it has already arrived. `None` is the moment to show
@@ -223,7 +248,8 @@ impl Logs {
     async fn mend(&mut self) -> Result<Option<Event>, Error> {
         // What answers and then brings nothing is away as well.
         if std::mem::take(&mut self.is_silent) && !std::mem::replace(&mut self.told, true) {
-            return Ok(Some(Event::Reconnecting));
+            let what = "the output breaks off".to_owned();
+            return Ok(Some(Event::Away(Away::Other(what))));
         }
         let Connection::Broken(error) = &mut self.connection else {
             return Ok(None);
@@ -237,12 +263,21 @@ impl Logs {
                 self.retry.connected(Instant::now());
                 self.connection = Connection::Open(messages);
                 self.is_silent = true;
+                if let Some(away) = self.away.take() {
+                    self.client.is_back(&away);
+                }
                 Ok(None)
             }
             Err(error) => {
+                let away = self.client.away(&error);
                 self.connection = Connection::Broken(error);
-                let tell = !std::mem::replace(&mut self.told, true);
-                Ok(tell.then_some(Event::Reconnecting))
+                match away {
+                    Some(away) if self.away.as_ref() != Some(&away) => {
+                        self.away = Some(away.clone());
+                        Ok(Some(Event::Away(away)))
+                    }
+                    Some(_) | None => Ok(None),
+                }
             }
         }
     }
@@ -278,6 +313,7 @@ fn cut_short(client: &Client) -> Error {
     Error::Interrupted {
         server: client.server.to_string(),
         reason: "the stream ended before the job's output did".to_owned(),
+        hung_up: true,
     }
 }
 
@@ -460,6 +496,17 @@ mod tests {
             error: code.into(),
             code: code.into(),
             job_id: None,
+            worker: None,
+        };
+        (status, Json(error)).into_response()
+    }
+
+    fn worker_away(status: StatusCode) -> Response {
+        let error = api::Error {
+            error: "worker w2 is not there".into(),
+            code: "whatever".into(),
+            job_id: None,
+            worker: Some("w2".into()),
         };
         (status, Json(error)).into_response()
     }
@@ -512,7 +559,7 @@ mod tests {
                     text.extend_from_slice(format!("<{bytes}{cause}>").as_bytes());
                     continue;
                 }
-                Ok(Event::Reconnecting) => {
+                Ok(Event::Away(_)) => {
                     told += 1;
                     continue;
                 }
@@ -651,6 +698,49 @@ mod tests {
         let (text, _, outcome) = read_all(client.logs(query()).await.unwrap()).await;
         assert_eq!(text, "x");
         assert_eq!(outcome.unwrap_err().code(), Some("forbidden"));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_is_away_from_the_first_is_waited_for() {
+        let (client, asked) = serve(vec![
+            worker_away(StatusCode::SERVICE_UNAVAILABLE),
+            worker_away(StatusCode::GATEWAY_TIMEOUT),
+            worker_away(StatusCode::GATEWAY_TIMEOUT),
+            answer(encoded(&[output(0, b"x"), end(1)]), true),
+        ])
+        .await;
+        let mut logs = client.logs(query()).await.unwrap();
+        let Event::Away(away) = logs.next().await.unwrap() else {
+            panic!("output of a worker that is away");
+        };
+        assert_eq!(away.to_string(), "worker w2 is away, waiting");
+        let (text, told, outcome) = read_all(logs).await;
+        assert_eq!((text.as_str(), told), ("x", 0));
+        outcome.unwrap();
+        assert_eq!(asked.lock().unwrap().len(), 4);
+    }
+
+    #[tokio::test]
+    async fn who_only_reads_waits_as_long_as_the_patience_lasts() {
+        let reads = LogsQuery {
+            follow: false,
+            ..query()
+        };
+        let (client, asked) = serve(vec![worker_away(StatusCode::GATEWAY_TIMEOUT)]).await;
+        let error = client.logs(reads.clone()).await.err().unwrap();
+        assert_eq!(error.to_string(), "worker w2 is not there");
+        assert_eq!(asked.lock().unwrap().len(), 1);
+        let (client, _) = serve(vec![
+            worker_away(StatusCode::GATEWAY_TIMEOUT),
+            worker_away(StatusCode::GATEWAY_TIMEOUT),
+            answer(encoded(&[output(0, b"x"), end(1)]), true),
+        ])
+        .await;
+        let limit = std::time::Duration::from_secs(60);
+        let client = client.with_patience(crate::client::Patience::new(limit, |_| ()));
+        let (text, told, outcome) = read_all(client.logs(reads).await.unwrap()).await;
+        assert_eq!((text.as_str(), told), ("x", 0));
+        outcome.unwrap();
     }
 
     #[tokio::test]

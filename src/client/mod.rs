@@ -32,6 +32,7 @@ use crate::{
 };
 
 pub mod audit;
+mod away;
 pub mod contexts;
 mod error;
 pub mod logs;
@@ -40,6 +41,7 @@ pub mod render;
 mod retry;
 pub mod visible;
 
+pub use away::{Away, Patience};
 pub use error::Error;
 pub use logs::{Ending, Logs};
 pub use retry::Retry;
@@ -133,6 +135,15 @@ impl fmt::Display for Server {
     }
 }
 
+/// Which failures a request may be sent again after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    /// The scheduler has not even heard it.
+    Unheard,
+    /// Also where it may have been heard: sent twice it does the same as sent once.
+    Always,
+}
+
 /// Whether its items may be too long for a body of the usual size.
 fn has_many_items(body: &StartRequest) -> bool {
     let items = body.each.iter().flatten();
@@ -144,6 +155,7 @@ fn has_many_items(body: &StartRequest) -> bool {
 pub struct Client {
     http: reqwest::Client,
     server: Server,
+    patience: Patience,
 }
 
 impl Client {
@@ -178,7 +190,67 @@ impl Client {
             .tcp_keepalive_retries(3)
             .build()
             .map_err(|error| Error::unanswered(server.to_string(), &error))?;
-        Ok(Self { http, server })
+        Ok(Self {
+            http,
+            server,
+            patience: Patience::none(),
+        })
+    }
+
+    /// The same, which waits for a scheduler that is away: what is safe to send again
+    /// is sent again for as long.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// The same, which waits for nothing: for what need not be done now.
+    #[must_use]
+    pub fn without_patience(&self) -> Self {
+        self.clone().with_patience(Patience::none())
+    }
+
+    /// Says once that they are waited for, as the patience has it.
+    pub fn say(&self, away: &Away) {
+        self.patience.say(away);
+    }
+
+    /// They are there again.
+    pub fn is_back(&self, away: &Away) {
+        self.patience.is_back(away);
+    }
+
+    /// Who is away, if that is why; the same request may succeed once they are back.
+    pub fn away(&self, error: &Error) -> Option<Away> {
+        let scheduler = || Away::Scheduler(self.server.to_string());
+        match error {
+            Error::Refused { error, .. } if error.worker.is_some() => {
+                error.worker.clone().map(Away::Worker)
+            }
+            Error::Refused { error, .. } if error.code == api::code::SHUTTING_DOWN => {
+                Some(scheduler())
+            }
+            Error::Refused { error: refusal, .. } => error
+                .is_passing()
+                .then(|| Away::Other(refusal.error.clone())),
+            error => error.is_passing().then(scheduler),
+        }
+    }
+
+    /// Whether a scheduler that is restarted would fail so. Others who do not answer
+    /// (an unknown host, what does not speak TLS) are not waited for.
+    fn is_restarting(&self, error: &Error) -> bool {
+        match error {
+            Error::Unreachable { hung_up, .. } | Error::Interrupted { hung_up, .. } => *hung_up,
+            Error::Refused { error, .. } => error.code == api::code::SHUTTING_DOWN,
+            Error::Unreadable { .. } => error.is_passing(),
+            Error::ClocksDiffer { .. }
+            | Error::Untrusted { .. }
+            | Error::NotAccepted { .. }
+            | Error::OtherScheme { .. }
+            | Error::PlainToken(_)
+            | Error::Proof(_) => false,
+        }
     }
 
     /// The scheduler that is asked.
@@ -232,7 +304,7 @@ impl Client {
                 None => self.post("/start", body),
             };
             let request = request.header(api::IDEMPOTENCY_KEY, key).timeout(ANSWER);
-            let error = match self.ask(request).await {
+            let error = match self.ask_again(request).await {
                 Ok(started) => return Ok(started),
                 Err(error) => error,
             };
@@ -249,6 +321,9 @@ impl Client {
                 (_, None) => return Err(error),
                 (Error::Unreachable { .. }, Some(pause)) => tokio::time::sleep(pause).await,
                 (_, Some(pause)) => {
+                    if let (Some(away), true) = (self.away(&error), reached.is_some()) {
+                        self.say(&away);
+                    }
                     reached = Some(error);
                     tokio::time::sleep(pause).await;
                 }
@@ -258,20 +333,20 @@ impl Client {
 
     /// `POST /stop`: returns once the job is gone, however long its grace is.
     pub async fn stop(&self, body: &StopRequest) -> Result<StopResponse, Error> {
-        self.ask(self.post("/stop", body)).await
+        self.ask_again(self.post("/stop", body)).await
     }
 
     /// `POST /query`: how a job or a group stands; with `wait_ms` not before it has ended
     /// or that time is over.
     pub async fn query(&self, body: &QueryRequest) -> Result<QueryAnswer, Error> {
         let held = Duration::from_millis(body.wait_ms.unwrap_or_default());
-        self.ask(self.post("/query", body).timeout(held + OWN_ANSWER))
+        self.ask_again(self.post("/query", body).timeout(held + OWN_ANSWER))
             .await
     }
 
     /// `GET /jobs`: one page.
     pub async fn jobs(&self, query: &JobsQuery) -> Result<JobsResponse, Error> {
-        self.ask(self.get("/jobs").query(query).timeout(OWN_ANSWER))
+        self.ask_again(self.get("/jobs").query(query).timeout(OWN_ANSWER))
             .await
     }
 
@@ -283,7 +358,7 @@ impl Client {
     /// `GET /workers`: those that are meant.
     pub async fn workers_like(&self, query: &WorkersQuery) -> Result<WorkersResponse, Error> {
         let request = self.get("/workers").query(query).timeout(OWN_ANSWER);
-        self.ask(request).await
+        self.ask_again(request).await
     }
 
     /// `POST /workers/label`
@@ -312,7 +387,8 @@ impl Client {
 
     /// `GET /version`
     pub async fn version(&self) -> Result<VersionResponse, Error> {
-        self.ask(self.get("/version").timeout(OWN_ANSWER)).await
+        self.ask_again(self.get("/version").timeout(OWN_ANSWER))
+            .await
     }
 
     /// `POST /join`: a token buys a certificate.
@@ -328,7 +404,8 @@ impl Client {
 
     /// `GET /tokens`
     pub async fn tokens(&self) -> Result<TokensResponse, Error> {
-        self.ask(self.get("/tokens").timeout(OWN_ANSWER)).await
+        self.ask_again(self.get("/tokens").timeout(OWN_ANSWER))
+            .await
     }
 
     /// `POST /tokens`: the answer has the secret, which is shown this once.
@@ -348,7 +425,7 @@ impl Client {
 
     /// `GET /certs`
     pub async fn certificates(&self) -> Result<CertificatesResponse, Error> {
-        self.ask(self.get("/certs").timeout(OWN_ANSWER)).await
+        self.ask_again(self.get("/certs").timeout(OWN_ANSWER)).await
     }
 
     /// `POST /certs/revoke`: nothing of this id is accepted afterwards.
@@ -368,7 +445,8 @@ impl Client {
 
     /// `GET /audit`: the answer is lines of JSON.
     pub async fn audit(&self, query: &AuditQuery) -> Result<Response, Error> {
-        self.send(self.get("/audit").query(query)).await
+        self.patiently(self.get("/audit").query(query), Again::Always)
+            .await
     }
 
     /// `GET /readyz`: returns once so many workers are ready; after `wait` it is
@@ -384,7 +462,8 @@ impl Client {
     }
 
     /// `GET /logs`: returns once the scheduler has answered, or with the reason
-    /// why not. From then on a broken connection is taken up again.
+    /// why not. From then on a broken connection is taken up again. Where the output
+    /// is followed, a worker that is away is no reason: it is waited for.
     pub async fn logs(&self, query: LogsQuery) -> Result<Logs, Error> {
         Logs::open(self.clone(), query).await
     }
@@ -411,8 +490,53 @@ impl Client {
             .header(api::REQUEST_ID, Uuid::new_v4().to_string())
     }
 
+    /// What changes something, and would do so twice.
     async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Error> {
-        let response = self.send(request).await?;
+        let response = self.patiently(request, Again::Unheard).await?;
+        self.read(response).await
+    }
+
+    /// What does the same when it is sent twice.
+    async fn ask_again<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Error> {
+        let response = self.patiently(request, Again::Always).await?;
+        self.read(response).await
+    }
+
+    /// Sends a request again for as long as the patience lasts, while the scheduler
+    /// is being restarted.
+    async fn patiently(&self, request: RequestBuilder, again: Again) -> Result<Response, Error> {
+        let mut retry = Retry::within(self.patience.limit, Instant::now());
+        let mut failures = 0;
+        loop {
+            // The bodies are all in memory, so that there always is a copy.
+            let Some(copy) = request.try_clone() else {
+                return self.send(request).await;
+            };
+            let error = match self.send(copy).await {
+                Ok(response) => {
+                    let scheduler = Away::Scheduler(self.server.to_string());
+                    self.patience.is_back(&scheduler);
+                    return Ok(response);
+                }
+                Err(error) => error,
+            };
+            let may_be_sent = again == Again::Always || error.is_unheard();
+            if !may_be_sent || !self.is_restarting(&error) {
+                return Err(error);
+            }
+            let Some(pause) = retry.pause(&error, Instant::now()) else {
+                return Err(error);
+            };
+            failures += 1;
+            // What is over at once is not worth a word.
+            if failures == 2 {
+                self.patience.say(&Away::Scheduler(self.server.to_string()));
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, Error> {
         let status = response.status().as_u16();
         let body = response
             .bytes()
@@ -577,6 +701,7 @@ mod tests {
                     error: "no".into(),
                     code: code.into(),
                     job_id,
+                    worker: None,
                 };
                 Err((StatusCode::from_u16(status).unwrap(), Json(error)))
             }),
@@ -594,6 +719,78 @@ mod tests {
         assert_eq!(keys[4..], ["mine", "mine"]);
     }
 
+    fn resume() -> ResumeWorkerRequest {
+        ResumeWorkerRequest {
+            worker_id: "w1".to_owned(),
+        }
+    }
+
+    /// A scheduler that ends each connection, so many times, and then answers.
+    async fn restarting(mut times: usize) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while times > 0 {
+                times -= 1;
+                let (mut socket, _) = listener.accept().await.unwrap();
+                let mut some = [0; 1];
+                tokio::io::AsyncReadExt::read_exact(&mut socket, &mut some)
+                    .await
+                    .unwrap();
+            }
+            let ok = || async { Json(serde_json::json!({"version": "1", "success": true})) };
+            let router = Router::new()
+                .route("/version", get(ok))
+                .route("/stop", post(ok))
+                .route("/workers/resume", post(ok));
+            axum::serve(listener, router).await.unwrap();
+        });
+        let client = Client::new(server.parse().unwrap(), &Proof::default()).unwrap();
+        client.with_patience(Patience::new(Duration::from_secs(60), |away| {
+            assert!(away.to_string().starts_with("the scheduler at http://127."));
+        }))
+    }
+
+    #[tokio::test]
+    async fn what_does_the_same_twice_is_sent_again_while_the_scheduler_is_restarted() {
+        restarting(3).await.version().await.unwrap();
+        let stopped = restarting(3).await.stop(&StopRequest::default()).await;
+        assert!(stopped.unwrap().success);
+        // Whether it was done is not known, and doing it twice may be another thing.
+        let resume = resume();
+        let error = restarting(1)
+            .await
+            .resume_worker(&resume)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, Error::Interrupted { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_was_not_heard_is_sent_again_whatever_it_is() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let server = format!("http://{address}").parse().unwrap();
+        let (said, mut heard) = tokio::sync::mpsc::unbounded_channel();
+        static SAID: Mutex<Option<tokio::sync::mpsc::UnboundedSender<String>>> = Mutex::new(None);
+        *SAID.lock().unwrap() = Some(said);
+        let client = Client::new(server, &Proof::default()).unwrap();
+        let client = client.with_patience(Patience::new(Duration::from_secs(60), |away| {
+            let said = SAID.lock().unwrap();
+            said.as_ref().unwrap().send(away.to_string()).unwrap();
+        }));
+        let resume = tokio::spawn(async move { client.resume_worker(&resume()).await });
+        let words = format!("the scheduler at http://{address} is away, waiting");
+        assert_eq!(heard.recv().await.unwrap(), words);
+        let listener = TcpListener::bind(address).await.unwrap();
+        let ok = || async { Json(serde_json::json!({"success": true})) };
+        let router = Router::new().route("/workers/resume", post(ok));
+        tokio::spawn(axum::serve(listener, router).into_future());
+        resume.await.unwrap().unwrap();
+        assert!(heard.try_recv().is_err(), "said twice");
+    }
+
     #[tokio::test]
     async fn each_failure_is_told_apart() {
         let refuse = || async {
@@ -601,6 +798,7 @@ mod tests {
                 error: "worker not found".into(),
                 code: "worker_not_found".into(),
                 job_id: None,
+                worker: None,
             };
             (StatusCode::NOT_FOUND, Json(error))
         };

@@ -57,7 +57,7 @@ impl Proof {
                         what,
                     })
                 };
-                let pem = Pem::read_secret(file)?.ok_or_else(|| missing("identity"))?;
+                let pem = Pem::read_secret(file)?.ok_or_else(|| files::Error::not_there(file))?;
                 let key = pem.key.ok_or_else(|| missing("key"))?;
                 let own = Credentials::new(pem.certificates, key, roots.clone());
                 Some(Arc::new(own.map_err(|source| Error::Identity {
@@ -140,7 +140,7 @@ pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, Error> 
         file: file.to_owned(),
         what: "certificate",
     };
-    let pem = Pem::read(file)?.ok_or_else(missing)?;
+    let pem = Pem::read(file)?.ok_or_else(|| files::Error::not_there(file))?;
     match pem.certificates.is_empty() {
         true => Err(missing().into()),
         false => Ok(pem.certificates),
@@ -233,7 +233,7 @@ pub fn token(file: &Path) -> Result<String, Error> {
         file: file.to_owned(),
         what: "token",
     };
-    let text = files::secret(file)?.ok_or_else(missing)?;
+    let text = files::secret(file)?.ok_or_else(|| files::Error::not_there(file))?;
     let text = String::from_utf8(text).map_err(|_| missing())?;
     let token = text.trim();
     token.parse::<Bearer>().map_err(|_| missing())?;

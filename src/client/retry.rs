@@ -10,6 +10,8 @@ use crate::api::code;
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Where it is waited for some seconds alone.
+const SHORT_PAUSE: Duration = Duration::from_millis(500);
 const GIVE_UP: Duration = Duration::from_secs(5 * 60);
 /// A scheduler that was restarted hears of a job from its worker's next
 /// registration; for as long it does not know the job.
@@ -18,6 +20,11 @@ const GIVE_UP_UNKNOWN: Duration = Duration::from_secs(30);
 /// The state of one road to the scheduler, which may break again and again.
 #[derive(Debug)]
 pub struct Retry {
+    /// How long a scheduler may be away; and a worker, where the command does not stay.
+    limit: Duration,
+    /// The command stays for the job: a worker that is away is waited for without end.
+    stays: bool,
+    longest_pause: Duration,
     pause: Duration,
     connected_at: Option<Instant>,
     broken_since: Option<Instant>,
@@ -28,10 +35,23 @@ impl Retry {
     /// A road that is open.
     pub fn new(now: Instant) -> Self {
         Self {
+            limit: GIVE_UP,
+            stays: true,
+            longest_pause: LONGEST_PAUSE,
             pause: SHORTEST_PAUSE,
             connected_at: Some(now),
             broken_since: None,
             unknown_since: None,
+        }
+    }
+
+    /// One that is given up when it was not open for so long, even if only a worker is away.
+    pub fn within(limit: Duration, now: Instant) -> Self {
+        Self {
+            limit,
+            stays: false,
+            longest_pause: SHORT_PAUSE,
+            ..Self::new(now)
         }
     }
 
@@ -48,8 +68,8 @@ impl Retry {
     }
 
     /// How long to wait before the next attempt after `error`, or `None` where
-    /// another attempt is of no use: five minutes in which nothing came, half a
-    /// minute of not knowing the job, or a plain refusal.
+    /// another attempt is of no use: five minutes in which nothing came (or as long as
+    /// was said), half a minute of not knowing the job, or a plain refusal.
     pub fn pause(&mut self, error: &Error, now: Instant) -> Option<Duration> {
         if let Some(connected_at) = self.connected_at.take()
             && now.duration_since(connected_at) > LONGEST_PAUSE
@@ -58,22 +78,31 @@ impl Retry {
             self.progressed();
         }
         let broken_since = *self.broken_since.get_or_insert(now);
-        if error.is_passing() {
+        let broken_for = now.duration_since(broken_since);
+        let mut left = Duration::MAX;
+        if self.stays && error.is_of_worker_away() {
+            // The scheduler is there, and says so.
             self.unknown_since = None;
-            if now.duration_since(broken_since) > GIVE_UP {
+            self.broken_since = None;
+        } else if error.is_passing() {
+            self.unknown_since = None;
+            if broken_for > self.limit || self.limit.is_zero() {
                 return None;
+            }
+            if !self.stays {
+                left = self.limit - broken_for;
             }
         } else if error.code() == Some(code::JOB_NOT_FOUND) {
             let unknown_since = *self.unknown_since.get_or_insert(now);
-            if now.duration_since(unknown_since) > GIVE_UP_UNKNOWN {
+            if now.duration_since(unknown_since) > GIVE_UP_UNKNOWN.min(self.limit) {
                 return None;
             }
         } else {
             return None;
         }
         let pause = self.pause;
-        self.pause = (pause * 2).min(LONGEST_PAUSE);
-        Some(jittered(pause))
+        self.pause = (pause * 2).min(self.longest_pause);
+        Some(jittered(pause).min(left))
     }
 }
 
@@ -93,6 +122,7 @@ mod tests {
         Error::Unreachable {
             server: "s".into(),
             reason: "connection refused".into(),
+            hung_up: true,
         }
     }
 
@@ -103,8 +133,52 @@ mod tests {
                 error: "no".into(),
                 code: code.into(),
                 job_id: None,
+                worker: None,
             },
         }
+    }
+
+    fn worker_away() -> Error {
+        let mut error = refused(504, "worker_unreachable");
+        if let Error::Refused { error, .. } = &mut error {
+            error.worker = Some("w2".into());
+        }
+        error
+    }
+
+    #[test]
+    fn a_worker_that_is_away_is_waited_for_without_end_by_who_stays() {
+        let now = Instant::now();
+        let mut retry = Retry::new(now);
+        for hour in 0..48 {
+            let later = now + Duration::from_secs(hour * 3600);
+            assert!(retry.pause(&worker_away(), later).is_some(), "{hour}");
+        }
+        let limit = Duration::from_secs(5);
+        let mut retry = Retry::within(limit, now);
+        assert!(retry.pause(&worker_away(), now).is_some());
+        let late = now + limit + Duration::from_millis(1);
+        assert!(retry.pause(&worker_away(), late).is_none());
+    }
+
+    #[test]
+    fn the_last_attempt_is_made_when_the_patience_ends() {
+        let now = Instant::now();
+        let limit = Duration::from_secs(5);
+        let mut retry = Retry::within(limit, now);
+        let (mut at, mut pauses) = (now, 0);
+        while let Some(pause) = retry.pause(&lost(), at) {
+            assert!(pause <= SHORT_PAUSE);
+            at += pause + Duration::from_nanos(1);
+            pauses += 1;
+        }
+        assert!(at > now + limit && at < now + limit + Duration::from_millis(1));
+        assert!(pauses > 9, "{pauses}");
+        assert!(
+            Retry::within(Duration::ZERO, now)
+                .pause(&lost(), now)
+                .is_none()
+        );
     }
 
     #[test]

@@ -93,7 +93,7 @@ async fn read(args: Args, caller: &Caller) -> anyhow::Result<u8> {
                     Output::Json => render::audit_line(&line)?,
                 }
             }
-            Event::Reconnecting => render::note("connection lost, reconnecting"),
+            Event::Away(away) => caller.client.say(&away),
         }
     }
     if is_empty {
@@ -119,7 +119,7 @@ async fn verify(output: Option<Output>, caller: &Caller) -> anyhow::Result<u8> {
     while let Some(event) = audit.next().await? {
         match event {
             Event::Line(line) => broken = holds.add(&line).err(),
-            Event::Reconnecting => render::note("connection lost, reconnecting"),
+            Event::Away(away) => caller.client.say(&away),
         }
         if broken.is_some() {
             break;

@@ -1,15 +1,21 @@
 //! Whom a command asks: where the scheduler is and what is shown to it, found from
 //! flags, variables and contexts.
 
-use std::{env, ffi::OsString, path::PathBuf};
+use std::{env, ffi::OsString, path::PathBuf, time::Duration};
 
 use super::{Reach, context, report::BadSetting};
-use crate::client::{
-    self, Client, Server,
-    contexts::{Context, Named},
-    proof::{Asked, Proof},
-    render,
+use crate::{
+    client::{
+        self, Client, Patience, Server,
+        contexts::{Context, Named},
+        proof::{Asked, Proof},
+        render,
+    },
+    config,
 };
+
+/// How long a scheduler that is restarted is waited for, unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What an answer that never came may have left behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,8 +119,17 @@ impl Caller {
                 _ => token_file.or_else(|| of(|context| &context.token_file)),
             },
         })?;
+        let patience = match reach.patience {
+            Some(patience) => Some(patience),
+            None => variable("JOBCTL_PATIENCE")
+                .map(patience_of_variable)
+                .transpose()?,
+        };
+        let patience = Patience::new(patience.unwrap_or(PATIENCE), |away| {
+            render::note(&away.to_string());
+        });
         Ok(Self {
-            client: Client::new(server, &proof)?,
+            client: Client::new(server, &proof)?.with_patience(patience),
             proof,
             context,
             ca_file,
@@ -138,7 +153,9 @@ impl Caller {
         };
         let renewed = async {
             let asked = Asked::new()?;
-            let signed = self.client.renew(&asked.renew()).await?;
+            // If the scheduler is away, the command itself waits for it.
+            let client = self.client.without_patience();
+            let signed = client.renew(&asked.renew()).await?;
             asked.keep(&signed, identity_file, ca_file)?;
             anyhow::Ok(())
         };
@@ -165,6 +182,17 @@ fn server_of_variable(text: OsString) -> anyhow::Result<Server> {
         BadSetting {
             message: format!("`JOBCTL_SERVER` is `{text}`, which is {why}"),
             hint: format!("write it as `{}`, or unset it", client::DEFAULT_SERVER),
+        }
+        .into()
+    })
+}
+
+fn patience_of_variable(text: OsString) -> anyhow::Result<Duration> {
+    let text = text.to_string_lossy();
+    config::duration(&text).map_err(|why| {
+        BadSetting {
+            message: format!("`JOBCTL_PATIENCE` cannot be used: {why}"),
+            hint: "write it as `10s`, or unset it".to_owned(),
         }
         .into()
     })

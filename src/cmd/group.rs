@@ -17,7 +17,7 @@ use crate::{
         Stream, exit_code,
     },
     client::{
-        self, Client, Retry,
+        self, Away, Client, Retry,
         logs::Event,
         render::{self, GroupBar, GroupOutput, Look, MemberEnd},
     },
@@ -49,15 +49,15 @@ pub(super) async fn attached(caller: &Caller, group: GroupId) -> anyhow::Result<
             interrupt?;
             Ok(wait::detached_from(caller, "group", &[group.short()]))
         }
-        code = awaited(&caller.client, group) => code,
+        group = awaited(&caller.client, group) => Ok(group?.exit_code),
     }
 }
 
 /// As [`attached`], where Ctrl-C is somebody else's affair.
-pub(super) async fn awaited(client: &Client, group: GroupId) -> anyhow::Result<u8> {
+pub(super) async fn awaited(client: &Client, group: GroupId) -> anyhow::Result<Group> {
     let group = until_ended(client, group).await?;
     tell(client, &group).await?;
-    Ok(group.exit_code)
+    Ok(group)
 }
 
 /// Shows the output of all jobs until the last of them has ended, or until Ctrl-C;
@@ -92,7 +92,8 @@ pub(super) async fn followed_from_start(
     id: GroupId,
     look: Look,
 ) -> anyhow::Result<u8> {
-    let group = queried(&caller.client, id, None).await?;
+    let client = &caller.client;
+    let group = patiently(client, async || queried(client, id, None).await).await?;
     let template = LogsQuery {
         follow: true,
         offset: Some(0),
@@ -113,12 +114,13 @@ pub(super) async fn show(
     let followers = members(client, group.id).map(|job| {
         let sender = sender.clone();
         async move {
-            let job = Arc::new(job?);
+            let job = job?;
             let query = LogsQuery {
                 job_id: job.id.to_string(),
                 ..template.clone()
             };
-            let mut logs = patiently(async || client.logs(query.clone()).await).await?;
+            let mut logs = client.logs(query).await?;
+            let mut label = None;
             loop {
                 let message = match logs.next().await? {
                     Event::Output(message) => message,
@@ -127,15 +129,23 @@ pub(super) async fn show(
                         render::note(&format!("job {}: {note}", job.id.short()));
                         continue;
                     }
-                    Event::Reconnecting => continue,
+                    Event::Away(away) => {
+                        client.say(&away);
+                        continue;
+                    }
                     Event::End(_) => break,
                 };
-                if sender.send((job.clone(), Some(message))).await.is_err() {
+                let label = match &mut label {
+                    Some(label) => label,
+                    none => none.insert(label_of(client, group, &job).await?),
+                };
+                let message = (label.clone(), message);
+                if sender.send((job.id, Some(message))).await.is_err() {
                     break;
                 }
             }
             // Nobody listens any more once stdout is closed.
-            let _ = sender.send((job, None)).await;
+            let _ = sender.send((job.id, None)).await;
             Ok::<(), client::Error>(())
         }
     });
@@ -164,10 +174,9 @@ pub(super) async fn show(
             },
         };
         match message {
-            None => output.end(job.id).await?,
-            Some(message) => {
-                let label = render::member_label(group, &job);
-                output.write(job.id, &label, &message).await?;
+            None => output.end(job).await?,
+            Some((label, message)) => {
+                output.write(job, &label, &message).await?;
                 if messages.is_empty() {
                     output.flush().await?;
                 }
@@ -179,6 +188,24 @@ pub(super) async fn show(
         None => Ok(()),
         Some(error) => Err(error.into()),
     }
+}
+
+/// What a job that has written something is called beside the others. Of a group with
+/// a job for each worker that is its worker, which it had not when it was listed if it
+/// waited then.
+async fn label_of(client: &Client, group: &Group, job: &Job) -> Result<Arc<str>, client::Error> {
+    if !group.all || job.worker.is_some() {
+        return Ok(render::member_label(group, job).into());
+    }
+    let request = QueryRequest {
+        job_id: job.id.to_string(),
+        ..QueryRequest::default()
+    };
+    let answer = patiently(client, async || client.query(&request).await).await?;
+    Ok(match answer {
+        QueryAnswer::Job(answer) => render::member_label(group, &answer.job).into(),
+        QueryAnswer::Group(_) => render::member_label(group, job).into(),
+    })
 }
 
 /// The jobs of a group, in their order.
@@ -200,7 +227,7 @@ fn members(
             let Some(query) = next.take() else {
                 return Ok(None);
             };
-            let answer = patiently(async || client.jobs(&query).await).await?;
+            let answer = patiently(client, async || client.jobs(&query).await).await?;
             page = answer.jobs.into();
             next = answer.next.map(|after| JobsQuery {
                 after: Some(after),
@@ -210,18 +237,26 @@ fn members(
     })
 }
 
-/// Asks again for a while where the scheduler is away, as in a restart.
-async fn patiently<T>(ask: impl AsyncFn() -> Result<T, client::Error>) -> Result<T, client::Error> {
+/// Asks again for some minutes where the scheduler is away, as in a restart.
+pub(super) async fn patiently<T>(
+    client: &Client,
+    ask: impl AsyncFn() -> Result<T, client::Error>,
+) -> Result<T, client::Error> {
     let mut retry = Retry::new(Instant::now());
+    let mut failures = 0;
     loop {
         let error = match ask().await {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        match retry.pause(&error, Instant::now()) {
-            Some(pause) => tokio::time::sleep(pause).await,
-            None => return Err(error),
+        let Some(pause) = retry.pause(&error, Instant::now()) else {
+            return Err(error);
+        };
+        failures += 1;
+        if let (2, Some(away)) = (failures, client.away(&error)) {
+            client.say(&away);
         }
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -247,7 +282,7 @@ async fn queried(
 
 /// Waits for the end of all jobs, under a bar.
 async fn until_ended(client: &Client, id: GroupId) -> Result<Group, client::Error> {
-    let mut group = queried(client, id, None).await?;
+    let mut group = patiently(client, async || queried(client, id, None).await).await?;
     let bar = GroupBar::new(&group);
     let pause = match render::is_attended() {
         true => REDRAWN,
@@ -255,7 +290,9 @@ async fn until_ended(client: &Client, id: GroupId) -> Result<Group, client::Erro
     };
     let mut retry = Retry::new(Instant::now());
     let mut failures = 0;
+    let mut away = None;
     while group.ended_at.is_none() {
+        wait::say_who_is_away(client, &mut away, in_doubt(&group));
         match queried(client, id, Some(pause)).await {
             Ok(now) => {
                 retry.connected(Instant::now());
@@ -269,14 +306,25 @@ async fn until_ended(client: &Client, id: GroupId) -> Result<Group, client::Erro
                     return Err(error);
                 };
                 failures += 1;
-                if failures == 2 {
-                    bar.note("connection lost, reconnecting");
+                if let (2, Some(away)) = (failures, client.away(&error)) {
+                    client.say(&away);
                 }
                 tokio::time::sleep(pause).await;
             }
         }
     }
     Ok(group)
+}
+
+/// That some of its jobs are on workers that do not answer.
+fn in_doubt(group: &Group) -> Option<Away> {
+    let id = group.id.short();
+    match group.states.unknown {
+        0 => None,
+        _ => Some(Away::Other(format!(
+            "a worker that has jobs of group {id} is away"
+        ))),
+    }
 }
 
 /// How a group ended: a row for each worker, or for those that failed.
@@ -332,7 +380,7 @@ async fn last_words(client: &Client, job: &Job) -> Result<Option<String>, client
     loop {
         match logs.next().await? {
             Event::Output(message) => words.extend_from_slice(&message.output),
-            Event::Gap { .. } | Event::Reconnecting => {}
+            Event::Gap { .. } | Event::Away(_) => {}
             Event::End(_) => break,
         }
     }

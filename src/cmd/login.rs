@@ -7,7 +7,9 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 
-use super::{BadSetting, Codes, DONE, Reach, context, hint, hint_of_refusal, report_with};
+use super::{
+    BadSetting, Codes, DONE, Reach, SET_THE_CLOCK, context, hint, hint_of_refusal, report_with,
+};
 use crate::{
     client::{
         Client, Error, Server,
@@ -123,6 +125,7 @@ async fn join(args: Args, before: &Reach) -> anyhow::Result<u8> {
 fn refusal(error: &anyhow::Error) -> Option<String> {
     match error.downcast_ref()? {
         Error::Refused { error, .. } => hint_of_refusal(&error.code),
+        Error::ClocksDiffer { .. } => Some(SET_THE_CLOCK.to_owned()),
         Error::Untrusted { .. } => Some(
             "the token is of another cluster, or something stands between: compare it with what \
              `jobctl token create` printed"

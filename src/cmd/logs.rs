@@ -185,14 +185,14 @@ pub(super) async fn to_the_end(
 async fn show(client: &Client, query: LogsQuery, look: Look) -> anyhow::Result<Ending> {
     let mut logs = client.logs(query).await?;
     let mut output = JobOutput::new(look);
-    let ending = pour(&mut logs, &mut output).await;
+    let ending = pour(client, &mut logs, &mut output).await;
     let finished = output.finish().await;
     let ending = ending?;
     finished?;
     Ok(ending)
 }
 
-async fn pour(logs: &mut Logs, output: &mut JobOutput) -> anyhow::Result<Ending> {
+async fn pour(client: &Client, logs: &mut Logs, output: &mut JobOutput) -> anyhow::Result<Ending> {
     loop {
         let event = match logs.at_hand() {
             Some(event) => event?,
@@ -207,7 +207,7 @@ async fn pour(logs: &mut Logs, output: &mut JobOutput) -> anyhow::Result<Ending>
                 output.finish().await?;
                 render::note(&GapCause::note(bytes, cause));
             }
-            Event::Reconnecting => render::note("connection lost, reconnecting"),
+            Event::Away(away) => client.say(&away),
             Event::End(ending) => return Ok(ending),
         }
     }

@@ -2,7 +2,7 @@
 //! code says. Each verb has a file of its own: its arguments, one call, and the
 //! call to [`render`] that shows what came of it.
 
-use std::{env, ffi::OsStr, path::PathBuf};
+use std::{env, ffi::OsStr, path::PathBuf, time::Duration};
 
 use clap::{
     CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ErrorKind,
@@ -27,6 +27,7 @@ mod scheduler;
 mod start;
 mod stop;
 mod token;
+mod variables;
 mod version;
 mod wait;
 mod welcome;
@@ -37,11 +38,12 @@ pub use self::report::{report, show_usage};
 use self::{
     caller::{Caller, Effect, NoScheduler, variable},
     names::{Jobs, Named, Unmatched, listed, name, named, named_jobs},
-    report::{BadSetting, Hinted, hint, hint_of_refusal, report_with, usage},
+    report::{BadSetting, Hinted, SET_THE_CLOCK, hint, hint_of_refusal, report_with, usage},
 };
 use crate::{
     api::whole_milliseconds,
     client::{Server, render},
+    config,
 };
 
 /// The exit codes, as `--help` shows them. For `start --wait`, `start --follow`,
@@ -159,6 +161,16 @@ struct Reach {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
+    /// How long to wait for a scheduler that is being restarted, and for the worker
+    /// whose output is read [env: JOBCTL_PATIENCE] [default: 5s]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        allow_hyphen_values = true,
+        value_parser = config::duration
+    )]
+    patience: Option<Duration>,
+
     /// Show each request on stderr
     #[arg(short, long)]
     verbose: bool,
@@ -174,6 +186,7 @@ impl Reach {
             client_dir: own.client_dir.or(before.client_dir),
             ca_file: own.ca_file.or(before.ca_file),
             token_file: own.token_file.or(before.token_file),
+            patience: own.patience.or(before.patience),
             verbose: own.verbose || before.verbose,
         }
     }
@@ -186,6 +199,7 @@ impl Reach {
             ("--client-dir", self.client_dir.is_some()),
             ("--ca-file", self.ca_file.is_some()),
             ("--token-file", self.token_file.is_some()),
+            ("--patience", self.patience.is_some()),
             ("--verbose", self.verbose),
         ]
         .into_iter()
@@ -303,13 +317,17 @@ impl Cli {
     }
 
     /// Sets up what holds for the whole process: colour, and with `-v` a line on
-    /// stderr for each request. The roles set up their own log.
+    /// stderr for each request. The roles set up their own log. Says which variables
+    /// look like settings and are none.
     pub fn prepare(&self) {
         render::set_colour(match self.color {
             Colour::Auto => None,
             Colour::Always => Some(true),
             Colour::Never => Some(false),
         });
+        for warning in variables::warnings(env::vars_os().map(|(name, _)| name)) {
+            render::note(&warning);
+        }
         let verbose = match &self.verb {
             Verb::Asks(asks) => asks.reach().verbose || self.reach.verbose,
             Verb::Context(_)
@@ -359,7 +377,8 @@ pub async fn run(cli: Cli) -> u8 {
 async fn ask(asks: Asks, before: &Reach) -> anyhow::Result<u8> {
     let caller = match (Caller::new(asks.reach().or(before), asks.effect()), &asks) {
         (Err(error), Asks::Version(Asking { args, .. })) if error.is::<NoScheduler>() => {
-            return version::alone(args, &error);
+            version::alone(args)?;
+            return Err(error);
         }
         (caller, _) => caller?,
     };

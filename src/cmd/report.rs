@@ -97,6 +97,7 @@ fn code_of(error: &anyhow::Error, codes: Codes) -> u8 {
             Some(
                 client::Error::Unreachable { .. }
                 | client::Error::Interrupted { .. }
+                | client::Error::ClocksDiffer { .. }
                 | client::Error::Untrusted { .. }
                 | client::Error::OtherScheme { .. },
             ),
@@ -157,6 +158,7 @@ impl Caller {
                 Effect::Reads | Effect::None => NOT_HTTP.to_owned(),
             }),
             client::Error::Unreadable { .. } => Some(NOT_HTTP.to_owned()),
+            client::Error::ClocksDiffer { .. } => Some(SET_THE_CLOCK.to_owned()),
             client::Error::Proof(_) => None,
             client::Error::PlainToken(_) => Some("name the scheduler as `https://…`".to_owned()),
             client::Error::Untrusted { .. } => Some(match &self.ca_file {
@@ -300,6 +302,10 @@ pub(super) fn hint_of_refusal(word: &str) -> Option<String> {
     })
 }
 
+/// Where a certificate is not valid at the time of this machine.
+pub(super) const SET_THE_CLOCK: &str =
+    "compare the clocks of both machines with `date -u`, and set the one that is wrong";
+
 const NOT_HTTP: &str = "if that is not the scheduler's HTTP address, pass it: `--server URL`";
 
 /// A setting that was understood and is not taken.
@@ -373,6 +379,7 @@ pub(super) fn hint(error: &anyhow::Error) -> Option<String> {
                     .to_owned()
             }
             None => "workers join at the scheduler's gRPC address, as TOKEN@HOST:50000".to_owned(),
+            Some(tls::CLOCKS_DIFFER) => SET_THE_CLOCK.to_owned(),
             Some(_) => "a token buys one certificate and is good for an hour; for another: \
                   `jobctl token create --role worker`"
                 .to_owned(),
@@ -498,6 +505,7 @@ mod tests {
                 error: "no".into(),
                 code: word.into(),
                 job_id: None,
+                worker: None,
             },
         }
         .into()
@@ -509,6 +517,7 @@ mod tests {
             client::Error::Unreachable {
                 server: "s".into(),
                 reason: "r".into(),
+                hung_up: true,
             }
             .into()
         };
@@ -524,6 +533,7 @@ mod tests {
             (refused(503, "no_free_slot"), 1, 125),
             (refused(404, "token_not_found"), 3, 125),
             (untrusted(), 5, 125),
+            (clocks_differ(), 5, 125),
             (not_accepted(), 4, 125),
             (unreachable(), 5, 125),
             (unreachable().context("of something else"), 5, 125),
@@ -550,6 +560,11 @@ mod tests {
     fn untrusted() -> anyhow::Error {
         let (server, reason) = ("https://s".into(), "r".into());
         client::Error::Untrusted { server, reason }.into()
+    }
+
+    fn clocks_differ() -> anyhow::Error {
+        let (server, reason) = ("https://s".into(), "r".into());
+        client::Error::ClocksDiffer { server, reason }.into()
     }
 
     fn not_accepted() -> anyhow::Error {
@@ -596,6 +611,7 @@ mod tests {
         );
         let hint = caller.hint(&untrusted()).unwrap();
         assert!(hint.contains("`jobctl login TOKEN@HOST:PORT`"), "{hint}");
+        assert_eq!(caller.hint(&clocks_differ()).unwrap(), SET_THE_CLOCK);
         let hint = caller.hint(&not_accepted()).unwrap();
         assert!(hint.contains("`jobctl token create --role ROLE`"), "{hint}");
         let other = client::Error::OtherScheme {
@@ -674,6 +690,7 @@ mod tests {
             client::Error::Interrupted {
                 server: "s".into(),
                 reason: "r".into(),
+                hung_up: true,
             }
             .into()
         };
@@ -690,6 +707,14 @@ mod tests {
                 "`--data-dir DIR`",
             ),
             (worker_role::Error::Refused("no".into()), "`--name`"),
+            (
+                worker_role::Error::NotTaken {
+                    scheduler: "s:1".into(),
+                    message: "no".into(),
+                    word: Some(tls::CLOCKS_DIFFER.into()),
+                },
+                "`date -u`",
+            ),
         ] {
             let hint = hint(&error.into()).unwrap();
             assert!(hint.contains(word), "{hint}");

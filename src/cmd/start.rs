@@ -17,7 +17,10 @@ use crate::{
         LogsQuery, MAX_GROUP, MAX_KEY, MAX_RETRIES, OnLost, PassedOver, Priority, QueryAnswer,
         QueryRequest, StartRequest, StartResponse,
     },
-    client::render::{self, Look, Timestamps},
+    client::{
+        Error,
+        render::{self, Look, Timestamps},
+    },
     config,
     ids::JobId,
     labels::Requirement,
@@ -376,12 +379,28 @@ async fn attached(
     stay: Stay,
 ) -> anyhow::Result<u8> {
     let start = caller.client.start_with_key(request, key);
-    let answer = caller.patiently(start).await?;
-    let job = answer.job_id;
-    announce(caller, &answer).await;
+    let job = match caller.patiently(start).await {
+        Ok(answer) => {
+            announce(caller, &answer).await;
+            answer.job_id
+        }
+        // It is recorded, and its worker went away before it said whether it began.
+        Err(error) => match job_in_doubt(&error) {
+            Some(job) => job,
+            None => return Err(error.into()),
+        },
+    };
     match stay {
         Stay::Follow(look) => logs::attached(caller, everything(job), look).await,
         Stay::Wait => wait::attached(caller, job).await,
+    }
+}
+
+/// The job that is recorded though its worker did not answer.
+fn job_in_doubt(error: &Error) -> Option<JobId> {
+    match error {
+        Error::Refused { error, .. } if error.worker.is_some() => error.job_id,
+        _ => None,
     }
 }
 

@@ -1,16 +1,24 @@
 //! `jobctl wait`, and what the end of a job means for whoever stayed for it.
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use super::{Caller, Codes, DONE, EXIT_CODES, INTERRUPTED, Jobs, group, named_jobs};
+use super::{
+    Caller, Codes, DONE, EXIT_CODES, INTERRUPTED, Jobs, group, named_jobs, whole_milliseconds,
+};
 use crate::{
-    api::{Job, JobState, MAX_WAIT_MS, QueryAnswer, QueryRequest, exit_code},
+    api::{Job, JobState, QueryAnswer, QueryRequest, exit_code},
     client::{
-        self, Client, Ending, Retry,
+        self, Away, Client, Ending, Retry,
         render::{self, Spinner},
     },
     ids::JobId,
 };
+
+/// How often it is looked whether the worker of the job still answers.
+const LOOKED_AFTER: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,7 +27,9 @@ Examples:
 
 /// Wait for the end of jobs and groups, and end with their exit code
 ///
-/// Of several jobs the highest exit code counts.
+/// Of several jobs the first that failed counts, in the order in which they were
+/// named; one that was stopped counts only if none failed. Each that did not succeed
+/// is named on stderr.
 #[derive(Debug, clap::Args)]
 #[command(before_long_help = EXAMPLES, after_long_help = EXIT_CODES)]
 pub(super) struct Args {
@@ -35,43 +45,103 @@ pub(super) async fn run(args: Args, caller: &Caller) -> anyhow::Result<u8> {
     let mut left = VecDeque::from(jobs);
     // Around all of it: a job may have ended with the code of a Ctrl-C, and a
     // Ctrl-C may come between two of them.
-    let highest = tokio::select! {
+    let code = tokio::select! {
         // First of all, so that it is heard from before the first request on.
         biased;
         interrupt = tokio::signal::ctrl_c() => interrupt.map(|()| None)?,
-        highest = highest_of(caller, &mut left) => Some(highest),
+        code = code_of_all(caller, &mut left) => Some(code),
     };
-    Ok(highest.unwrap_or_else(|| detached(caller, left.make_contiguous())))
+    Ok(code.unwrap_or_else(|| detached(caller, left.make_contiguous())))
+}
+
+/// What the end of a job or a group means for the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Outcome {
+    code: u8,
+    /// It failed by itself: it was not stopped, and did not wait in vain for another.
+    failed: bool,
+}
+
+impl Outcome {
+    /// Of both, where `self` comes first.
+    fn and(self, next: Self) -> Self {
+        match (self.failed, next.failed) {
+            (true, _) => self,
+            (false, true) => next,
+            (false, false) => Self {
+                code: self.code.max(next.code),
+                failed: false,
+            },
+        }
+    }
 }
 
 /// Takes those off `jobs` that have ended.
-async fn highest_of(caller: &Caller, jobs: &mut VecDeque<String>) -> u8 {
-    let mut highest = DONE;
+async fn code_of_all(caller: &Caller, jobs: &mut VecDeque<String>) -> u8 {
+    let is_one = jobs.len() == 1;
+    let mut all = Outcome {
+        code: DONE,
+        failed: false,
+    };
     while let Some(job) = jobs.front() {
-        let code = match code_of(caller, job.clone()).await {
-            Ok(code) => code,
-            Err(error) => caller.report(&error, Codes::Job),
-        };
-        highest = highest.max(code);
+        let outcome = outcome_of(caller, job.clone(), is_one).await;
+        all = all.and(outcome.unwrap_or_else(|error| Outcome {
+            code: caller.report(&error, Codes::Job),
+            failed: true,
+        }));
         jobs.pop_front();
     }
-    highest
+    all.code
 }
 
-/// Waits for the end of a job or a group; the number is its exit code.
-async fn code_of(caller: &Caller, job_id: String) -> anyhow::Result<u8> {
+/// Waits for the end of a job or a group. How a job ended is said only on a terminal
+/// if it is the one that was waited for.
+async fn outcome_of(caller: &Caller, job_id: String, is_one: bool) -> anyhow::Result<Outcome> {
     let request = QueryRequest {
         job_id,
         ..QueryRequest::default()
     };
     let query = caller.client.query(&request);
-    let job = match caller.patiently(query).await? {
+    let answer = caller.patiently(query).await?;
+    end_of(caller, answer, is_one).await
+}
+
+/// As [`outcome_of`], of what was asked about before.
+async fn end_of(caller: &Caller, answer: QueryAnswer, is_one: bool) -> anyhow::Result<Outcome> {
+    let job = match answer {
         QueryAnswer::Job(answer) => answer.job,
-        QueryAnswer::Group(answer) => return group::awaited(&caller.client, answer.group.id).await,
+        QueryAnswer::Group(answer) => {
+            let group = group::awaited(&caller.client, answer.group.id).await?;
+            let states = group.states;
+            return Ok(Outcome {
+                code: group.exit_code,
+                failed: states.unsuccessful() > states.stopped,
+            });
+        }
     };
-    let label = job.id.short();
     let ended = until_ended(&caller.client, job).await?;
-    Ok(told(&Ending::from(&ended), &label))
+    let (id, ending) = (ended.id.short(), Ending::from(&ended));
+    let code = match (is_one, &ended.name) {
+        (true, _) => told(&ending, &id),
+        (false, Some(name)) => told_of_many(&ending, &format!("{name} ({id})")),
+        (false, None) => told_of_many(&ending, &id),
+    };
+    Ok(Outcome {
+        code,
+        failed: code != DONE && ended.state != JobState::Stopped,
+    })
+}
+
+/// As [`outcome_of`], of a job that is there for certain, so that who is away is
+/// waited for from the first.
+async fn outcome_of_started(caller: &Caller, job: JobId) -> anyhow::Result<Outcome> {
+    let request = QueryRequest {
+        job_id: job.to_string(),
+        ..QueryRequest::default()
+    };
+    let client = &caller.client;
+    let answer = group::patiently(client, async || client.query(&request).await).await?;
+    end_of(caller, answer, true).await
 }
 
 /// Waits for the job's end, or for Ctrl-C; the number is the exit code.
@@ -80,22 +150,28 @@ pub(super) async fn attached(caller: &Caller, job: JobId) -> anyhow::Result<u8> 
         // First of all, so that it is heard from before the first request on.
         biased;
         interrupt = tokio::signal::ctrl_c() => interrupt.map(|()| None)?,
-        code = code_of(caller, job.to_string()) => Some(code?),
+        outcome = outcome_of_started(caller, job) => Some(outcome?.code),
     };
     Ok(code.unwrap_or_else(|| detached(caller, &[job.short()])))
 }
 
 /// Asks by id, so that `last` goes on meaning the same job.
 pub(super) async fn until_ended(client: &Client, mut job: Job) -> Result<Job, client::Error> {
-    let spinner = Spinner::new(&format!("waiting for job {}", job.id.short()));
+    let _spinner = Spinner::new(&format!("waiting for job {}", job.id.short()));
     let request = QueryRequest {
         job_id: job.id.to_string(),
         worker_id: None,
-        wait_ms: Some(MAX_WAIT_MS),
+        wait_ms: Some(whole_milliseconds(LOOKED_AFTER)),
     };
     let mut retry = Retry::new(Instant::now());
     let mut failures = 0;
+    let mut away = None;
     while !job.state.is_final() {
+        let worker = job
+            .worker
+            .clone()
+            .filter(|_| job.state == JobState::Unknown);
+        say_who_is_away(client, &mut away, worker.map(Away::Worker));
         match client.query(&request).await {
             Ok(answer) => {
                 retry.connected(Instant::now());
@@ -110,14 +186,28 @@ pub(super) async fn until_ended(client: &Client, mut job: Job) -> Result<Job, cl
                     return Err(error);
                 };
                 failures += 1;
-                if failures == 2 {
-                    spinner.note("connection lost, reconnecting");
+                if let (2, Some(away)) = (failures, client.away(&error)) {
+                    client.say(&away);
                 }
                 tokio::time::sleep(pause).await;
             }
         }
     }
     Ok(job)
+}
+
+/// Says who is away now, if that is another than `before`.
+pub(super) fn say_who_is_away(client: &Client, before: &mut Option<Away>, now: Option<Away>) {
+    if *before == now {
+        return;
+    }
+    if let Some(back) = before.take() {
+        client.is_back(&back);
+    }
+    if let Some(away) = &now {
+        client.say(away);
+    }
+    *before = now;
 }
 
 /// After Ctrl-C: says what was not stopped, and how to do that.
@@ -184,6 +274,14 @@ pub(super) fn told(ending: &Ending, label: &str) -> u8 {
         Some(Remark::Always(text)) => render::note(&text),
         Some(Remark::Attended(text)) => render::remark(&text),
         None => {}
+    }
+    exit_code(ending)
+}
+
+/// As [`told`], of one among others: the exit code alone does not say which it was.
+fn told_of_many(ending: &Ending, label: &str) -> u8 {
+    if let Some(Remark::Always(text) | Remark::Attended(text)) = remark(ending, label) {
+        render::note(&text);
     }
     exit_code(ending)
 }
@@ -289,6 +387,19 @@ mod tests {
         assert_eq!(said(JobState::Lost, ""), always("job 3f2a is lost"));
     }
 
+    #[test]
+    fn the_first_that_failed_counts_and_no_stop_hides_it() {
+        let all = |ends: &[(u8, bool)]| {
+            let ends = ends.iter().map(|&(code, failed)| Outcome { code, failed });
+            ends.reduce(Outcome::and).unwrap().code
+        };
+        assert_eq!(all(&[(143, false), (9, true)]), 9);
+        assert_eq!(all(&[(9, true), (143, false)]), 9);
+        assert_eq!(all(&[(3, true), (0, false), (5, true)]), 3);
+        assert_eq!(all(&[(137, false), (143, false), (0, false)]), 143);
+        assert_eq!(all(&[(0, false), (0, false)]), 0);
+    }
+
     #[tokio::test]
     async fn waiting_goes_on_behind_a_scheduler_that_is_being_restarted() {
         let record = |state: &str| {
@@ -334,13 +445,14 @@ mod tests {
         };
         let caller = Caller::among(reach, Effect::Reads, |_| None).unwrap();
 
-        assert_eq!(code_of(&caller, "last".into()).await.unwrap(), 7);
+        let outcome = outcome_of(&caller, "last".into(), true).await.unwrap();
+        assert_eq!((outcome.code, outcome.failed), (7, true));
         let asked = asked.lock().unwrap();
         let asked: Vec<_> = asked
             .iter()
             .map(|request| (request.job_id.as_str(), request.wait_ms))
             .collect();
-        let by_id = ("3f2a8b1c-9d4e-4f00-8000-000000000000", Some(MAX_WAIT_MS));
+        let by_id = ("3f2a8b1c-9d4e-4f00-8000-000000000000", Some(10_000));
         assert_eq!(asked, [("last", None), by_id, by_id, by_id, by_id]);
     }
 }

@@ -62,6 +62,16 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The file is not there.
+    pub fn not_there(file: &Path) -> Self {
+        Self::Io {
+            file: file.to_owned(),
+            source: io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()),
+        }
+    }
+}
+
 /// What a PEM file holds.
 #[derive(Debug, Default)]
 pub struct Pem {

@@ -353,9 +353,63 @@ impl From<WrongPeer> for TlsError {
     }
 }
 
+/// The code word where a certificate is not valid at the time of this machine.
+pub const CLOCKS_DIFFER: &str = "clocks_differ";
+
+/// What to say where a certificate is not valid at the time of this machine: its
+/// limits and the clock here in words, so that a person sees which clock is wrong.
+pub fn clocks_differ(error: &CertificateError) -> Option<String> {
+    let (time, limit, is_early) = match error {
+        CertificateError::NotValidYetContext { time, not_before } => (time, not_before, true),
+        CertificateError::ExpiredContext { time, not_after } => (time, not_after, false),
+        CertificateError::NotValidYet => {
+            return Some("its certificate is not valid yet, or the clocks differ".to_owned());
+        }
+        CertificateError::Expired => {
+            return Some("its certificate has expired, or the clocks differ".to_owned());
+        }
+        _ => return None,
+    };
+    let shown = |time: &UnixTime| {
+        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX)
+    };
+    let (now, limit, apart) = (
+        shown(time),
+        shown(limit),
+        in_words(time.as_secs().abs_diff(limit.as_secs())),
+    );
+    Some(match is_early {
+        true => format!(
+            "this machine's clock says {now}, and its certificate is valid from {limit} on; the \
+             clocks differ by {apart} or more"
+        ),
+        false => format!(
+            "this machine's clock says {now}, and its certificate was valid until {limit}; it has \
+             expired, or the clocks differ by {apart} or more"
+        ),
+    })
+}
+
+/// The largest unit of a length of time.
+fn in_words(seconds: u64) -> String {
+    let (count, unit) = match seconds {
+        86_400.. => (seconds / 86_400, "day"),
+        3600.. => (seconds / 3600, "hour"),
+        60.. => (seconds / 60, "minute"),
+        _ => (seconds, "second"),
+    };
+    match count {
+        1 => format!("1 {unit}"),
+        count => format!("{count} {unit}s"),
+    }
+}
+
 /// Why somebody who was called is not trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Distrust {
+    /// Whether its certificate is not valid at the time that it is here.
+    pub is_of_clocks: bool,
     /// Whether it is the scheduler of another cluster; else its certificate is of no
     /// authority that is trusted, or not what it should be.
     pub is_of_other_cluster: bool,
@@ -379,9 +433,13 @@ impl Distrust {
                                    trusted here";
                         (false, why.to_owned())
                     }
-                    error => (false, error.to_string()),
+                    error => {
+                        let why = clocks_differ(error);
+                        (false, why.unwrap_or_else(|| error.to_string()))
+                    }
                 };
                 return Some(Self {
+                    is_of_clocks: clocks_differ(error).is_some(),
                     is_of_other_cluster,
                     why,
                 });
@@ -560,5 +618,73 @@ impl ClientCertVerifier for Callers {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.genuine.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_wrong_is_said_with_both_times() {
+        crate::identity::install_crypto();
+        let ca = ca::Ca::create("c").unwrap();
+        let scheduler = Identity {
+            cluster: "c".to_owned(),
+            role: Role::Scheduler,
+            id: Uuid::new_v4(),
+            name: String::new(),
+        };
+        let shown = ca.credentials(&scheduler, &[]).unwrap();
+        let verifier = Verifier {
+            trust: Trust::Roots(roots(&ca.roots()).unwrap()),
+            peer: Peer::Scheduler,
+            cluster: None,
+            provider: Arc::new(aws_lc_rs::default_provider()),
+        };
+        let host = ServerName::try_from("localhost").unwrap();
+        let month = Duration::from_secs(30 * 86_400);
+        let now = UnixTime::now().as_secs();
+        let at = |seconds: u64| {
+            let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            let verified =
+                verifier.verify_server_cert(&shown.chain[0], &shown.chain[1..], &host, &[], time);
+            let clock = jiff::Timestamp::from_second(seconds as i64).unwrap();
+            (verified.err(), clock.to_string())
+        };
+        assert_eq!(at(now).0, None);
+        for (seconds, words) in [
+            (now - month.as_secs(), " days or more"),
+            (
+                now + month.as_secs(),
+                "it has expired, or the clocks differ by ",
+            ),
+        ] {
+            let (error, clock) = at(seconds);
+            let distrust = Distrust::of(&error.unwrap()).unwrap();
+            assert!(distrust.is_of_clocks, "{distrust:?}");
+            let why = distrust.why;
+            assert!(
+                why.contains(&format!("this machine's clock says {clock}, ")),
+                "{why}"
+            );
+            assert!(
+                why.contains(words) && why.contains(" days or more"),
+                "{why}"
+            );
+            assert!(!why.contains(&seconds.to_string()), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_length_of_time_has_one_unit() {
+        for (seconds, words) in [
+            (1, "1 second"),
+            (119, "1 minute"),
+            (7_200, "2 hours"),
+            (2_592_000, "30 days"),
+        ] {
+            assert_eq!(in_words(seconds), words);
+        }
     }
 }

@@ -683,7 +683,14 @@ fn a_fresh_machine_is_told_what_to_do() {
     let missing = Jobctl::new().run(&["jobs", "--server", &nowhere(), "--token-file", "x"]);
     missing.is(2, "");
     assert!(
-        missing.stderr.starts_with("error: x holds no token\n"),
+        missing
+            .stderr
+            .starts_with("error: cannot use x\n  cause: No such file or directory"),
         "{missing:?}"
     );
+    let missing = Jobctl::new().run(&["jobs", "--server", &nowhere(), "--ca-file", "/nonexistent"]);
+    missing.is(2, "");
+    let (first, cause) = missing.stderr.split_once('\n').unwrap();
+    assert_eq!(first, "error: cannot use /nonexistent");
+    assert!(cause.contains("No such file or directory"), "{missing:?}");
 }

@@ -153,8 +153,9 @@ fn a_variable_set_to_nothing_is_not_set() {
     assert!(run.stderr.contains("`http_server.addr`: `foo`"), "{run:?}");
     let mut command = jobctl.command(&["version"]);
     let run = outcome(command.env("JOBCTL_SERVER", ""));
-    run.is(0, &run.stdout);
+    run.is(2, &run.stdout);
     assert!(!run.stdout.contains("http"), "{run:?}");
+    assert!(run.stderr.contains("no scheduler is known here"), "{run:?}");
     let mut command = jobctl.command(&["version"]);
     let run = outcome(command.env("JOBCTL_SERVER", "nonsense"));
     run.is(2, "");
@@ -172,8 +173,34 @@ fn a_scheduler_that_says_nothing_is_not_waited_for_long() {
     let jobctl = Jobctl::at(format!("http://{}", silent.local_addr().unwrap()));
     let begun = std::time::Instant::now();
     let run = jobctl.run(&["version"]);
-    assert!(run.stdout.contains("does not answer in time"), "{run:?}");
+    assert!(run.stderr.contains("does not answer in time"), "{run:?}");
     assert!(begun.elapsed() < std::time::Duration::from_secs(40));
+}
+
+#[test]
+fn a_variable_that_does_nothing_is_said_once_and_is_no_error() {
+    let jobctl = Jobctl::new();
+    let mut command = jobctl.command(&["completions", "bash"]);
+    command
+        .env("JOBCTL_WORKER_SLOT", "7")
+        .env("JOBCTL_JOB_ID", "x");
+    let run = outcome(&mut command);
+    assert_eq!(run.code, Some(0));
+    assert_eq!(
+        run.stderr,
+        "warning: the variable JOBCTL_WORKER_SLOT does nothing; did you mean \
+         JOBCTL_WORKER_SLOTS?\n"
+    );
+}
+
+#[test]
+fn a_patience_that_cannot_be_used_is_said() {
+    let jobctl = Jobctl::at(nowhere());
+    let mut command = jobctl.command(&["jobs"]);
+    let run = outcome(command.env("JOBCTL_PATIENCE", "long"));
+    run.is(2, "");
+    assert!(run.stderr.contains("`JOBCTL_PATIENCE`"), "{run:?}");
+    assert_eq!(jobctl.run(&["jobs", "--patience", "-1s"]).code, Some(2));
 }
 
 #[test]
@@ -245,15 +272,16 @@ fn each_request_is_shown_with_its_id_when_asked_for() {
 }
 
 #[test]
-fn version_does_not_need_a_scheduler() {
+fn version_is_shown_without_a_scheduler_and_is_no_success_then() {
     let jobctl = Jobctl::new();
     let server = nowhere();
     let version = env!("CARGO_PKG_VERSION");
     let run = jobctl.run(&["version", "--server", &server]);
-    assert_eq!(run.code, Some(0));
-    let shown = format!("client {version}\nserver cannot reach the scheduler at {server}: ");
-    assert!(run.stdout.starts_with(&shown), "{}", run.stdout);
+    run.is(5, &format!("client {version}\nserver unknown\n"));
+    let first = format!("error: cannot reach the scheduler at {server}: ");
+    assert!(run.stderr.starts_with(&first), "{}", run.stderr);
     let run = jobctl.run(&["version", "--server", &server, "-o", "json"]);
+    assert_eq!(run.code, Some(5));
     let read: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(read, serde_json::json!({"client": version, "server": null}));
     let run = jobctl.run(&["--version"]);
@@ -321,6 +349,7 @@ fn a_closed_pipe_is_quiet_and_no_failure() {
             .args(args)
             .env_clear()
             .env("JOBCTL_SERVER", nowhere())
+            .env("JOBCTL_PATIENCE", "0s")
             .env("JOBCTL_CLIENT_DIR", jobctl.client_dir())
             .current_dir(jobctl.folder())
             .stdout(Stdio::piped())

@@ -343,7 +343,7 @@ pub(crate) async fn rest(logs: &mut Logs) -> Vec<u8> {
         match within(logs.next()).await.unwrap() {
             Event::Output(message) => bytes.extend_from_slice(&message.output),
             Event::End(_) => return bytes,
-            Event::Gap { .. } | Event::Reconnecting => {}
+            Event::Gap { .. } | Event::Away(_) => {}
         }
     }
 }
@@ -488,6 +488,11 @@ impl Process {
     pub(crate) fn kill(mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
     }
 
     /// Sends a signal.

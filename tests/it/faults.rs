@@ -13,7 +13,8 @@ use std::{
 
 use jobctl::{
     api::{
-        GapCause, Job, JobState, QueryAnswer, QueryRequest, StartRequest, StopRequest, WorkerState,
+        self, GapCause, Job, JobState, QueryAnswer, QueryRequest, StartRequest, StopRequest,
+        WorkerState,
     },
     client::{Client, Error, logs::Event},
     ids::JobId,
@@ -73,10 +74,10 @@ impl Victims {
 }
 
 /// splitmix64: what a seed decides, it decides every time.
-struct Chance(u64);
+pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -87,7 +88,7 @@ impl Chance {
 
 /// A job that leaves one line in a file for each of its starts, writes `bytes`
 /// bytes, and ends with `code` a moment later.
-fn marked(marks: &Path, number: u64, bytes: u64, code: u64) -> StartRequest {
+pub(crate) fn marked(marks: &Path, number: u64, bytes: u64, code: u64) -> StartRequest {
     let mark = marks.join(number.to_string());
     sh(&format!(
         "echo $JOBCTL_JOB_ID >> {}; head -c {bytes} /dev/zero; sleep 0.{number:03}; exit {code}",
@@ -96,14 +97,14 @@ fn marked(marks: &Path, number: u64, bytes: u64, code: u64) -> StartRequest {
 }
 
 /// The answer to a start.
-struct Started {
-    id: JobId,
-    promise: Promise,
+pub(crate) struct Started {
+    pub(crate) id: JobId,
+    pub(crate) promise: Promise,
 }
 
 /// What an answer says of its job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Promise {
+pub(crate) enum Promise {
     /// 201: it runs.
     Began,
     /// 201: it is recorded, and goes to a worker as soon as one has room.
@@ -114,6 +115,16 @@ enum Promise {
 
 /// Asks until there is an answer that will not change.
 async fn start(client: &Client, request: &StartRequest, key: &str) -> Started {
+    let started = start_or_refusal(client, request, key).await;
+    started.unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+/// As [`start`], where it may be refused for good.
+pub(crate) async fn start_or_refusal(
+    client: &Client,
+    request: &StartRequest,
+    key: &str,
+) -> Result<Started, api::Error> {
     loop {
         let (id, promise) = match client.start_with_key(request, key).await {
             Ok(started) if started.state == JobState::Pending => (started.job_id, Promise::Waits),
@@ -126,13 +137,13 @@ async fn start(client: &Client, request: &StartRequest, key: &str) -> Started {
             Err(Error::Refused { error, .. }) if error.code == "worker_draining" => {
                 (error.job_id.unwrap(), Promise::NeverBegins)
             }
-            Err(Error::Refused { status, error }) if status < 500 => panic!("{error:?}"),
+            Err(Error::Refused { status, error }) if status < 500 => return Err(error),
             Err(_) => {
                 back(client).await;
                 continue;
             }
         };
-        return Started { id, promise };
+        return Ok(Started { id, promise });
     }
 }
 
@@ -499,7 +510,7 @@ async fn a_full_disk_of_a_worker_is_a_gap_and_no_end() {
                 assert_eq!(cause, Some(GapCause::DiskFull));
                 (position, missing) = (position + bytes, missing + bytes);
             }
-            Event::Reconnecting => {}
+            Event::Away(_) => {}
             Event::End(_) => break,
         }
     }

@@ -231,7 +231,7 @@ async fn a_group_is_followed_line_by_line() {
     let script = "echo a$JOBCTL_INDEX; echo e >&2; printf b$JOBCTL_INDEX; exit $JOBCTL_INDEX";
     let args = ["start", "--count", "3", "--follow", "sh", "-c", script];
     let outcome = jobctl.ask(&args).await;
-    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
     let mut lines: Vec<&str> = outcome.stdout.lines().collect();
     lines.sort_unstable();
     let whole = ["0 | a0", "0 | b0", "1 | a1", "1 | b1", "2 | a2", "2 | b2"];
@@ -239,6 +239,28 @@ async fn a_group_is_followed_line_by_line() {
     for line in ["0 | e\n", "1 | e\n", "2 | e\n", "1 succeeded, 2 failed"] {
         assert!(outcome.stderr.contains(line), "{outcome:?}");
     }
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn jobs_on_all_workers_are_called_by_them_also_if_they_wait_first() {
+    let cluster = three_workers().await;
+    let jobctl = Jobctl::of(&cluster);
+    let args = [
+        "start",
+        "--all",
+        "--at-once",
+        "1",
+        "--follow",
+        "sh",
+        "-c",
+        "echo on",
+    ];
+    let outcome = jobctl.ask(&args).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let mut lines: Vec<&str> = outcome.stdout.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["w1 | on", "w2 | on", "w3 | on"]);
     cluster.end().await;
 }
 
@@ -257,7 +279,7 @@ async fn a_failure_stops_the_rest_if_asked_to() {
         stopped: 49,
         ..Counts::default()
     };
-    assert_eq!((group.states, group.exit_code), (states, 143));
+    assert_eq!((group.states, group.exit_code), (states, 9));
     let query = JobsQuery {
         group_id: Some(id.to_string()),
         ..JobsQuery::default()

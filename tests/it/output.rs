@@ -75,7 +75,7 @@ async fn read(client: &Client, query: LogsQuery) -> (Vec<u8>, Vec<(u64, Option<G
             Event::Output(message) => bytes.extend_from_slice(&message.output),
             Event::Gap { bytes, cause } => gaps.push((bytes, cause)),
             Event::End(_) => return (bytes, gaps),
-            Event::Reconnecting => {}
+            Event::Away(_) => {}
         }
     }
 }

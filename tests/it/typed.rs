@@ -61,6 +61,17 @@ impl Outcome {
         let seen = (self.code, self.stdout.as_str());
         assert_eq!(seen, (Some(code), stdout), "stderr: {}", self.stderr);
     }
+
+    /// Fails unless it succeeded, whatever it showed.
+    #[track_caller]
+    pub(crate) fn is_done(&self) {
+        assert_eq!(self.code, Some(0), "{self:?}");
+    }
+
+    /// How many lines of its stderr are this one.
+    pub(crate) fn said(&self, line: &str) -> usize {
+        self.stderr.lines().filter(|said| *said == line).count()
+    }
 }
 
 impl Jobctl {
@@ -104,6 +115,8 @@ impl Jobctl {
             .env("HOME", self.folder())
             .env("JOBCTL_CLIENT_DIR", self.client_dir())
             .env("TMPDIR", self.folder())
+            // A test that is about waiting says so.
+            .env("JOBCTL_PATIENCE", "0s")
             .env("PATH", "/usr/bin:/bin");
         if let Some(server) = &self.server {
             command.env("JOBCTL_SERVER", server);
@@ -212,11 +225,12 @@ impl Typed {
 
     /// Waits for so many lines of stderr with `text` in them; returns the last.
     pub(crate) async fn says(&mut self, text: &str, times: usize) -> String {
-        let (mut line, mut seen) = (String::new(), 0);
+        let (mut line, mut seen, mut before) = (String::new(), 0, String::new());
         while seen < times {
+            before.push_str(&line);
             line.clear();
             let read = within(self.stderr.read_line(&mut line)).await.unwrap();
-            assert_ne!(read, 0, "ended without saying {text}");
+            assert_ne!(read, 0, "ended without saying {text}: {before}");
             seen += usize::from(line.contains(text));
         }
         line

@@ -45,8 +45,32 @@ async fn a_job_that_returned_130_is_no_ctrl_c() {
     let first = cluster.sh("exit 130").await.to_string();
     let second = cluster.sh("exit 131").await.to_string();
     let run = Jobctl::of(&cluster).ask(&["wait", &first, &second]).await;
-    run.is(131, "");
+    run.is(130, "");
     assert!(!run.stderr.contains("detached"), "{run:?}");
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn what_waited_in_vain_does_not_hide_what_failed() {
+    let cluster = TestCluster::start(1).await;
+    let jobctl = Jobctl::of(&cluster);
+    let start = |args: &'static [&'static str]| {
+        let jobctl = &jobctl;
+        async move { jobctl.ask(&[&["start"], args].concat()).await.is_done() }
+    };
+    start(&["--name", "build", "sh", "-c", "exit 9"]).await;
+    start(&["--name", "check", "--after", "build", "true"]).await;
+    start(&["--name", "fine", "true"]).await;
+    let run = jobctl.ask(&["wait", "fine", "check", "build"]).await;
+    run.is(9, "");
+    let said: Vec<_> = run.stderr.lines().collect();
+    assert_eq!(said.len(), 2, "{run:?}");
+    assert!(
+        said[0].starts_with("job check (") && said[0].contains("was stopped"),
+        "{run:?}"
+    );
+    assert!(said[1].starts_with("job build (") && said[1].ends_with("failed: exit status 9"));
+    jobctl.ask(&["wait", "fine", "check"]).await.is(143, "");
     cluster.end().await;
 }
 
@@ -120,10 +144,15 @@ async fn jobs_are_read_from_standard_input() {
         let id = cluster.sh(&format!("exit {code}")).await;
         ids.push_str(&format!("{id}\n"));
     }
-    jobctl
-        .ask_with(&["wait", "-"], ids.as_bytes())
-        .await
-        .is(5, "");
+    let all = jobctl.ask_with(&["wait", "-"], ids.as_bytes()).await;
+    all.is(3, "");
+    let said: Vec<_> = all.stderr.lines().collect();
+    assert_eq!(said.len(), 3, "{all:?}");
+    for ((line, id), code) in said.iter().zip(ids.lines()).zip([3, 5, 4]) {
+        let short = id.replace('-', "");
+        let words = format!("job {} failed: exit status {code}", &short[..12]);
+        assert_eq!(*line, words);
+    }
     let none = jobctl.ask_with(&["wait", "-"], b"").await;
     none.is(0, "");
     assert_eq!(none.stderr, "no jobs on standard input\n");

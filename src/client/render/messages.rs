@@ -8,6 +8,7 @@ use std::{
 use anstyle::AnsiColor;
 use unicode_width::UnicodeWidthStr as _;
 
+use super::progress::above;
 use crate::client::visible::visible;
 
 /// Whether stderr is looked at by a person.
@@ -17,7 +18,7 @@ pub fn is_attended() -> bool {
 
 /// Writes one line to stderr. A closed stderr is no reason to stop.
 pub fn note(text: &str) {
-    writeln!(anstream::stderr().lock(), "{}", visible(text)).unwrap_or_default();
+    above(|| writeln!(anstream::stderr().lock(), "{}", visible(text)).unwrap_or_default());
 }
 
 /// As [`note`], but only where a person looks on.

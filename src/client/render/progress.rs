@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     pin::pin,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,22 @@ use crate::{api::Group, client::visible::visible};
 
 /// What takes no longer than this needs no spinner.
 const AT_ONCE: Duration = Duration::from_millis(300);
+
+/// The one that is on the screen now.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+fn set_shown(bar: Option<ProgressBar>) {
+    *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = bar;
+}
+
+/// Writes a line to stderr, above what turns there.
+pub(super) fn above(write: impl FnOnce()) {
+    let shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    match shown {
+        Some(bar) => bar.suspend(write),
+        None => write(),
+    }
+}
 
 /// Turns on stderr while something is waited for, if stderr is a terminal;
 /// vanishes when dropped.
@@ -27,17 +44,14 @@ impl Spinner {
             bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
         }
         bar.enable_steady_tick(Duration::from_millis(100));
+        set_shown(Some(bar.clone()));
         Self(bar)
-    }
-
-    /// As [`note`], above the spinner.
-    pub fn note(&self, text: &str) {
-        self.0.suspend(|| note(text));
     }
 }
 
 impl Drop for Spinner {
     fn drop(&mut self) {
+        set_shown(None);
         // A last turn may otherwise come behind the end.
         self.0.disable_steady_tick();
         self.0.finish_and_clear();
@@ -66,6 +80,7 @@ impl GroupBar {
             bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
         }
         bar.set_prefix(group.id.short());
+        set_shown(Some(bar.clone()));
         let bar = Self {
             bar,
             began: Instant::now(),
@@ -107,15 +122,11 @@ impl GroupBar {
         let running = states.running + states.unknown;
         format!("done, {running} running{failed}{rate}")
     }
-
-    /// As [`note`], above the bar.
-    pub fn note(&self, text: &str) {
-        self.bar.suspend(|| note(text));
-    }
 }
 
 impl Drop for GroupBar {
     fn drop(&mut self) {
+        set_shown(None);
         self.bar.finish_and_clear();
     }
 }

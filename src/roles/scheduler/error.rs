@@ -459,6 +459,14 @@ impl Error {
         }
     }
 
+    /// The worker that does not answer now, if that is why.
+    fn worker_away(&self) -> Option<&str> {
+        match self {
+            Self::WorkerNotReady(worker) | Self::WorkerUnreachable { worker, .. } => Some(worker),
+            _ => None,
+        }
+    }
+
     /// The code word.
     pub(super) fn code(&self) -> &str {
         self.statuses().2
@@ -616,6 +624,7 @@ impl IntoResponse for Error {
             error: self.to_string(),
             code: code.to_owned(),
             job_id: self.job(),
+            worker: self.worker_away().map(str::to_owned),
         };
         (status, Json(body)).into_response()
     }

@@ -2,7 +2,7 @@
 //! and ends, and the formats it is sent in. Nothing is read from the worker
 //! before the client has taken what was read before.
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use axum::{
     body::Body,
@@ -36,6 +36,9 @@ const MISSING_BYTES: HeaderName = HeaderName::from_static("jobctl-missing-bytes"
 const TRAILERS: HeaderValue = HeaderValue::from_static(
     "jobctl-state, jobctl-exit-code, jobctl-signal, jobctl-error-text, jobctl-missing-bytes",
 );
+
+/// What the id of the last event ends with: who has seen it has seen everything.
+const AFTER_END: &str = "-end";
 
 type Frame = http_body::Frame<Bytes>;
 
@@ -110,7 +113,10 @@ impl Format {
         match self {
             Self::Text => Bytes::new(),
             Self::Ndjson => ndjson(&api::LogLine::End { job }),
-            Self::Events => event(offset, Some("end"), &api::LogLine::End { job }),
+            Self::Events => {
+                let id = format!("{offset}{AFTER_END}");
+                event(id, Some("end"), &api::LogLine::End { job })
+            }
             Self::Protobuf => ending(offset, status)
                 .encode_length_delimited_to_vec()
                 .into(),
@@ -178,7 +184,7 @@ fn ndjson(line: &api::LogLine) -> Bytes {
     text.into()
 }
 
-fn event(id: u64, name: Option<&str>, line: &api::LogLine) -> Bytes {
+fn event(id: impl Display, name: Option<&str>, line: &api::LogLine) -> Bytes {
     let name = name.map(|name| format!("event: {name}\n"));
     let name = name.unwrap_or_default();
     format!("id: {id}\n{name}data: {}\n\n", json(line)).into()
@@ -291,6 +297,14 @@ pub(super) async fn open(
     }
     follower.open(&record, request).await?;
     Ok(follower)
+}
+
+/// Whether who asks has seen the last event. A browser asks again, until it is told
+/// that there is no more.
+pub(super) fn has_seen_the_end(headers: &HeaderMap) -> bool {
+    let last = headers.get(LAST_EVENT_ID);
+    let offset = last.and_then(|last| last.to_str().ok()?.strip_suffix(AFTER_END));
+    offset.is_some_and(|offset| offset.parse::<u64>().is_ok())
 }
 
 /// What is asked of a worker, and where to begin in the output of all attempts.

@@ -256,7 +256,12 @@ fn channel(invitation: &Invitation, security: dial::Security) -> Result<Channel,
 }
 
 fn refused(invitation: &Invitation, status: &Status) -> RunError {
-    let word = word(status).map(str::to_owned);
+    let is_of_clocks = Distrust::of(status).is_some_and(|why| why.is_of_clocks);
+    let word = match is_of_clocks {
+        true => Some(tls::CLOCKS_DIFFER),
+        false => word(status),
+    };
+    let word = word.map(str::to_owned);
     let message = match is_grpc(status) {
         true => innermost(status),
         false => "what answers there does not speak gRPC".to_owned(),

@@ -25,7 +25,7 @@ use axum::{
     },
     http::{HeaderMap, HeaderName, Method, StatusCode, Uri, request::Parts},
     middleware::from_fn_with_state,
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::{MethodRouter, get, post},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -414,6 +414,9 @@ async fn logs(
     headers: HeaderMap,
     Params(asked): Params<api::LogsQuery>,
 ) -> Result<Response, Error> {
+    if logs::has_seen_the_end(&headers) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
     let format = logs::Format::accepted(&headers);
     let follower = follow(&scheduler, asked, &headers).await?;
     Ok(follower.into_response(format))

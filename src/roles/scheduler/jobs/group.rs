@@ -29,8 +29,12 @@ pub(crate) struct Group {
     pub(crate) created_at: Timestamp,
     /// How many of its jobs are in each state.
     pub(crate) states: Counts,
-    /// The highest of those that have ended.
+    /// Of the first job that failed, in their order; where none did, the highest of
+    /// those that were stopped.
     pub(crate) exit_code: u8,
+    /// Which job that was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) failed_index: Option<u32>,
     pub(crate) ended_at: Option<Timestamp>,
     /// No job of it starts any more, for this reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,7 +60,23 @@ impl Group {
     pub(crate) fn count_in(&mut self, record: &Record) {
         *self.states.of(record.api_state()) += 1;
         if record.is_final() {
-            self.exit_code = self.exit_code.max(exit_code(record));
+            self.count_end(record);
+        }
+    }
+
+    /// In whatever order they end, the exit code is the same. What was stopped, or
+    /// waited in vain for another, does not hide why.
+    fn count_end(&mut self, record: &Record) {
+        let code = exit_code(record);
+        let index = record.member.as_ref().map(|member| member.index);
+        let has_failed = code != 0 && record.api_state() != api::JobState::Stopped;
+        match (has_failed, self.failed_index) {
+            (true, None) => (self.exit_code, self.failed_index) = (code, index),
+            (true, Some(first)) if index.is_some_and(|index| index < first) => {
+                (self.exit_code, self.failed_index) = (code, index);
+            }
+            (false, None) => self.exit_code = self.exit_code.max(code),
+            (_, Some(_)) => {}
         }
     }
 

@@ -107,6 +107,7 @@ impl Jobs {
             created_at: now(),
             states: Counts::default(),
             exit_code: 0,
+            failed_index: None,
             ended_at: None,
             stopped: None,
         };

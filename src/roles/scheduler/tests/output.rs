@@ -64,9 +64,18 @@ async fn output_is_sent_in_every_format() {
         .await;
     assert!(text.starts_with("id: 5\ndata: {\"offset\":3,"), "{text}");
     assert!(
-        text.contains("\n\nid: 5\nevent: end\ndata: {\"job\":"),
+        text.contains("\n\nid: 5-end\nevent: end\ndata: {\"job\":"),
         "{text}"
     );
+    // A browser asks again after the end, and stops when there is no content.
+    let again = scheduler
+        .client
+        .get(format!("http://{}{path}", scheduler.http));
+    let again = again.header(header::ACCEPT, events);
+    let again = again.header("last-event-id", "5-end");
+    let again = soon(again.send()).await.unwrap();
+    assert_eq!(again.status().as_u16(), 204);
+    assert_eq!(soon(again.text()).await.unwrap(), "");
 
     let url = format!("http://{}{path}", scheduler.http);
     let request = scheduler
