@@ -917,6 +917,9 @@ pub struct LogsQuery {
     /// Only this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<Stream>,
+    /// As text, say what is missing in a line of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gaps: bool,
 }
 
 /// One of a job's two output streams.
@@ -952,12 +955,53 @@ pub enum LogLine {
         offset: u64,
         /// Its size in bytes.
         gap: u64,
+        /// Why, where it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<GapCause>,
     },
     /// The last line: how the job stands.
     End {
         /// The job's record.
         job: Box<Job>,
     },
+}
+
+/// Why output is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GapCause {
+    /// The limit of a job's output: the oldest is given back to the disk.
+    Limit,
+    /// The worker's disk had no room for it.
+    DiskFull,
+    /// It could not be written, for another reason.
+    NotWritten,
+    /// The files were removed.
+    Removed,
+    /// What is in the files is not what was written there.
+    Damaged,
+    /// The machine stopped before it was on the disk.
+    PowerLoss,
+}
+
+impl GapCause {
+    /// Says in one line how much is missing, and why.
+    pub fn note(bytes: u64, cause: Option<Self>) -> String {
+        let missing = match bytes {
+            1 => "1 byte of output is missing here".to_owned(),
+            _ => format!("{bytes} bytes of output are missing here"),
+        };
+        let why = match cause {
+            None => return missing,
+            Some(Self::Limit) => "the job has reached the limit of its output",
+            Some(Self::DiskFull) => "the worker's disk was full",
+            Some(Self::NotWritten) => "the worker could not write it",
+            Some(Self::Removed) => "its files were removed",
+            Some(Self::Damaged) => "its files are damaged",
+            Some(Self::PowerLoss) => "the machine stopped before it was on the disk",
+        };
+        format!("{missing}: {why}")
+    }
 }
 
 /// Output inside JSON, which can hold any text but not any bytes.

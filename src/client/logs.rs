@@ -11,7 +11,7 @@ use reqwest::header;
 
 use super::{Away, Client, Error, Retry};
 use crate::{
-    api::{Job, JobState, LogsQuery},
+    api::{GapCause, Job, JobState, LogsQuery},
     proto::{self, StreamJobResponse},
 };
 
@@ -24,11 +24,16 @@ const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 pub enum Event {
     /// A piece of output, never empty, each byte exactly once.
     Output(StreamJobResponse),
-    /// So many bytes are missing here: the job wrote them, and they are not
-    /// recorded. Each gap is told once.
-    Gap(u64),
-    /// Who is to send it is away, and was not back at once. Told once for each of
-    /// them; goes on being tried.
+    /// The job wrote more here, and it is not recorded. Each gap is told once, when
+    /// it is known how long it is.
+    Gap {
+        /// How many bytes are missing.
+        bytes: u64,
+        /// Why, where it is known.
+        cause: Option<GapCause>,
+    },
+    /// Who is to send it is away, and was not back at once, or answers and sends
+    /// nothing. Told once for each of them; goes on being tried.
     Away(Away),
     /// Everything asked for has been sent; nothing follows.
     End(Ending),
@@ -93,6 +98,14 @@ pub struct Logs {
     retry: Retry,
     /// Who is away now, as was told.
     away: Option<Away>,
+    /// The connection was mended, and has brought nothing yet.
+    is_silent: bool,
+    /// That this happens was told.
+    told: bool,
+    /// Missing since the last output.
+    gap: Option<(u64, Option<GapCause>)>,
+    /// What comes after the gap.
+    after_gap: Option<Event>,
 }
 
 enum Connection {
@@ -124,6 +137,10 @@ impl Logs {
             connection,
             retry,
             away: None,
+            is_silent: false,
+            told: false,
+            gap: None,
+            after_gap: None,
         };
         // Who only reads is to know at once whether there is anything to read.
         while let (false, Connection::Broken(_)) = (logs.query.follow, &logs.connection) {
@@ -137,6 +154,9 @@ impl Logs {
     /// The next event if it has already arrived. `None` is the moment to show
     /// what was kept back so far.
     pub fn at_hand(&mut self) -> Option<Result<Event, Error>> {
+        if let Some(event) = self.after_gap.take() {
+            return Some(Ok(event));
+        }
         loop {
             let Connection::Open(messages) = &mut self.connection else {
                 return None;
@@ -151,6 +171,9 @@ impl Logs {
     /// Waits for the next event; mends the connection meanwhile where it must.
     /// After [`Event::End`] there is none.
     pub async fn next(&mut self) -> Result<Event, Error> {
+        if let Some(event) = self.after_gap.take() {
+            return Ok(event);
+        }
         loop {
             match &mut self.connection {
                 Connection::Open(messages) => {
@@ -179,8 +202,9 @@ impl Logs {
             Err(error) => return Some(Err(error)),
         };
         self.retry.progressed();
-        if let Some(status) = message.end {
-            return Some(Ok(Event::End(status.into())));
+        (self.told, self.is_silent) = (false, false);
+        if let Some(status) = message.end.take() {
+            return Some(Ok(self.after_gap(Event::End(status.into()))));
         }
         if message.gap == 0
             && let Some(next) = self.next_offset
@@ -196,18 +220,37 @@ impl Logs {
             let behind = message.offset.saturating_add(message.gap);
             let begin = self.next_offset.unwrap_or(0).max(message.offset);
             self.next_offset = Some(behind.max(begin));
-            let missing = behind.saturating_sub(begin);
-            return (missing > 0).then_some(Ok(Event::Gap(missing)));
+            let (bytes, cause) = self.gap.unwrap_or_default();
+            let bytes = bytes.saturating_add(behind.saturating_sub(begin));
+            let cause = cause.or(gap_cause(message.gap_cause()));
+            self.gap = (bytes > 0).then_some((bytes, cause));
+            return None;
         }
         if message.output.is_empty() {
             return None;
         }
         self.next_offset = Some(message.offset + message.output.len() as u64);
-        Some(Ok(Event::Output(message)))
+        Some(Ok(self.after_gap(Event::Output(message))))
+    }
+
+    /// The event, or the gap before it.
+    fn after_gap(&mut self, event: Event) -> Event {
+        match self.gap.take() {
+            None => event,
+            Some((bytes, cause)) => {
+                self.after_gap = Some(event);
+                Event::Gap { bytes, cause }
+            }
+        }
     }
 
     /// One attempt to connect again, after a pause.
     async fn mend(&mut self) -> Result<Option<Event>, Error> {
+        // What answers and then brings nothing is away as well.
+        if std::mem::take(&mut self.is_silent) && !std::mem::replace(&mut self.told, true) {
+            let what = "the output breaks off".to_owned();
+            return Ok(Some(Event::Away(Away::Other(what))));
+        }
         let Connection::Broken(error) = &mut self.connection else {
             return Ok(None);
         };
@@ -219,6 +262,7 @@ impl Logs {
             Ok(messages) => {
                 self.retry.connected(Instant::now());
                 self.connection = Connection::Open(messages);
+                self.is_silent = true;
                 if let Some(away) = self.away.take() {
                     self.client.is_back(&away);
                 }
@@ -249,6 +293,19 @@ impl Logs {
                 ..self.query.clone()
             },
         }
+    }
+}
+
+/// `None`: it is not known, or not to this version.
+fn gap_cause(wire: proto::GapCause) -> Option<GapCause> {
+    match wire {
+        proto::GapCause::Unspecified => None,
+        proto::GapCause::Limit => Some(GapCause::Limit),
+        proto::GapCause::DiskFull => Some(GapCause::DiskFull),
+        proto::GapCause::NotWritten => Some(GapCause::NotWritten),
+        proto::GapCause::Removed => Some(GapCause::Removed),
+        proto::GapCause::Damaged => Some(GapCause::Damaged),
+        proto::GapCause::PowerLoss => Some(GapCause::PowerLoss),
     }
 }
 
@@ -396,8 +453,7 @@ mod tests {
             offset,
             time_us: 1,
             stream: proto::OutputStream::Stdout.into(),
-            end: None,
-            gap: 0,
+            ..StreamJobResponse::default()
         }
     }
 
@@ -498,8 +554,9 @@ mod tests {
                     text.extend_from_slice(&message.output);
                     continue;
                 }
-                Ok(Event::Gap(size)) => {
-                    text.extend_from_slice(format!("<{size}>").as_bytes());
+                Ok(Event::Gap { bytes, cause }) => {
+                    let cause = cause.map_or_else(String::new, |cause| format!(" {cause:?}"));
+                    text.extend_from_slice(format!("<{bytes}{cause}>").as_bytes());
                     continue;
                 }
                 Ok(Event::Away(_)) => {
@@ -530,6 +587,56 @@ mod tests {
         assert_eq!(text, "a<9>b");
         assert_eq!(outcome.unwrap().state, JobState::Failed);
         assert_eq!(asked.lock().unwrap()[1].offset, Some(10));
+    }
+
+    #[tokio::test]
+    async fn gaps_one_behind_the_other_are_one_with_the_cause_that_is_known() {
+        let gap = |offset, gap, cause: proto::GapCause| StreamJobResponse {
+            offset,
+            gap,
+            gap_cause: cause.into(),
+            ..StreamJobResponse::default()
+        };
+        let (client, _) = serve(vec![
+            answer(
+                encoded(&[
+                    output(0, b"a"),
+                    gap(1, 9, proto::GapCause::Unspecified),
+                    gap(10, 5, proto::GapCause::DiskFull),
+                ]),
+                false,
+            ),
+            answer(
+                encoded(&[
+                    gap(15, 1, proto::GapCause::Damaged),
+                    output(16, b"b"),
+                    gap(17, 3, proto::GapCause::Limit),
+                    end(20),
+                ]),
+                true,
+            ),
+        ])
+        .await;
+        let logs = client.logs(query()).await.unwrap();
+        let (text, _, outcome) = read_all(logs).await;
+        assert_eq!(text, "a<15 DiskFull>b<3 Limit>");
+        outcome.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_off_again_and_again_is_told_once() {
+        let (client, _) = serve(vec![
+            answer(encoded(&[output(0, b"a")]), false),
+            answer(Vec::new(), false),
+            answer(Vec::new(), false),
+            answer(Vec::new(), false),
+            answer(encoded(&[output(1, b"b"), end(2)]), true),
+        ])
+        .await;
+        let logs = client.logs(query()).await.unwrap();
+        let (text, told, outcome) = read_all(logs).await;
+        assert_eq!((text.as_str(), told), ("ab", 1));
+        outcome.unwrap();
     }
 
     #[tokio::test]

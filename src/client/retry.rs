@@ -58,23 +58,24 @@ impl Retry {
     /// The scheduler answered; what comes behind may still break off at once.
     pub fn connected(&mut self, now: Instant) {
         self.connected_at = Some(now);
-        self.broken_since = None;
         self.unknown_since = None;
     }
 
     /// Something new arrived: the next break is the first again.
     pub fn progressed(&mut self) {
         self.pause = SHORTEST_PAUSE;
+        self.broken_since = None;
     }
 
     /// How long to wait before the next attempt after `error`, or `None` where
-    /// another attempt is of no use: five minutes without a connection (or as long as
+    /// another attempt is of no use: five minutes in which nothing came (or as long as
     /// was said), half a minute of not knowing the job, or a plain refusal.
     pub fn pause(&mut self, error: &Error, now: Instant) -> Option<Duration> {
         if let Some(connected_at) = self.connected_at.take()
             && now.duration_since(connected_at) > LONGEST_PAUSE
         {
-            self.pause = SHORTEST_PAUSE;
+            // It held, and there was nothing to send.
+            self.progressed();
         }
         let broken_since = *self.broken_since.get_or_insert(now);
         let broken_for = now.duration_since(broken_since);
@@ -221,6 +222,19 @@ mod tests {
                 .pause(&refused(504, "worker_unreachable"), late)
                 .is_none()
         );
+    }
+
+    #[test]
+    fn answers_that_bring_nothing_are_given_up_after_five_minutes_too() {
+        let now = Instant::now();
+        let mut retry = Retry::new(now);
+        let mut at = now;
+        while let Some(pause) = retry.pause(&lost(), at) {
+            at += pause;
+            assert!(at - now < GIVE_UP * 2, "it is tried for ever");
+            retry.connected(at);
+        }
+        assert!(at - now > GIVE_UP);
     }
 
     #[test]

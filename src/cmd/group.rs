@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use super::{Caller, wait};
 use crate::{
     api::{
-        Group, Job, JobState, JobsQuery, LogsQuery, MAX_PAGE, QueryAnswer, QueryRequest, Stream,
-        exit_code,
+        GapCause, Group, Job, JobState, JobsQuery, LogsQuery, MAX_PAGE, QueryAnswer, QueryRequest,
+        Stream, exit_code,
     },
     client::{
         self, Away, Client, Retry,
@@ -124,11 +124,9 @@ pub(super) async fn show(
             loop {
                 let message = match logs.next().await? {
                     Event::Output(message) => message,
-                    Event::Gap(size) => {
-                        render::note(&format!(
-                            "{size} bytes of the output of job {} are missing here",
-                            job.id.short()
-                        ));
+                    Event::Gap { bytes, cause } => {
+                        let note = GapCause::note(bytes, cause);
+                        render::note(&format!("job {}: {note}", job.id.short()));
                         continue;
                     }
                     Event::Away(away) => {
@@ -382,7 +380,7 @@ async fn last_words(client: &Client, job: &Job) -> Result<Option<String>, client
     loop {
         match logs.next().await? {
             Event::Output(message) => words.extend_from_slice(&message.output),
-            Event::Gap(_) | Event::Away(_) => {}
+            Event::Gap { .. } | Event::Away(_) => {}
             Event::End(_) => break,
         }
     }

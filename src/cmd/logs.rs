@@ -4,7 +4,7 @@ use jiff::{Span, Timestamp, Zoned};
 
 use super::{Caller, Codes, DONE, EXIT_CODES, Named, group, named, wait};
 use crate::{
-    api::{LogsQuery, Stream},
+    api::{GapCause, LogsQuery, Stream},
     client::{
         Client, Ending, Logs,
         logs::Event,
@@ -138,6 +138,7 @@ async fn query(args: Args, caller: &Caller) -> anyhow::Result<(Named, LogsQuery)
             OneStream::Stdout => Stream::Stdout,
             OneStream::Stderr => Stream::Stderr,
         }),
+        gaps: false,
     };
     Ok((named, query))
 }
@@ -202,11 +203,9 @@ async fn pour(client: &Client, logs: &mut Logs, output: &mut JobOutput) -> anyho
         };
         match event {
             Event::Output(message) => output.write(&message).await?,
-            Event::Gap(size) => {
+            Event::Gap { bytes, cause } => {
                 output.finish().await?;
-                render::note(&format!(
-                    "{size} bytes of output are missing here (the limit of a job's output, or a full disk)"
-                ));
+                render::note(&GapCause::note(bytes, cause));
             }
             Event::Away(away) => client.say(&away),
             Event::End(ending) => return Ok(ending),

@@ -343,7 +343,7 @@ pub(crate) async fn rest(logs: &mut Logs) -> Vec<u8> {
         match within(logs.next()).await.unwrap() {
             Event::Output(message) => bytes.extend_from_slice(&message.output),
             Event::End(_) => return bytes,
-            Event::Gap(_) | Event::Away(_) => {}
+            Event::Gap { .. } | Event::Away(_) => {}
         }
     }
 }

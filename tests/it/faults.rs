@@ -12,7 +12,10 @@ use std::{
 };
 
 use jobctl::{
-    api::{self, Job, JobState, QueryAnswer, QueryRequest, StartRequest, StopRequest, WorkerState},
+    api::{
+        self, GapCause, Job, JobState, QueryAnswer, QueryRequest, StartRequest, StopRequest,
+        WorkerState,
+    },
     client::{Client, Error, logs::Event},
     ids::JobId,
 };
@@ -503,7 +506,10 @@ async fn a_full_disk_of_a_worker_is_a_gap_and_no_end() {
                 position += message.output.len() as u64;
                 last = message.output.to_vec();
             }
-            Event::Gap(size) => (position, missing) = (position + size, missing + size),
+            Event::Gap { bytes, cause } => {
+                assert_eq!(cause, Some(GapCause::DiskFull));
+                (position, missing) = (position + bytes, missing + bytes);
+            }
             Event::Away(_) => {}
             Event::End(_) => break,
         }

@@ -166,7 +166,7 @@ async fn a_follower_survives_a_restart_of_the_scheduler() {
     let status = loop {
         match within(logs.next()).await.unwrap() {
             Event::Output(message) => rest.extend_from_slice(&message.output),
-            Event::Gap(_) | Event::Away(_) => {}
+            Event::Gap { .. } | Event::Away(_) => {}
             Event::End(status) => break status,
         }
     };

@@ -27,6 +27,7 @@ mod later;
 mod logs;
 mod membership;
 mod nemesis;
+mod output;
 mod power;
 mod processes;
 mod query;

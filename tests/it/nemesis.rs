@@ -647,7 +647,7 @@ async fn output(client: &Client, id: JobId) -> Vec<u8> {
     loop {
         match within(logs.next()).await.unwrap() {
             Event::Output(message) => bytes.extend_from_slice(&message.output),
-            Event::Gap(_) | Event::Away(_) => {}
+            Event::Gap { .. } | Event::Away(_) => {}
             Event::End(_) => return bytes,
         }
     }

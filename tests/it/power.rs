@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// Whether output is synced, so that it can be checked what of it is left.
-const OUTPUT_IS_SYNCED: bool = false;
+const OUTPUT_IS_SYNCED: bool = true;
 
 /// How much of its latest output a job may lose, and how late a busy machine may be
 /// with a sync.

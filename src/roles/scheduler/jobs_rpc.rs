@@ -238,6 +238,7 @@ fn logs(wire: proto::StreamJobRequest) -> Result<LogsQuery, Error> {
         since: wire.since_us.map(super::wire::time),
         stream,
         attempt: (wire.attempt > 0).then_some(wire.attempt),
+        gaps: false,
     })
 }
 

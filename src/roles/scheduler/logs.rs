@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::{
     Scheduler,
     error::{Error, Refusal},
+    gaps::Gaps,
     jobs::{Part, Record, State},
     wire,
     worker_rpc::{Output, OutputRequest},
@@ -31,8 +32,10 @@ const STATE: HeaderName = HeaderName::from_static("jobctl-state");
 const EXIT_CODE: HeaderName = HeaderName::from_static("jobctl-exit-code");
 const SIGNAL: HeaderName = HeaderName::from_static("jobctl-signal");
 const ERROR_TEXT: HeaderName = HeaderName::from_static("jobctl-error-text");
-const TRAILERS: HeaderValue =
-    HeaderValue::from_static("jobctl-state, jobctl-exit-code, jobctl-signal, jobctl-error-text");
+const MISSING_BYTES: HeaderName = HeaderName::from_static("jobctl-missing-bytes");
+const TRAILERS: HeaderValue = HeaderValue::from_static(
+    "jobctl-state, jobctl-exit-code, jobctl-signal, jobctl-error-text, jobctl-missing-bytes",
+);
 
 /// What the id of the last event ends with: who has seen it has seen everything.
 const AFTER_END: &str = "-end";
@@ -42,7 +45,7 @@ type Frame = http_body::Frame<Bytes>;
 /// How output is written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
-    /// The bytes alone; how the job ended is in the trailers.
+    /// The bytes alone; how the job ended, and how much is missing, is in the trailers.
     Text,
     Ndjson,
     Events,
@@ -77,17 +80,20 @@ impl Format {
         })
     }
 
-    /// None: raw bytes have no room for words.
-    fn piece(self, piece: Piece) -> Option<Frame> {
+    /// None: raw bytes have no room for words. `missing` is how much was.
+    fn piece(self, piece: Piece, missing: u64) -> Option<Frame> {
         match piece {
             Piece::Output(chunk) if self == Self::Text && chunk.output.is_empty() => None,
             Piece::Output(chunk) => Some(self.output(chunk)),
+            Piece::End { record, .. } if self == Self::Text => {
+                Some(Frame::trailers(trailers(&record, missing)))
+            }
             Piece::End {
                 offset,
-                record,
                 job,
                 status,
-            } => Some(self.end(offset, &record, *job, status)),
+                ..
+            } => Some(Frame::data(self.end(offset, *job, status))),
         }
     }
 
@@ -101,19 +107,19 @@ impl Format {
         })
     }
 
-    fn end(self, offset: u64, record: &Record, job: api::Job, status: proto::JobStatus) -> Frame {
+    /// As text it has trailers instead.
+    fn end(self, offset: u64, job: api::Job, status: proto::JobStatus) -> Bytes {
         let job = Box::new(job);
         match self {
-            Self::Text => Frame::trailers(trailers(record)),
-            Self::Ndjson => Frame::data(ndjson(&api::LogLine::End { job })),
+            Self::Text => Bytes::new(),
+            Self::Ndjson => ndjson(&api::LogLine::End { job }),
             Self::Events => {
                 let id = format!("{offset}{AFTER_END}");
-                Frame::data(event(id, Some("end"), &api::LogLine::End { job }))
+                event(id, Some("end"), &api::LogLine::End { job })
             }
-            Self::Protobuf => {
-                let end = ending(offset, status);
-                Frame::data(end.encode_length_delimited_to_vec().into())
-            }
+            Self::Protobuf => ending(offset, status)
+                .encode_length_delimited_to_vec()
+                .into(),
         }
     }
 }
@@ -150,6 +156,7 @@ fn line(chunk: proto::StreamJobResponse) -> api::LogLine {
         return api::LogLine::Gap {
             offset: chunk.offset,
             gap: chunk.gap,
+            cause: wire::gap_cause(chunk.gap_cause()),
         };
     }
     api::LogLine::Output {
@@ -183,7 +190,7 @@ fn event(id: impl Display, name: Option<&str>, line: &api::LogLine) -> Bytes {
     format!("id: {id}\n{name}data: {}\n\n", json(line)).into()
 }
 
-fn trailers(record: &Record) -> HeaderMap {
+fn trailers(record: &Record, missing: u64) -> HeaderMap {
     let job = record.job();
     let mut trailers = HeaderMap::new();
     trailers.insert(STATE, HeaderValue::from_static(job.state.as_str()));
@@ -192,6 +199,9 @@ fn trailers(record: &Record) -> HeaderMap {
     }
     if let Some(signal) = job.signal {
         trailers.insert(SIGNAL, signal.into());
+    }
+    if missing > 0 {
+        trailers.insert(MISSING_BYTES, missing.into());
     }
     let text = record.error_text().replace(char::is_control, " ");
     if let Ok(text) = HeaderValue::from_str(&text)
@@ -215,7 +225,21 @@ pub(super) struct Follower {
     source: Source,
     /// The end of what was sent.
     offset: u64,
+    /// Where it ends, in the last of several attempts, if that is not with the job.
+    until: Option<Until>,
+    gaps: Gaps,
+    /// What comes after the line that says what is missing.
+    held: Option<Piece>,
     ended: bool,
+}
+
+/// The end as it was when it was asked for.
+#[derive(Clone, Copy)]
+struct Until {
+    /// Of the last attempt that there was.
+    attempt: u32,
+    /// `None`: its worker did not say; it ends where it ends when it is opened.
+    offset: Option<u64>,
 }
 
 /// Where the output of an attempt comes from.
@@ -263,8 +287,14 @@ pub(super) async fn open(
         part: part.cloned(),
         source: Source::Over,
         offset: offset.unwrap_or_else(|| part.map_or(0, |part| part.begin)),
+        until: None,
+        gaps: Gaps::new(asked.gaps),
+        held: None,
         ended: false,
     };
+    if !follower.follow && asked.attempt.is_none() {
+        follower.until = follower.end_now(&parts).await;
+    }
     follower.open(&record, request).await?;
     Ok(follower)
 }
@@ -287,6 +317,7 @@ fn decode(
         follow: asked.follow,
         tail: asked.tail,
         since_us: asked.since.map(|since| since.as_microsecond()),
+        written: None,
         stream: match asked.stream {
             None => proto::OutputStream::Unspecified,
             Some(api::Stream::Stdout) => proto::OutputStream::Stdout,
@@ -362,7 +393,12 @@ impl Follower {
             _ => return Err(past_end()),
         };
         let offset = self.offset.saturating_sub(part.begin);
-        let request = OutputRequest { offset, ..request };
+        let written = self.bytes_of_earlier(part);
+        let request = OutputRequest {
+            offset,
+            written: written.or(record.is_final().then_some(record.output_bytes)),
+            ..request
+        };
         let asked = match self.scheduler.registry.get(part.place.worker) {
             Ok(worker) => match worker.is_ready() {
                 Ok(()) => worker.rpc.output(part.run, request).await,
@@ -377,6 +413,18 @@ impl Follower {
             }
             Err(error) => error.about(record.id),
         };
+        // Who followed it has seen what a power loss took from the disk.
+        let is_behind = matches!(
+            error,
+            Error::OffsetPastEnd { .. }
+                | Error::Refused {
+                    kind: Refusal::PastEnd,
+                    ..
+                }
+        );
+        if is_behind && self.record.borrow().api_state() == api::JobState::Lost {
+            return Ok(());
+        }
         let gone = matches!(
             error,
             Error::WorkerNotFound { .. }
@@ -406,6 +454,45 @@ impl Follower {
         }
     }
 
+    /// Where the output of the last attempt ends now, if it is not the one to begin
+    /// with: that one has an end as soon as it is opened.
+    async fn end_now(&self, parts: &[Part]) -> Option<Until> {
+        let last = parts.last()?;
+        let mut until = Until {
+            attempt: last.number,
+            offset: None,
+        };
+        let is_first = self
+            .part
+            .as_ref()
+            .is_some_and(|part| part.number == last.number);
+        let may_write = last.bytes.is_none() && !self.record.borrow().is_final();
+        if !is_first
+            && may_write
+            && let Ok(worker) = self.scheduler.registry.get(last.place.worker)
+            && worker.is_ready().is_ok()
+            && let Ok(Some(status)) = worker.rpc.query(last.run).await
+        {
+            until.offset = Some(last.begin.saturating_add(status.output_bytes));
+        }
+        Some(until)
+    }
+
+    /// Cuts off what was written after it was asked for.
+    fn cut(&self, message: &mut proto::StreamJobResponse) {
+        let is_last = |until: &Until| {
+            let part = self.part.as_ref();
+            part.is_some_and(|part| part.number == until.attempt)
+        };
+        if let Some(end) = self.until.filter(is_last).and_then(|until| until.offset) {
+            let room = end.saturating_sub(message.offset);
+            message.gap = message.gap.min(room);
+            let length = usize::try_from(room).unwrap_or(usize::MAX);
+            message.output.truncate(length);
+            message.offset = message.offset.min(end);
+        }
+    }
+
     /// How much this attempt has written, if there was one after it, or will be.
     fn bytes_of_earlier(&self, part: &Part) -> Option<u64> {
         let record = self.record.borrow();
@@ -428,12 +515,29 @@ impl Follower {
     }
 
     async fn frame(&mut self, format: Format) -> Result<Option<Frame>, Error> {
-        while let Some(piece) = self.next().await? {
-            if let Some(frame) = format.piece(piece) {
+        loop {
+            let piece = match self.held.take() {
+                Some(piece) => piece,
+                None => match self.next().await? {
+                    Some(piece) => piece,
+                    None => return Ok(None),
+                },
+            };
+            let goes_on = matches!(&piece, Piece::Output(chunk) if chunk.output.is_empty());
+            if format == Format::Text
+                && !goes_on
+                && let Some(line) = self.gaps.line()
+            {
+                self.held = Some(piece);
+                return Ok(Some(Frame::data(line)));
+            }
+            if let Piece::Output(chunk) = &piece {
+                self.gaps.sent(chunk);
+            }
+            if let Some(frame) = format.piece(piece, self.gaps.missing()) {
                 return Ok(Some(frame));
             }
         }
-        Ok(None)
     }
 
     async fn next(&mut self) -> Result<Option<Piece>, Error> {
@@ -489,6 +593,7 @@ impl Follower {
             return Err(Error::OutputBroken(id));
         };
         message.offset = message.offset.saturating_add(part.begin);
+        self.cut(&mut message);
         if let Some(end) = message.end {
             self.offset = message.offset;
             return self.attempt_ended(end);
@@ -539,6 +644,9 @@ impl Follower {
             return Ok(false);
         }
         let id = self.record.borrow().id;
+        if self.until.is_some_and(|until| number >= until.attempt) {
+            return Ok(false);
+        }
         let jobs = &self.scheduler.jobs;
         let record = match self.follow {
             true => {

@@ -7,6 +7,7 @@ mod access;
 mod clock;
 mod error;
 mod events;
+mod gaps;
 mod grpc;
 mod http;
 mod jobs;

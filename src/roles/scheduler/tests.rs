@@ -298,7 +298,10 @@ impl Worker for FakeWorker {
         _: Request<proto::QueryJobRequest>,
     ) -> Result<Response<proto::QueryJobResponse>, Status> {
         Ok(Response::new(proto::QueryJobResponse {
-            status: Some(status(proto::JobState::Running)),
+            status: Some(JobStatus {
+                output_bytes: 9,
+                ..status(proto::JobState::Running)
+            }),
             ..Default::default()
         }))
     }
@@ -400,8 +403,7 @@ fn chunk(offset: u64, output: &'static [u8]) -> StreamJobResponse {
         offset,
         time_us: 1_000_000,
         stream: proto::OutputStream::Stderr.into(),
-        end: None,
-        gap: 0,
+        ..Default::default()
     }
 }
 

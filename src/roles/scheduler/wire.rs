@@ -11,7 +11,10 @@ use super::{
     registry::Beat,
     store::Env,
 };
-use crate::{api::whole_milliseconds, proto};
+use crate::{
+    api::{self, whole_milliseconds},
+    proto,
+};
 
 /// What a worker says of a job; None where it says nothing that can be understood.
 pub(super) fn status(wire: &proto::JobStatus) -> Option<Status> {
@@ -176,6 +179,19 @@ fn of_group(record: &Record) -> impl Iterator<Item = (String, String)> {
         ]
     });
     variables.filter_map(|(name, value)| Some((name.to_owned(), value?)))
+}
+
+/// Why output is missing; `None`: it is not known, or not to this version.
+pub(super) fn gap_cause(wire: proto::GapCause) -> Option<api::GapCause> {
+    match wire {
+        proto::GapCause::Unspecified => None,
+        proto::GapCause::Limit => Some(api::GapCause::Limit),
+        proto::GapCause::DiskFull => Some(api::GapCause::DiskFull),
+        proto::GapCause::NotWritten => Some(api::GapCause::NotWritten),
+        proto::GapCause::Removed => Some(api::GapCause::Removed),
+        proto::GapCause::Damaged => Some(api::GapCause::Damaged),
+        proto::GapCause::PowerLoss => Some(api::GapCause::PowerLoss),
+    }
 }
 
 /// A time on the wire. One that no calendar holds can only be a worker's

@@ -103,6 +103,8 @@ pub(super) struct OutputRequest {
     pub(super) tail: Option<u64>,
     pub(super) since_us: Option<i64>,
     pub(super) stream: proto::OutputStream,
+    /// How much the job has written, where that is recorded.
+    pub(super) written: Option<u64>,
 }
 
 /// A job's output on its way. Dropping it ends the stream on the worker.
@@ -195,6 +197,7 @@ impl WorkerRpc {
             stream: asked.stream.into(),
             attempt: 0,
             epoch: self.calls.epoch,
+            output_bytes: asked.written,
         };
         let messages = self.within(client.stream_job(request)).await?;
         Ok(Output {

@@ -22,7 +22,11 @@ use rustix::{
     process::geteuid,
 };
 
-use super::protocol::{self, Command, Event, Spec};
+use super::{
+    protocol::{self, Command, Event, OutputLost, Spec},
+    record::GapCause,
+    recorder::Files,
+};
 
 /// Between two attempts to write a result where there was no room for it.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -54,6 +58,11 @@ impl Control {
             outbox: Vec::new(),
             output: (0, true),
         }
+    }
+
+    /// Whether there is a worker.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.is_some()
     }
 
     /// Waits for the specification. `None`: the worker has gone.
@@ -196,14 +205,23 @@ impl Control {
     }
 
     /// Hands over the last message: to the worker, until it has given a receipt,
-    /// or if there is none to the disk. Returns once it is safe in either place, or
-    /// when the folder for it is gone, and with it all that knows of the job.
-    pub(super) fn hand_over(mut self, last: &Event, result: &Path) -> io::Result<()> {
-        self.send(last);
+    /// or if there is none to the disk, after the output that it counts. Returns once
+    /// it is safe in either place, or when the folder for it is gone, and with it all
+    /// that knows of the job.
+    pub(super) fn hand_over(
+        mut self,
+        mut last: Event,
+        result: &Path,
+        mut output: Option<&Files>,
+    ) -> io::Result<()> {
+        self.send(&last);
         loop {
             let mut written = true;
             if self.connection.is_none() {
-                written = keep(last, result).is_ok();
+                if let Some(Err(error)) = output.take().map(Files::sync) {
+                    doubt(&mut last, &error);
+                }
+                written = keep(&last, result).is_ok();
                 if written || is_homeless(result) {
                     return Ok(());
                 }
@@ -220,7 +238,7 @@ impl Control {
                 Err(error) => return Err(error.into()),
             }
             if self.accept() {
-                self.send(last);
+                self.send(&last);
             }
             while let Some(command) = self.receive() {
                 match command {
@@ -229,6 +247,17 @@ impl Control {
                 }
             }
         }
+    }
+}
+
+/// Says in a result that not all of the output it counts may be on the disk.
+fn doubt(last: &mut Event, error: &io::Error) {
+    if let Event::Ended(ended) = last {
+        ended.output_lost.get_or_insert_with(|| OutputLost {
+            bytes: 0,
+            why: error.to_string(),
+            cause: GapCause::of(error),
+        });
     }
 }
 
@@ -266,4 +295,53 @@ fn is_passing(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roles::shim::{
+        protocol::{Cause, Ended},
+        record::Stream,
+        recorder::Recorder,
+    };
+
+    /// What a shim without a worker leaves of a job with this output.
+    fn left(output: &Recorder, result: &Path) -> Ended {
+        let (control, _) = UnixStream::pair().unwrap();
+        let last = Event::Ended(Ended {
+            at_us: 7,
+            exit_code: Some(0),
+            signal: None,
+            cause: Cause::Itself,
+            output_bytes: output.end(),
+            output_lost: output.lost(),
+            out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
+        });
+        let files = output.files();
+        Control::new(control)
+            .hand_over(last, result, files.as_deref())
+            .unwrap();
+        match serde_json::from_slice(&fs::read(result).unwrap()).unwrap() {
+            Event::Ended(ended) => ended,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_result_says_when_the_disk_did_not_take_the_output() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("output");
+        fs::create_dir(&output).unwrap();
+        let mut recorder = Recorder::new(output.join("job"), u64::MAX);
+        recorder.append(Stream::Stdout, b"x");
+        let result = dir.path().join("result");
+        assert_eq!(left(&recorder, &result).output_lost, None);
+        // The names cannot be put there any more.
+        fs::remove_dir_all(&output).unwrap();
+        let lost = left(&recorder, &result).output_lost.unwrap();
+        assert_eq!((lost.bytes, lost.cause), (0, GapCause::NotWritten));
+    }
 }

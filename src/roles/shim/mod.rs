@@ -7,7 +7,8 @@
 //! shim is the child subreaper of everything the job starts, so a job has ended
 //! only when nothing of it is left: what the main process leaves behind is ended
 //! too. It outlives the worker, waits for the next one to call, and keeps the job's
-//! end until a worker has recorded it.
+//! end until a worker has recorded it. The worker has the output put on the disk;
+//! while there is none, a second thread does, for as long as that takes.
 //!
 //! What may be run is the worker's business; what the bytes of the output mean
 //! is its readers'.
@@ -16,7 +17,10 @@ mod control;
 mod orphans;
 pub mod protocol;
 pub mod record;
+mod recorder;
+mod repair;
 mod spawn;
+mod syncs;
 mod tree;
 
 pub use self::{
@@ -59,13 +63,11 @@ use signal_hook::{
 use self::{
     control::Control,
     protocol::{Cause, Command, Ended, Event, Spec, VERSION},
-    record::{Recorder, Stream},
+    record::{PIECE, Stream},
+    recorder::Recorder,
+    syncs::Syncs,
     tree::Reaped,
 };
-
-/// The most read from a pipe at once, and so the longest piece of output: what
-/// a pipe holds (pipe(7)).
-const PIECE: usize = 64 * 1024;
 
 /// What lists of processes call a shim.
 pub const NAME: &str = "jobctl-shim";
@@ -122,6 +124,7 @@ struct Shim {
     signals: UnixStream,
     pipes: [Option<OwnedFd>; 2],
     recorder: Recorder,
+    syncs: Syncs,
     buffer: Box<[u8]>,
     main: Pid,
     /// Set once the main process has ended.
@@ -174,7 +177,7 @@ impl Shim {
                     message: failed.error.to_string(),
                     failure: Some(failed.failure),
                 };
-                control.hand_over(&last, &spec.result)?;
+                control.hand_over(last, &spec.result, None)?;
                 return Ok(None);
             }
         };
@@ -200,6 +203,7 @@ impl Shim {
             signals,
             pipes,
             recorder: Recorder::new(spec.output.clone(), spec.output_limit),
+            syncs: Syncs::default(),
             buffer: vec![0; PIECE].into(),
             main: main.ok_or(io::ErrorKind::InvalidData)?,
             status: None,
@@ -247,11 +251,14 @@ impl Shim {
                 self.obey();
             }
             self.meet_deadlines();
+            let is_followed = self.control.is_connected();
+            self.syncs.look(is_followed, &self.recorder);
         }
     }
 
     fn wait(&mut self) -> io::Result<Ready> {
-        let deadline = [self.timeout_at, self.kill_at].into_iter().flatten().min();
+        let deadlines = [self.timeout_at, self.kill_at, self.syncs.due()];
+        let deadline = deadlines.into_iter().flatten().min();
         let timeout = deadline.map(|at| {
             let left = at.saturating_duration_since(Instant::now());
             Timespec::try_from(left).unwrap_or(Timespec {
@@ -411,7 +418,8 @@ impl Shim {
             ran_ms: u64::try_from(uptime().saturating_sub(self.started).as_millis()).ok(),
             swept: self.swept,
         });
-        self.control.hand_over(&last, &self.result)
+        let files = self.recorder.files();
+        self.control.hand_over(last, &self.result, files.as_deref())
     }
 }
 

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::record::GapCause;
 use crate::ids::JobId;
 
 /// The longest message taken, in bytes: a specification with all its arguments.
@@ -260,6 +261,9 @@ pub struct OutputLost {
     pub bytes: u64,
     /// The system's words for the first of them.
     pub why: String,
+    /// The same as a word; `Unknown`: the shim is older than this.
+    #[serde(default)]
+    pub cause: GapCause,
 }
 
 /// On whose account a job ended.

@@ -27,7 +27,10 @@ use crate::{
     ids::{JobId, is_name},
     net::{accept::Connection, bounds::Bounds},
     proto::{self, worker_server},
-    roles::shim::{protocol::Cause, record},
+    roles::shim::{
+        protocol::Cause,
+        record::{self, GapCause},
+    },
 };
 
 /// The longest path that Linux takes (PATH_MAX).
@@ -167,8 +170,17 @@ impl worker_server::Worker for Service {
         let id = id(&request.job_id)?;
         let (job, output) = match self.jobs.get(id) {
             Ok(job) => (Some(job.clone()), job.output),
-            Err(_) => (None, self.jobs.old_output(id).await?),
+            Err(_) => {
+                let written = request.output_bytes;
+                (None, self.jobs.old_output(id, written).await?)
+            }
         };
+        if let Some(job) = &job
+            && request.offset > output.extent().bytes
+        {
+            // One that was just taken over has not been heard of yet.
+            job.begun().await;
+        }
         let permit = self.followers.clone().try_acquire_owned();
         let permit = permit.map_err(|_| Error::TooManyFollowers {
             worker: self.worker.clone(),
@@ -262,9 +274,19 @@ fn encode(piece: Piece) -> proto::StreamJobResponse {
             },
             ..Default::default()
         },
-        Piece::Gap { offset, length } => proto::StreamJobResponse {
-            offset,
-            gap: length,
+        Piece::Gap(gap) => proto::StreamJobResponse {
+            offset: gap.offset,
+            gap: gap.length,
+            gap_cause: match gap.cause {
+                GapCause::Unknown => proto::GapCause::Unspecified,
+                GapCause::Limit => proto::GapCause::Limit,
+                GapCause::DiskFull => proto::GapCause::DiskFull,
+                GapCause::NotWritten => proto::GapCause::NotWritten,
+                GapCause::Removed => proto::GapCause::Removed,
+                GapCause::Damaged => proto::GapCause::Damaged,
+                GapCause::PowerLoss => proto::GapCause::PowerLoss,
+            }
+            .into(),
             ..Default::default()
         },
     }

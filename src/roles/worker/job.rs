@@ -25,6 +25,7 @@ use super::{
     limits::size,
     not_started::About,
     output::{Extent, Output},
+    output_sync::OutputSync,
     rules::Rules,
     scripts::Scripts,
     shim::Shim,
@@ -33,8 +34,8 @@ use crate::{
     ids::JobId,
     roles::shim::{
         kill_adopted, kill_orphans,
-        protocol::{Birth, Cause, Ended, Event, Limits, OutOfMemory},
-        record::repair,
+        protocol::{Birth, Cause, Ended, Event, Limits, OutOfMemory, OutputLost},
+        record::{GapCause, Repaired, repair},
     },
 };
 
@@ -109,6 +110,9 @@ pub(super) struct End {
     pub(super) how: How,
     /// Bytes of output that could not be recorded, and why.
     pub(super) output_lost: Option<String>,
+    /// Why, as far as it is known.
+    #[serde(default)]
+    pub(super) gap_cause: GapCause,
     /// Processes of it were killed for want of memory.
     #[serde(default)]
     pub(super) out_of_memory: Option<OutOfMemory>,
@@ -233,9 +237,10 @@ impl Job {
     ) -> (Self, Task) {
         let extent = known
             .as_ref()
-            .map_or(Extent::default(), |(_, bytes)| Extent {
+            .map_or(Extent::default(), |(end, bytes)| Extent {
                 bytes: *bytes,
                 complete: true,
+                gap_cause: end.gap_cause,
             });
         let state = known.map_or(State::Starting, |(end, _)| State::Ended(end));
         let (state_sender, state) = watch::channel(state);
@@ -256,6 +261,7 @@ impl Job {
             changes,
             launch,
             began: None,
+            same_boot: true,
         };
         (job, task)
     }
@@ -341,6 +347,7 @@ pub(super) struct Launch {
     pub(super) cgroups: Option<Cgroups>,
     pub(super) boot_id: String,
     pub(super) journal: Journal,
+    pub(super) output_sync: OutputSync,
     /// The worker ends, and the jobs go on without it.
     pub(super) closing: CancellationToken,
 }
@@ -358,6 +365,8 @@ pub(super) struct Task {
     launch: Arc<Launch>,
     /// Its main process, as soon as that is known, as the journal has it.
     began: Option<Began>,
+    /// The machine was not restarted since the job began.
+    same_boot: bool,
 }
 
 impl Task {
@@ -395,15 +404,8 @@ impl Task {
         let _ = self.launch.journal.append(record).await;
         forget();
         // No change that the scheduler is told of: it has its answer.
-        self.state.send_replace(State::Ended(End {
-            started: None,
-            at: Timestamp::now(),
-            how: How::Refused(refusal),
-            output_lost: None,
-            out_of_memory: None,
-            ran_ms: None,
-            swept: 0,
-        }));
+        self.state
+            .send_replace(State::Ended(self.ended(How::Refused(refusal))));
         self.extent.send_modify(|extent| extent.complete = true);
     }
 
@@ -464,7 +466,8 @@ impl Task {
     /// that `boot_id` names: from its shim, or from the result it left behind.
     /// Without either the job is lost.
     pub(super) async fn take_over(mut self, boot_id: &str, began: Option<Began>) {
-        let is_same_boot = boot_id == self.launch.boot_id;
+        self.same_boot = boot_id == self.launch.boot_id;
+        let is_same_boot = self.same_boot;
         // Times and numbers of another boot say nothing in this one.
         self.began = began.map(|began| Began {
             birth: began.birth.filter(|_| is_same_boot),
@@ -528,7 +531,7 @@ impl Task {
             }
         };
         match result.map(|text| serde_json::from_slice(&text)) {
-            Ok(Ok(Event::Ended(ended))) => self.finish(&ended),
+            Ok(Ok(Event::Ended(ended))) => self.finish(ended).await,
             Ok(Ok(Event::NotStarted {
                 why,
                 message,
@@ -556,7 +559,11 @@ impl Task {
                         self.set(State::Running { pid, since });
                     }
                     Some(Ok(Event::Output { end })) => {
-                        self.extent.send_replace(Extent { bytes: end, complete: false });
+                        let bytes = end;
+                        self.extent.send_replace(Extent { bytes, ..Extent::default() });
+                        if bytes > 0 {
+                            self.launch.output_sync.note(self.job.spec.id);
+                        }
                     }
                     Some(Ok(Event::Stopping)) => {
                         stopping.pop_front();
@@ -570,7 +577,7 @@ impl Task {
                         break;
                     }
                     Some(Ok(Event::Ended(ended))) => {
-                        self.finish(&ended);
+                        self.finish(ended).await;
                         break;
                     }
                     Some(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
@@ -671,21 +678,54 @@ impl Task {
                 return;
             }
         }
-        let output = self.launch.place.output(id);
-        match tokio::task::spawn_blocking(move || repair(&output)).await {
-            // What was told before is not taken back: the rest of it is a gap.
-            Ok(Ok(bytes)) => self
-                .extent
-                .send_modify(|extent| extent.bytes = extent.bytes.max(bytes)),
-            Ok(Err(error)) => tracing::error!(job_id = %id, %error, "cannot repair output"),
-            Err(error) => tracing::error!(job_id = %id, %error, "cannot repair output"),
-        }
         let may_have_escaped = self.began.is_some() && !is_adopted && self.launch.cgroups.is_none();
         let why = match may_have_escaped {
             true => format!("{why}; processes that had left its session may still be there"),
             false => why.to_owned(),
         };
-        self.end(How::Lost(why));
+        let repaired = self.repair().await;
+        // What was told before is not taken back: the rest of it is a gap.
+        let told = self.extent.borrow().bytes;
+        let missing = repaired.missing + told.saturating_sub(repaired.end);
+        let (lost, gap_cause) = match (missing, self.same_boot) {
+            (0, _) => (None, GapCause::Unknown),
+            (bytes, true) => (
+                Some(format!("{bytes} bytes of output lost")),
+                GapCause::Unknown,
+            ),
+            (bytes, false) => (
+                Some(format!(
+                    "{bytes} bytes of output lost: they were not on the disk when the machine stopped"
+                )),
+                GapCause::PowerLoss,
+            ),
+        };
+        self.extent.send_modify(|extent| {
+            extent.bytes = told.max(repaired.end);
+            extent.gap_cause = gap_cause;
+        });
+        self.set_ended(End {
+            output_lost: lost,
+            gap_cause,
+            ..self.ended(How::Lost(why))
+        });
+    }
+
+    /// Makes the output whole that a shim has left without a word, and has it put on
+    /// the disk.
+    async fn repair(&self) -> Repaired {
+        let id = self.job.spec.id;
+        let (output, same_boot) = (self.launch.place.output(id), self.same_boot);
+        let repaired = tokio::task::spawn_blocking(move || repair(&output, same_boot)).await;
+        let repaired = repaired.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        let synced = self.launch.output_sync.finish(id).await;
+        if let Err(error) = &synced {
+            tracing::error!(job_id = %id, %error, "cannot put repaired output on the disk");
+        }
+        repaired.unwrap_or_else(|error| {
+            tracing::error!(job_id = %id, %error, "cannot repair output");
+            Repaired::default()
+        })
     }
 
     fn about(&self) -> About<'_> {
@@ -696,9 +736,24 @@ impl Task {
         }
     }
 
-    fn finish(&mut self, ended: &Ended) {
-        let bytes = ended.output_bytes;
-        self.extent.send_modify(|extent| extent.bytes = bytes);
+    /// Takes over how the job has ended, once its output is on the disk: who hears
+    /// of the end relies on that.
+    async fn finish(&mut self, ended: Ended) {
+        let job_id = self.job.spec.id;
+        let mut lost = ended.output_lost;
+        if let Err(error) = self.launch.output_sync.finish(job_id).await {
+            tracing::error!(%job_id, %error, "cannot put output on the disk");
+            lost.get_or_insert_with(|| OutputLost {
+                bytes: 0,
+                why: error.to_string(),
+                cause: GapCause::of(&error),
+            });
+        }
+        let gap_cause = lost.as_ref().map(|lost| lost.cause).unwrap_or_default();
+        self.extent.send_modify(|extent| {
+            extent.bytes = ended.output_bytes;
+            extent.gap_cause = gap_cause;
+        });
         let cause = ended.cause;
         let how = match (ended.exit_code, ended.signal) {
             (Some(code), _) => How::Exited { code, cause },
@@ -706,29 +761,34 @@ impl Task {
             (None, None) => How::Lost("its shim could not tell".to_owned()),
         };
         self.set_ended(End {
-            started: self.started(),
             at: timestamp(ended.at_us),
-            how,
-            output_lost: ended
-                .output_lost
-                .as_ref()
-                .map(|lost| format!("{} bytes of output lost: {}", lost.bytes, lost.why)),
+            output_lost: lost.map(|lost| match lost.bytes {
+                0 => format!("output may be lost: {}", lost.why),
+                bytes => format!("{bytes} bytes of output lost: {}", lost.why),
+            }),
+            gap_cause,
             out_of_memory: ended.out_of_memory,
             ran_ms: ended.ran_ms,
             swept: ended.swept,
+            ..self.ended(how)
         });
     }
 
     fn end(&mut self, how: How) {
-        self.set_ended(End {
+        self.set_ended(self.ended(how));
+    }
+
+    fn ended(&self, how: How) -> End {
+        End {
             started: self.started(),
             at: Timestamp::now(),
             how,
             output_lost: None,
+            gap_cause: GapCause::Unknown,
             out_of_memory: None,
             ran_ms: None,
             swept: 0,
-        });
+        }
     }
 
     fn started(&self) -> Option<(u32, Timestamp)> {
@@ -774,6 +834,8 @@ mod tests {
         path::Path,
     };
 
+    use tokio_util::task::TaskTracker;
+
     use crate::roles::worker::{rules::Allowed, users::Users};
 
     use tokio::{
@@ -782,7 +844,13 @@ mod tests {
     };
 
     use super::*;
-    use crate::roles::shim::protocol::{self, socket_name};
+    use crate::roles::{
+        shim::{
+            protocol::{self, socket_name},
+            record::{Entry, Stream, data_path, index_path},
+        },
+        worker::output::{Follower, Piece, Wanted},
+    };
 
     fn reason(how: How) -> String {
         let end = End {
@@ -790,6 +858,7 @@ mod tests {
             at: Timestamp::now(),
             how,
             output_lost: None,
+            gap_cause: GapCause::Unknown,
             out_of_memory: None,
             ran_ms: None,
             swept: 0,
@@ -850,6 +919,11 @@ mod tests {
 
     /// A job and its task, in a worker whose folders are in `dir`.
     fn task(dir: &Path) -> (Job, Task) {
+        let place = Place {
+            output: dir.join("output"),
+            results: dir.join("results"),
+        };
+        let closing = CancellationToken::new();
         let launch = Launch {
             worker: "w1".into(),
             shim: "/no/such/jobctl".into(),
@@ -860,14 +934,12 @@ mod tests {
             limits: Limits::default(),
             adopts: false,
             rules: Rules::default(),
-            place: Place {
-                output: dir.join("output"),
-                results: dir.join("results"),
-            },
+            output_sync: OutputSync::start(place.clone(), &TaskTracker::new(), closing.clone()),
+            place,
             cgroups: None,
             boot_id: "b".into(),
             journal: Journal::open(&dir.join("journal"), |_| {}).unwrap().0,
-            closing: CancellationToken::new(),
+            closing,
         };
         let spec = Spec {
             id: JobId::random(),
@@ -970,6 +1042,56 @@ mod tests {
         assert!(matches!(job.ended().await, State::Ended(_)));
     }
 
+    /// The files of a job's output as a power loss may leave them: the sizes are
+    /// there, the last entry and the bytes of the one before are not.
+    fn lose_power(output: &Path, id: JobId) {
+        std::fs::create_dir_all(output).unwrap();
+        let base = output.join(id.to_string());
+        let entry = |offset, bytes| Entry::of(offset, 7, Stream::Stdout, bytes).encode();
+        let index = [entry(0, b"one\n"), entry(4, b"two\n"), [0; Entry::SIZE]];
+        std::fs::write(index_path(&base), index.concat()).unwrap();
+        std::fs::write(data_path(&base), b"one\n\0\0\0\0\0\0\0\0\0\0").unwrap();
+    }
+
+    async fn shown(job: &Job) -> Vec<Piece> {
+        let wanted = Wanted {
+            offset: 0,
+            tail: None,
+            since_us: None,
+            stream: None,
+            follow: true,
+        };
+        let mut follower = Follower::open(job.output.clone(), wanted).await.unwrap();
+        let mut pieces = Vec::new();
+        while let Some(piece) = follower.next().await.unwrap() {
+            pieces.push(piece);
+        }
+        pieces
+    }
+
+    #[tokio::test]
+    async fn what_a_power_loss_took_of_an_output_is_a_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let (job, task) = task(dir.path());
+        lose_power(&dir.path().join("output"), job.spec.id);
+        task.take_over("another boot", None).await;
+        let State::Ended(end) = job.ended().await else {
+            panic!("it has not ended");
+        };
+        assert_eq!(
+            end.reason(None),
+            "lost: its machine was restarted; 10 bytes of output lost: they were not on the \
+             disk when the machine stopped"
+        );
+        let pieces = shown(&job).await;
+        let [Piece::Chunk(chunk), Piece::Gap(gap)] = &pieces[..] else {
+            panic!("{pieces:?}");
+        };
+        assert_eq!(chunk.bytes, "one\n");
+        assert_eq!((gap.offset, gap.length), (4, 10));
+        assert_eq!(gap.cause, GapCause::PowerLoss);
+    }
+
     #[test]
     fn lost_output_is_never_silent() {
         let end = End {
@@ -980,6 +1102,7 @@ mod tests {
                 cause: Cause::Itself,
             },
             output_lost: Some("5 bytes of output lost: disk full".into()),
+            gap_cause: GapCause::DiskFull,
             out_of_memory: None,
             ran_ms: None,
             swept: 0,
@@ -997,6 +1120,7 @@ mod tests {
                 cause: Cause::Itself,
             },
             output_lost: None,
+            gap_cause: GapCause::Unknown,
             out_of_memory: None,
             ran_ms: Some(7),
             swept: 1,
@@ -1024,6 +1148,7 @@ mod tests {
                 cause: Cause::Itself,
             },
             output_lost: None,
+            gap_cause: GapCause::Unknown,
             out_of_memory: Some(OutOfMemory::Job(1 << 30)),
             ran_ms: None,
             swept: 0,
@@ -1045,7 +1170,9 @@ mod tests {
         );
         // As a journal of an earlier version has it.
         let mut record = serde_json::to_value(&end).unwrap();
-        record.as_object_mut().unwrap().remove("out_of_memory");
+        for added in ["out_of_memory", "gap_cause"] {
+            record.as_object_mut().unwrap().remove(added);
+        }
         end.out_of_memory = None;
         assert_eq!(serde_json::from_value::<End>(record).unwrap(), end);
     }

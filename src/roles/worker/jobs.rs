@@ -191,18 +191,27 @@ impl Jobs {
     }
 
     /// The output of a job that ended so long ago that only its output is left.
-    pub(super) async fn old_output(&self, id: JobId) -> Result<Output, Error> {
+    /// `written` is how much the job has written, where that is known: what its files
+    /// do not have of that is missing.
+    pub(super) async fn old_output(
+        &self,
+        id: JobId,
+        written: Option<u64>,
+    ) -> Result<Output, Error> {
         let output = self.launch.place.output(id);
-        match tokio::fs::metadata(data_path(&output)).await {
-            Ok(data) => {
-                let extent = Extent {
-                    bytes: data.len(),
-                    complete: true,
-                };
-                Ok(Output::new(output, watch::channel(extent).1))
-            }
-            Err(_) => Err(Error::JobNotFound(id)),
-        }
+        let recorded = tokio::fs::metadata(data_path(&output)).await;
+        let written = written.filter(|bytes| *bytes > 0);
+        let bytes = match (recorded, written) {
+            (Ok(data), written) => data.len().max(written.unwrap_or(0)),
+            (Err(_), Some(written)) => written,
+            (Err(_), None) => return Err(Error::JobNotFound(id)),
+        };
+        let extent = Extent {
+            bytes,
+            complete: true,
+            ..Extent::default()
+        };
+        Ok(Output::new(output, watch::channel(extent).1))
     }
 
     /// How many have a process.

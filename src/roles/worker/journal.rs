@@ -261,7 +261,10 @@ mod tests {
         *,
     };
     use crate::roles::{
-        shim::protocol::{Birth, Cause},
+        shim::{
+            protocol::{Birth, Cause},
+            record::GapCause,
+        },
         worker::job::How,
     };
 
@@ -315,6 +318,7 @@ mod tests {
                 at: spec.created,
                 how,
                 output_lost: None,
+                gap_cause: GapCause::Unknown,
                 out_of_memory: None,
                 ran_ms: Some(5),
                 swept: 0,

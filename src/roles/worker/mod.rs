@@ -14,6 +14,7 @@ mod listing;
 mod member;
 mod not_started;
 mod output;
+mod output_sync;
 mod rules;
 mod scripts;
 mod session;
@@ -49,6 +50,7 @@ use self::{
     journal::{Broken, Journal},
     limits::InForce,
     member::{Files, Id},
+    output_sync::OutputSync,
     rules::Allowed,
     scripts::Scripts,
     session::Identity,
@@ -215,6 +217,8 @@ pub async fn run(
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();
     let scripts = Scripts::new(name.clone(), folders.scripts().to_owned(), allowed, users);
+    let place = folders.place();
+    let output_sync = OutputSync::start(place.clone(), &tasks, closing.clone());
     let launch = Launch {
         worker: name.clone(),
         shim: config.shim,
@@ -225,10 +229,11 @@ pub async fn run(
         limits: limits.processes(),
         adopts: child_subreaper().is_ok_and(|set| set.is_some()),
         rules: config.rules,
-        place: folders.place(),
+        place,
         cgroups: cgroups.clone(),
         boot_id: boot_id.clone(),
         journal: journal.clone(),
+        output_sync,
         closing: closing.clone(),
     };
     let jobs = Jobs::new(launch, config.keep_finished, tasks.clone());

@@ -508,32 +508,73 @@ async fn the_worker_has_only_the_output_left() {
 }
 
 #[tokio::test]
-async fn a_gap_is_said_where_there_is_room_for_words() {
+async fn a_gap_is_said_in_every_format() {
     let scheduler = TestScheduler::new().await;
     let mut worker = Joined::new(&scheduler, "w1").await;
     let id = scheduler.start("true").await;
     worker.ends(&id, 3).await;
-    let gap = StreamJobResponse {
-        offset: 2,
-        gap: 40,
+    let gap = |offset, gap, cause: proto::GapCause| StreamJobResponse {
+        offset,
+        gap,
+        gap_cause: cause.into(),
         ..Default::default()
     };
     let messages = vec![
         Ok(chunk(0, b"ab")),
-        Ok(gap.clone()),
-        Ok(chunk(42, b"c")),
-        Ok(last(43, JobStatus::default())),
+        Ok(gap(2, 30, proto::GapCause::Unspecified)),
+        Ok(gap(32, 10, proto::GapCause::DiskFull)),
+        Ok(chunk(42, b"c\n")),
+        Ok(gap(44, 1, proto::GapCause::Unspecified)),
+        Ok(last(45, JobStatus::default())),
     ];
     worker.writes(messages, Some(()));
     let path = format!("/logs?job_id={id}&follow=true");
     let text = scheduler.text(&path, api::NDJSON, &[]).await;
-    let line: Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
-    assert_eq!(line, json!({"offset": 2, "gap": 40}));
+    let line = |number| serde_json::from_str::<Value>(text.lines().nth(number).unwrap()).unwrap();
+    assert_eq!(line(1), json!({"offset": 2, "gap": 30}));
+    assert_eq!(
+        line(2),
+        json!({"offset": 32, "gap": 10, "cause": "disk_full"})
+    );
     let text = scheduler.text(&path, "text/event-stream", &[]).await;
     assert!(
-        text.contains("id: 42\ndata: {\"offset\":2,\"gap\":40}\n"),
+        text.contains("id: 32\ndata: {\"offset\":2,\"gap\":30}\n"),
         "{text}"
     );
-    assert_eq!(scheduler.text(&path, "text/plain", &[]).await, "abc");
+    // Bytes alone, and the size of what is missing after them.
+    assert_eq!(scheduler.text(&path, "text/plain", &[]).await, "abc\n");
+    let trailer = trailers_of(&scheduler, &path).await;
+    assert!(
+        trailer.contains("jobctl-missing-bytes: 41\r\n"),
+        "{trailer}"
+    );
+    // Words among them, for who asks for that.
+    let path = format!("{path}&gaps=true");
+    let text = scheduler.text(&path, "text/plain", &[]).await;
+    assert_eq!(
+        text,
+        "ab\n[jobctl: 40 bytes of output are missing here: the worker's disk was full]\n\
+         c\n[jobctl: 1 byte of output is missing here]\n"
+    );
+    worker.writes(
+        vec![Ok(chunk(0, b"ab")), Ok(last(2, JobStatus::default()))],
+        Some(()),
+    );
+    let trailer = trailers_of(&scheduler, &path).await;
+    assert!(!trailer.contains("jobctl-missing-bytes:"), "{trailer}");
     scheduler.end().await;
+}
+
+/// What comes after the body of an answer, in lower case.
+async fn trailers_of(scheduler: &TestScheduler, path: &str) -> String {
+    let mut client = TcpStream::connect(scheduler.http).await.unwrap();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nTE: trailers\r\nConnection: close\r\n\r\n",
+        scheduler.token
+    );
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut raw = Vec::new();
+    soon(client.read_to_end(&mut raw)).await.unwrap();
+    let text = String::from_utf8_lossy(&raw).to_ascii_lowercase();
+    text.rsplit_once("\r\n0\r\n").unwrap().1.to_owned()
 }

@@ -181,3 +181,30 @@ async fn a_follower_who_goes_away_ends_the_worker_s_stream() {
         .unwrap();
     scheduler.end().await;
 }
+
+#[tokio::test]
+async fn who_has_seen_what_a_lost_job_lost_is_at_its_end() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let id = scheduler.start("true").await;
+    let path = format!("/logs?job_id={id}&offset=2000");
+    let (status, body) = scheduler.get(&path).await;
+    assert_eq!(
+        (status.as_u16(), &body["code"]),
+        (416, &json!("offset_past_end"))
+    );
+    let lost = JobStatus {
+        output_bytes: 1500,
+        exit_code: None,
+        ..ended(proto::JobState::Lost, 0)
+    };
+    worker
+        .beats
+        .send(vec![report(&id, lost)], false)
+        .await
+        .unwrap();
+    let text = scheduler.text(&path, api::NDJSON, &[]).await;
+    let line: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["job"]["state"], "lost");
+    scheduler.end().await;
+}

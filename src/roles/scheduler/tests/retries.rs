@@ -317,3 +317,35 @@ async fn output_that_went_with_an_earlier_worker_is_a_gap() {
     assert!(text.starts_with("{\"offset\":2,\"gap\":4}\n"), "{text}");
     scheduler.end().await;
 }
+
+#[tokio::test]
+async fn without_follow_the_last_attempt_ends_where_it_ended_then() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let body = json!({"command": "sh", "retries": 1, "retry_pause_ms": 1});
+    let id = scheduler.start_trying(body).await;
+    soon(worker.started.recv()).await.unwrap();
+    let reports = vec![report(&id, failed(3))];
+    worker.beats.send(reports, false).await.unwrap();
+    let again = soon(worker.started.recv()).await.unwrap();
+    scheduler.job(&id, "running").await;
+    // The worker says of it that it has written 9 bytes; by the time they are read
+    // they are more.
+    let running = status(proto::JobState::Running);
+    worker.writes(
+        vec![
+            Ok(chunk(0, b"one")),
+            Ok(chunk(3, b"two three")),
+            Ok(last(12, running)),
+        ],
+        Some(()),
+    );
+    let path = format!("/logs?job_id={id}&offset=0");
+    let text = scheduler.text(&path, "text/plain", &[]).await;
+    assert_eq!(text, "onetwo threeonetwo th");
+    let first = soon(worker.streamed.recv()).await.unwrap();
+    assert_eq!((first.job_id, first.output_bytes), (id, Some(3)));
+    let second = soon(worker.streamed.recv()).await.unwrap();
+    assert_eq!((second.job_id, second.output_bytes), (again.job_id, None));
+    scheduler.end().await;
+}
