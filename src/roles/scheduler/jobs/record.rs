@@ -864,7 +864,10 @@ pub(crate) mod tests {
             ("path contains", spec(|r| r.path = Some("a\0".into()))),
             ("args contains", spec(|r| r.args = vec!["\0".into()])),
             ("1000 are", spec(|r| r.args = vec![String::new(); 1001])),
-            ("262144 are", spec(|r| r.args = vec!["x".repeat(100_000); 3])),
+            (
+                "262144 are",
+                spec(|r| r.args = vec!["x".repeat(100_000); 3]),
+            ),
             (
                 "env name ''",
                 spec(|r| drop(r.env.insert(String::new(), String::new()))),
