@@ -1,9 +1,13 @@
 //! An alarm by the wall clock: it keeps its time also when the clock is set, or
-//! the machine has slept.
+//! the machine has slept. And a time that one wrong reading of the wall clock does
+//! not move.
 
-use std::io;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustix::{
     io::Errno,
     time::{
@@ -68,13 +72,124 @@ impl Clock {
     }
 }
 
+/// So far the wall clock may be from where it should be: it was adjusted.
+const ADJUSTED: SignedDuration = SignedDuration::from_secs(60);
+
+/// A step of the wall clock that has lasted for so long is taken to be right.
+const LASTED: Duration = Duration::from_secs(3600);
+
+/// It is then followed so many times as fast as time passes: a day in an hour.
+const CATCHING_UP: u32 = 24;
+
+/// A time that follows the wall clock, but no step of it that may be a mistake, for
+/// what cannot be undone.
+#[derive(Debug)]
+pub(super) struct Steady {
+    at: Timestamp,
+    read: Instant,
+    stepped: Option<Instant>,
+}
+
+impl Steady {
+    /// It was `at` when it was kept last.
+    pub(super) fn new(at: Timestamp, now: Instant) -> Self {
+        Self {
+            at,
+            read: now,
+            stepped: None,
+        }
+    }
+
+    /// Where it is, to be kept.
+    pub(super) fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// The time, which is never after what the wall clock shows.
+    pub(super) fn advance(&mut self, wall: Timestamp, now: Instant) -> Timestamp {
+        let passed = now.saturating_duration_since(self.read);
+        self.read = now;
+        self.at = self.at.checked_add(passed).unwrap_or(self.at);
+        let off = wall.duration_since(self.at);
+        if off.abs() <= ADJUSTED {
+            self.at = wall;
+            self.stepped = None;
+            return self.at;
+        }
+        if self.stepped.is_none() {
+            tracing::warn!(
+                by = %format!("{off:#}"),
+                "the wall clock is not where it should be: what is old by it is deleted later"
+            );
+        }
+        let stepped = *self.stepped.get_or_insert(now);
+        if now.saturating_duration_since(stepped) >= LASTED {
+            self.at = match off.is_negative() {
+                true => wall,
+                false => {
+                    let faster = passed.saturating_mul(CATCHING_UP);
+                    self.at.checked_add(faster).unwrap_or(wall).min(wall)
+                }
+            };
+        }
+        self.at.min(wall)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::FutureExt as _;
 
     use super::*;
+
+    const PASS: Duration = Duration::from_secs(30);
+    const DAYS_40: SignedDuration = SignedDuration::from_hours(40 * 24);
+
+    #[test]
+    fn a_step_of_the_wall_clock_is_no_step_of_the_steady_time() {
+        let (start, began) = (Timestamp::UNIX_EPOCH + DAYS_40 * 100, Instant::now());
+        for step in [DAYS_40, -DAYS_40] {
+            let mut steady = Steady::new(start, began);
+            for pass in 1..200 {
+                let (right, now) = (start + PASS * pass, began + PASS * pass);
+                let wall = match pass {
+                    10..=12 => right + step,
+                    _ => right,
+                };
+                let time = steady.advance(wall, now);
+                assert!(time <= right, "{pass}: {time} {right}");
+                assert!((10..=12).contains(&pass) || time == right, "{pass}: {time}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_that_lasts_is_followed_within_a_bound() {
+        let (start, began) = (Timestamp::UNIX_EPOCH + DAYS_40 * 100, Instant::now());
+        let mut steady = Steady::new(start, began);
+        let time_after = |steady: &mut Steady, pass: u32| {
+            let wall = start + DAYS_40 + PASS * pass;
+            (steady.advance(wall, began + PASS * pass), wall)
+        };
+        // The machine was off: nothing is old at once.
+        for pass in 1..=120 {
+            let (time, _) = time_after(&mut steady, pass);
+            assert_eq!(time, start + PASS * pass);
+        }
+        let mut before = start + PASS * 120;
+        let mut passes = 120;
+        loop {
+            passes += 1;
+            let (time, wall) = time_after(&mut steady, passes);
+            assert!(time.duration_since(before) <= SignedDuration::from_secs(25 * 30 + 61));
+            before = time;
+            if time == wall {
+                break;
+            }
+            assert!(passes < 120 * 45, "it is delayed for good");
+        }
+        assert!(passes > 120 * 35, "{passes}");
+    }
 
     #[tokio::test]
     async fn it_rings_at_the_time_that_was_set_last() {

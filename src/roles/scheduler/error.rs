@@ -148,6 +148,13 @@ pub(super) enum Error {
     NotReady { ready: usize, wanted: usize },
     #[error("the idempotency key was used for another start, which is job {0}")]
     KeyReused(JobId),
+    #[error(
+        "the idempotency key was used for job {0}, whose record has been deleted: use another key \
+         to start it again"
+    )]
+    KeySpent(JobId),
+    #[error("another program holds the lock of the scheduler's records: try again")]
+    StoreBusy,
     #[error("no space is left for the scheduler's records")]
     DiskFull(Option<JobId>),
     #[error("who calls is not known: there is no certificate and no token")]
@@ -396,7 +403,7 @@ impl Error {
             | Self::WorkerFailed { job, .. }
             | Self::DiskFull(job)
             | Self::Refused { job, .. } => *job,
-            Self::KeyReused(job) => Some(*job),
+            Self::KeyReused(job) | Self::KeySpent(job) => Some(*job),
             Self::JobOnNoWorker(job)
             | Self::JobOnOtherWorker { job, .. }
             | Self::JobFinished { job, .. }
@@ -455,6 +462,7 @@ impl Error {
             | Self::ForeignHost(_)
             | Self::CrossSite
             | Self::ShuttingDown
+            | Self::StoreBusy
             | Self::Internal => None,
         }
     }
@@ -558,6 +566,12 @@ impl Error {
                 Code::FailedPrecondition,
                 "idempotency_key_reused",
             ),
+            Self::KeySpent(_) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                Code::FailedPrecondition,
+                "idempotency_key_spent",
+            ),
+            Self::StoreBusy => unavailable("store_busy"),
             Self::DiskFull(_) => (
                 StatusCode::INSUFFICIENT_STORAGE,
                 Code::ResourceExhausted,
@@ -603,10 +617,12 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         match error {
             store::Error::Full => Self::DiskFull(None),
+            store::Error::Busy => Self::StoreBusy,
             store::Error::Ended => Self::ShuttingDown,
             error @ (store::Error::Folder { .. }
             | store::Error::InUse { .. }
             | store::Error::Newer { .. }
+            | store::Error::Replaced { .. }
             | store::Error::Damaged(_)
             | store::Error::Sqlite(_)) => {
                 let source = error.source().map(ToString::to_string);

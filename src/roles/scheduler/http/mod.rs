@@ -316,7 +316,13 @@ pub(super) async fn stop_job(
         Named::Job(record) => caller.did("stop", record.id, details),
         Named::Group(group) => caller.did("stop", group.id, details),
     };
-    scheduler.access.record(audit).await?;
+    match scheduler.access.record(audit.clone()).await {
+        // A stop needs no room, and may be what makes some.
+        Err(Error::DiskFull(_) | Error::StoreBusy) => {
+            scheduler.store.audit_later(audit);
+        }
+        recorded => recorded?,
+    }
     match named {
         Named::Job(record) => scheduler.jobs.stop(record.id, stop).await,
         Named::Group(group) => scheduler.jobs.stop_group(group.id, stop).await,

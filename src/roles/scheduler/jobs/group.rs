@@ -60,16 +60,15 @@ impl Group {
     pub(crate) fn count_in(&mut self, record: &Record) {
         *self.states.of(record.api_state()) += 1;
         if record.is_final() {
-            self.count_end(record);
+            let index = record.member.as_ref().map(|member| member.index);
+            self.count_end(record.api_state(), record.exit_code_of_wait(), index);
         }
     }
 
     /// In whatever order they end, the exit code is the same. What was stopped, or
     /// waited in vain for another, does not hide why.
-    fn count_end(&mut self, record: &Record) {
-        let code = exit_code(record);
-        let index = record.member.as_ref().map(|member| member.index);
-        let has_failed = code != 0 && record.api_state() != api::JobState::Stopped;
+    pub(crate) fn count_end(&mut self, state: api::JobState, code: u8, index: Option<u32>) {
+        let has_failed = code != 0 && state != api::JobState::Stopped;
         match (has_failed, self.failed_index) {
             (true, None) => (self.exit_code, self.failed_index) = (code, index),
             (true, Some(first)) if index.is_some_and(|index| index < first) => {
@@ -111,20 +110,22 @@ impl Group {
     }
 }
 
-/// What a command that waited for this job ends with.
-fn exit_code(record: &Record) -> u8 {
-    let State::Ended { end, .. } = &record.state else {
-        return 0;
-    };
-    let (exit, start_error) = match end {
-        End::Failed(exit) | End::Stopped(exit) | End::TimedOut(exit) => (*exit, None),
-        End::NotStarted { code } => (None, Some(code.as_str())),
-        End::Succeeded | End::Lost => (None, None),
-    };
-    let (code, signal) = match exit {
-        Some(Exit::Code(code)) => (Some(code), None),
-        Some(Exit::Signal(signal)) => (None, Some(signal)),
-        None => (None, None),
-    };
-    api::exit_code::of(record.api_state(), code, signal, start_error)
+impl Record {
+    /// What a command that waited for this job ends with.
+    pub(crate) fn exit_code_of_wait(&self) -> u8 {
+        let State::Ended { end, .. } = &self.state else {
+            return 0;
+        };
+        let (exit, start_error) = match end {
+            End::Failed(exit) | End::Stopped(exit) | End::TimedOut(exit) => (*exit, None),
+            End::NotStarted { code } => (None, Some(code.as_str())),
+            End::Succeeded | End::Lost => (None, None),
+        };
+        let (code, signal) = match exit {
+            Some(Exit::Code(code)) => (Some(code), None),
+            Some(Exit::Signal(signal)) => (None, Some(signal)),
+            None => (None, None),
+        };
+        api::exit_code::of(self.api_state(), code, signal, start_error)
+    }
 }

@@ -88,9 +88,11 @@ impl Jobs {
         if let Some(key) = &asked.key {
             _turn = Some(self.0.turns.take(&key.key).await);
             if let Some(kept) = self.0.store.key(key.key.clone()).await? {
-                let first = self.get(kept.job).await?;
-                let group = first.group().filter(|_| kept.body == key.body);
+                let group = kept.group.filter(|_| kept.body == key.body);
                 let group = group.ok_or(Error::KeyReused(kept.job))?;
+                if kept.is_gone {
+                    return Err(Error::KeySpent(kept.job));
+                }
                 return Ok((self.get_group(group).await?, Vec::new()));
             }
         }
@@ -286,9 +288,10 @@ impl Jobs {
         }
         let mut running = Vec::new();
         self.change(|table| running = table.stop_group(id, "its group was stopped"));
-        self.recorded().await?;
+        // Those on workers are told also when there is no room to record it.
+        let recorded = self.recorded().await;
         match self.stop_all(running, stop).await {
-            None => Ok(()),
+            None => recorded,
             Some(error) => Err(error),
         }
     }

@@ -10,7 +10,7 @@ mod prerequisites;
 mod record;
 mod table;
 #[cfg(test)]
-pub(super) use self::record::tests;
+pub(super) use self::record::{Member, tests};
 mod turns;
 
 use std::{
@@ -242,6 +242,7 @@ impl Jobs {
             if let Some(kept) = self.0.store.key(key.key.clone()).await? {
                 drop(turn);
                 return match kept.body == key.body {
+                    true if kept.is_gone => Err(Error::KeySpent(kept.job)),
                     true => self.outcome(kept.job).await,
                     false => Err(Error::KeyReused(kept.job)),
                 };

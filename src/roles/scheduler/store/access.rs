@@ -337,12 +337,16 @@ pub(super) fn append(to: &Transaction<'_>, entry: &AuditEntry) -> rusqlite::Resu
 
 /// Deletes lines of the audit log that are older than `before`, but for the
 /// last, tokens that ended long ago, and certificates of users that did.
-pub(super) fn delete(to: &Transaction<'_>, before: Timestamp) -> rusqlite::Result<()> {
+pub(super) fn delete(
+    to: &Transaction<'_>,
+    before: Timestamp,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     to.prepare_cached(
         "DELETE FROM audit WHERE at_us < ? AND number < (SELECT max(number) FROM audit)",
     )?
     .execute([before.as_microsecond()])?;
-    let long_ago = Timestamp::now().as_microsecond() - FORGET_AFTER_US;
+    let long_ago = now.as_microsecond() - FORGET_AFTER_US;
     to.prepare_cached("DELETE FROM tokens WHERE expires_us < ?")?
         .execute([long_ago])?;
     // A worker that was off for longer is that worker still.
@@ -401,7 +405,7 @@ mod tests {
         }
         let revoked = AccessChange::Revoked(ids[2], Timestamp::now());
         apply(&change, &revoked, None).unwrap();
-        delete(&change, Timestamp::UNIX_EPOCH).unwrap();
+        delete(&change, Timestamp::UNIX_EPOCH, Timestamp::now()).unwrap();
         change.commit().unwrap();
         let (_, left) = load(&connection).unwrap();
         let mut left: Vec<Uuid> = left.iter().map(|certificate| certificate.id).collect();

@@ -4,6 +4,8 @@
 //! again in `read.rs`, the tables are in `schema.rs`.
 
 mod access;
+mod ends;
+mod files;
 mod lock;
 mod read;
 mod schema;
@@ -33,6 +35,7 @@ pub(super) use self::{
     writer::{Env, Key},
 };
 use self::{
+    files::Files,
     lock::Lock,
     read::Readers,
     writer::{Change, Message, Writer},
@@ -80,6 +83,19 @@ pub enum Error {
     /// No space is left.
     #[error("no space is left for the scheduler's store")]
     Full,
+    /// Another program holds the lock of the store.
+    #[error("another program holds the lock of the scheduler's store")]
+    Busy,
+    /// What is written to it is lost.
+    #[error(
+        "{} was removed or replaced while the scheduler ran, and what is written now is lost: \
+         put the file back, or start with an empty data folder",
+        file.display()
+    )]
+    Replaced {
+        /// The file that is not the one that is open.
+        file: PathBuf,
+    },
     /// It has ended, and with it the scheduler.
     #[error("the store has ended")]
     Ended,
@@ -123,6 +139,10 @@ pub(super) struct Progress {
     pub(super) deleted: u64,
     /// There was no room at the last attempt.
     pub(super) full: bool,
+    /// Another program held the lock at the last attempt.
+    pub(super) busy: bool,
+    /// How many transactions were committed since the store was made.
+    pub(super) commits: u64,
 }
 
 /// The place of a change in the order of all.
@@ -134,6 +154,8 @@ pub(super) struct Ticket(u64);
 pub(super) struct Loaded {
     /// One more than at the start before.
     pub(super) epoch: u64,
+    /// How many transactions had been committed.
+    pub(super) commits: u64,
     pub(super) workers: Vec<StoredWorker>,
     /// The jobs that had not ended, and for those that may be started, or started
     /// again, the values of their environment.
@@ -153,6 +175,9 @@ struct Inner {
     queue: Mutex<Queue>,
     progress: watch::Receiver<Progress>,
     readers: Arc<Readers>,
+    /// Deleted with the last handle.
+    #[cfg(test)]
+    folder: std::sync::OnceLock<tempfile::TempDir>,
 }
 
 #[derive(Debug)]
@@ -221,17 +246,32 @@ pub(super) fn open(
         source,
     })?;
     let loaded = load(&connection)?;
+    let files = Files::of(folder).map_err(|source| Error::Folder {
+        folder: folder.to_owned(),
+        source,
+    })?;
+    let clock = schema::clock(&connection)?;
+    let readers = Arc::new(Readers::new(folder.to_owned()));
     let finished: i64 = connection.query_row(
         "SELECT count(*) FROM jobs WHERE ended_us IS NOT NULL",
         (),
         |row| row.get(0),
     )?;
     let (messages, received) = mpsc::channel();
-    let (progress, seen) = watch::channel(Progress::default());
+    let (progress, seen) = watch::channel(Progress {
+        commits: loaded.commits,
+        ..Progress::default()
+    });
     let (end, ended) = oneshot::channel();
     let writer = Writer {
         connection,
         keep,
+        files,
+        clock,
+        readers: readers.clone(),
+        checkpoint_at: 0,
+        #[cfg(test)]
+        clock_is_off: jiff::SignedDuration::ZERO,
         finished: finished.unsigned_abs(),
         messages: received,
         progress,
@@ -257,7 +297,9 @@ pub(super) fn open(
             number: 0,
         }),
         progress: seen,
-        readers: Arc::new(Readers::new(folder.to_owned())),
+        readers,
+        #[cfg(test)]
+        folder: std::sync::OnceLock::new(),
     }));
     let writing = Writing {
         store: store.clone(),
@@ -302,6 +344,10 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         (),
         |row| row.get(0),
     )?;
+    let commits: i64 =
+        connection.query_row("SELECT value FROM meta WHERE key = 'commits'", (), |row| {
+            row.get(0)
+        })?;
     let workers = load_workers(connection)?;
     let (groups, shared) = load_groups(connection)?;
     let mut jobs = connection
@@ -329,6 +375,7 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         tokens,
         certificates,
         epoch: epoch.unsigned_abs(),
+        commits: commits.unsigned_abs(),
         workers,
         live,
         groups,
@@ -341,23 +388,16 @@ type Shared = HashMap<GroupId, (Arc<Spec>, Arc<Env>)>;
 fn load_groups(connection: &Connection) -> Result<(Vec<Group>, Shared), Error> {
     let mut query =
         connection.prepare("SELECT record, spec, env FROM groups WHERE ended_us IS NULL")?;
-    let mut ended = connection
-        .prepare("SELECT record FROM jobs WHERE job_group = ? AND ended_us IS NOT NULL")?;
     let mut lives = connection
         .prepare("SELECT 1 FROM jobs WHERE job_group = ? AND ended_us IS NULL LIMIT 1")?;
     let mut rows = query.query(())?;
     let (mut groups, mut shared) = (Vec::new(), Shared::new());
     while let Some(row) = rows.next()? {
         let mut group = read::group(row)?;
-        // As it stood when this was written: its jobs know better.
+        // As it stood when this was written: those that live count themselves.
         group.states = Counts::default();
-        let mut rows = ended.query([group.id.as_bytes()])?;
-        while let Some(row) = rows.next()? {
-            let record: Record = read::json(&row.get::<_, String>(0)?)?;
-            group.count_in(&record);
-            // A crash came between the end of the last job and that of the group.
-            group.ended_at = group.ended_at.max(record.kept_from());
-        }
+        (group.exit_code, group.failed_index) = (0, None);
+        ends::load(connection, &mut group)?;
         if lives.exists([group.id.as_bytes()])? {
             group.ended_at = None;
         }
@@ -453,6 +493,11 @@ impl Store {
         async move { answer.await.unwrap_or(Err(Error::Ended)) }
     }
 
+    /// Has a line of the audit log written once there is room for it.
+    pub(super) fn audit_later(&self, entry: AuditEntry) -> Ticket {
+        self.hand_over(Change::Audit(entry))
+    }
+
     /// The number of the last line of the audit log; 0: there is none.
     pub(super) async fn last_audit_line(&self) -> Result<i64, Error> {
         self.0.readers.with(|read| read.last_audit_line()).await
@@ -503,6 +548,13 @@ impl Store {
         self.hand_over(Change::Forgotten(worker, jobs))
     }
 
+    /// The number of the last transaction that is on the disk, counted since the
+    /// store was made.
+    #[expect(dead_code, reason = "workers are to be told of it")]
+    pub(super) fn commits(&self) -> u64 {
+        self.0.progress.borrow().commits
+    }
+
     /// What was handed over last.
     pub(super) fn now(&self) -> Ticket {
         Ticket(self.queue().number)
@@ -530,10 +582,12 @@ impl Store {
     /// As [`Store::committed`], but does not wait for space on the disk.
     pub(super) async fn committed_now(&self, ticket: Ticket) -> Result<(), Error> {
         let mut progress = self.0.progress.clone();
-        let far = progress.wait_for(|progress| progress.committed >= ticket.0 || progress.full);
+        let far = progress
+            .wait_for(|progress| progress.committed >= ticket.0 || progress.full || progress.busy);
         let far = *far.await.map_err(|_| Error::Ended)?;
         match far.committed >= ticket.0 {
             true => Ok(()),
+            false if far.busy => Err(Error::Busy),
             false => Err(Error::Full),
         }
     }
@@ -644,6 +698,12 @@ impl Store {
     #[cfg(test)]
     pub(super) fn limit_pages(&self, pages: u32) {
         let _ = self.queue().messages.send(Message::MaxPages(pages));
+    }
+
+    /// The wall clock is off by so much.
+    #[cfg(test)]
+    pub(super) fn step_clock(&self, by: jiff::SignedDuration) {
+        let _ = self.queue().messages.send(Message::ClockIsOff(by));
     }
 
     fn hand_over(&self, change: Change) -> Ticket {

@@ -5,7 +5,7 @@ use std::{
     cmp::Reverse,
     collections::HashSet,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard},
 };
 
 use jiff::Timestamp;
@@ -29,7 +29,11 @@ pub(in crate::roles::scheduler) type Cursor = (Timestamp, JobId);
 /// The job of an idempotency key, and the digest of what was asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::roles::scheduler) struct KeptKey {
+    /// Of a group the first.
     pub(in crate::roles::scheduler) job: JobId,
+    pub(in crate::roles::scheduler) group: Option<GroupId>,
+    /// Its record was deleted.
+    pub(in crate::roles::scheduler) is_gone: bool,
     pub(in crate::roles::scheduler) body: Vec<u8>,
 }
 
@@ -39,6 +43,9 @@ pub(super) struct Readers {
     folder: PathBuf,
     idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
+    /// Held by each read, and by the writer while it empties the write-ahead log,
+    /// which a read that goes on would keep from being emptied.
+    gate: RwLock<()>,
 }
 
 impl Readers {
@@ -47,6 +54,7 @@ impl Readers {
             folder,
             idle: Mutex::default(),
             permits: Arc::new(Semaphore::new(AT_ONCE)),
+            gate: RwLock::default(),
         }
     }
 
@@ -65,11 +73,18 @@ impl Readers {
                 None => schema::open_reader(&readers.folder)?,
             };
             let reader = Reader(connection);
+            let reading = readers.gate.read().unwrap_or_else(PoisonError::into_inner);
             let found = work(&reader)?;
+            drop(reading);
             readers.idle().push(reader.0);
             Ok(found)
         });
         done.await.unwrap_or(Err(Error::Ended))
+    }
+
+    /// Waits until nobody reads, and keeps everybody from it. Blocks.
+    pub(super) fn none(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
@@ -253,13 +268,15 @@ impl Reader {
     }
 
     pub(super) fn key(&self, key: &str) -> Result<Option<KeptKey>, Error> {
-        let mut query = self
-            .0
-            .prepare_cached("SELECT job, body FROM keys WHERE key = ?")?;
+        let mut query = self.0.prepare_cached(
+            "SELECT job, body, job_group, gone_us IS NOT NULL FROM keys WHERE key = ?",
+        )?;
         let found = query.query_row([key], |row| {
             Ok(KeptKey {
                 job: job_id(row, 0)?,
                 body: row.get(1)?,
+                group: row.get::<_, Option<_>>(2)?.map(GroupId::from_bytes),
+                is_gone: row.get(3)?,
             })
         });
         Ok(found.optional()?)

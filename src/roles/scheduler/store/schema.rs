@@ -3,16 +3,26 @@
 
 use std::{path::Path, time::Duration};
 
+use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::{Error, access};
+use super::{Error, access, ends};
+use crate::roles::scheduler::clock::Steady;
 
 /// The file in the scheduler's data folder.
 pub(super) const FILE: &str = "store.sqlite";
 
 /// One entry for each version, the first makes version 1 of an empty file.
 /// Entries are only ever added: each has run on somebody's disk.
-pub(super) const MIGRATIONS: [&str; 5] = [FIRST, access::TABLES, WORKERS, QUEUE, ATTEMPTS];
+pub(super) const MIGRATIONS: [&str; 7] = [
+    FIRST,
+    access::TABLES,
+    WORKERS,
+    QUEUE,
+    ATTEMPTS,
+    COMMITS,
+    ENDS,
+];
 
 const FIRST: &str = "
 -- Epochs begin with the time, so that those of a store that was made anew are
@@ -140,6 +150,48 @@ CREATE TABLE attempts (
 CREATE INDEX attempts_by_job ON attempts (job);
 ";
 
+/// How many transactions were committed: workers remember the number, and so notice
+/// records that are older than those they reported to.
+const COMMITS: &str = "INSERT INTO meta VALUES ('commits', 0);";
+
+/// How the jobs of a group ended; keys that outlive the record of what they started;
+/// and the time by which records are deleted.
+const ENDS: &str = "
+CREATE TABLE group_ends (
+    job_group BLOB NOT NULL,
+    state TEXT NOT NULL,
+    jobs INTEGER NOT NULL,
+    -- Of the first of them in the group's order; of those that were stopped the highest.
+    exit_code INTEGER NOT NULL,
+    first_index INTEGER NOT NULL,
+    ended_us INTEGER NOT NULL,
+    PRIMARY KEY (job_group, state)
+) STRICT, WITHOUT ROWID;
+
+-- `gone_us`: when the record of the job, or of the whole group, was deleted.
+CREATE TABLE keys_new (
+    key TEXT PRIMARY KEY,
+    job BLOB NOT NULL,
+    job_group BLOB,
+    body BLOB NOT NULL,
+    gone_us INTEGER
+) STRICT, WITHOUT ROWID;
+INSERT INTO keys_new
+    SELECT keys.key, keys.job, jobs.job_group, keys.body, NULL
+    FROM keys JOIN jobs ON jobs.id = keys.job;
+DROP TABLE keys;
+ALTER TABLE keys_new RENAME TO keys;
+CREATE INDEX keys_by_job ON keys (job);
+CREATE INDEX keys_by_group ON keys (job_group) WHERE job_group IS NOT NULL;
+CREATE INDEX keys_gone ON keys (gone_us) WHERE gone_us IS NOT NULL;
+
+INSERT INTO meta
+    SELECT 'clock_us', max(coalesce(max(created_us), 0), coalesce(max(ended_us), 0)) FROM jobs;
+";
+
+/// From this version on the ends of a group's jobs are counted as they come.
+const COUNTED: i64 = 7;
+
 /// The version of a store that this binary writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
@@ -148,7 +200,7 @@ const WAL_LIMIT: u32 = 16 * 1024 * 1024;
 
 /// A reader waits so long for the rare moments in which it may have to, and the
 /// writer for who looks into the store with another program, and writes.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The one connection that writes; brings the store to [`VERSION`] first.
 pub(super) fn open(folder: &Path) -> Result<Connection, Error> {
@@ -164,9 +216,30 @@ pub(super) fn open(folder: &Path) -> Result<Connection, Error> {
          PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;"
     ))?;
     migrate(&mut connection, &file)?;
+    // What a crash left in the log takes room that may be short.
+    let emptied = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()));
+    match emptied.map_err(Error::from) {
+        Err(error) if !error.is_full() && !error.is_busy() => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
     // Not before: a table that is made anew takes no rows of others along.
     connection.pragma_update(None, "foreign_keys", true)?;
     Ok(connection)
+}
+
+/// The time by which records are deleted, from where it was when the store was
+/// written last.
+pub(super) fn clock(connection: &Connection) -> Result<Steady, Error> {
+    let at: i64 =
+        connection.query_row("SELECT value FROM meta WHERE key = 'clock_us'", (), |row| {
+            row.get(0)
+        })?;
+    let at = match at {
+        // There is no record yet.
+        0 => Timestamp::now(),
+        at => Timestamp::from_microsecond(at).unwrap_or(Timestamp::UNIX_EPOCH),
+    };
+    Ok(Steady::new(at, std::time::Instant::now()))
 }
 
 /// A connection that only reads, beside the one that writes.
@@ -190,6 +263,9 @@ fn migrate(connection: &mut Connection, file: &Path) -> Result<(), Error> {
     let done = usize::try_from(found).unwrap_or(0);
     for step in MIGRATIONS.iter().skip(done) {
         change.execute_batch(step)?;
+    }
+    if found < COUNTED {
+        ends::count_all(&change)?;
     }
     change.execute_batch(&format!("PRAGMA user_version = {VERSION}"))?;
     change.commit()?;

@@ -11,7 +11,7 @@ use crate::{
     },
     roles::scheduler::{
         about::Drain,
-        jobs::{End, Exit, Process, Spec, State, tests::record},
+        jobs::{End, Exit, Member, Process, Spec, State, tests::record},
     },
 };
 
@@ -31,6 +31,7 @@ pub(in crate::roles::scheduler) fn scratch() -> Store {
     let folder = tempfile::tempdir().unwrap();
     let (store, writing, _) = open(folder.path(), keep, "a test").unwrap();
     std::mem::forget(writing);
+    store.0.folder.set(folder).unwrap();
     store
 }
 
@@ -393,4 +394,294 @@ async fn of_two_who_join_at_once_under_one_name_one_gets_it() {
     let user = certificate(Role::Viewer);
     assert_eq!(join(&user, &tokens[1]).await.unwrap(), Written::Done);
     assert_eq!(join(&user, &tokens[1]).await.unwrap(), Written::TokenSpent);
+}
+
+#[tokio::test]
+async fn transactions_are_counted_also_across_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, loaded) = open(folder.path(), KEEP, "a test").unwrap();
+    let before = store.progress().borrow().commits;
+    assert!(before >= loaded.commits);
+    let ended = record(State::Queued);
+    store.committed(store.job(Arc::new(ended))).await.unwrap();
+    let after = store.progress().borrow().commits;
+    assert!(after > before, "{after} {before}");
+    writing.end().await.unwrap();
+    let (_store, _writing, loaded) = open(folder.path(), KEEP, "a test").unwrap();
+    assert!(loaded.commits >= after, "{} {after}", loaded.commits);
+}
+
+fn ended(mut job: Record, end: End) -> Arc<Record> {
+    job.state = State::Ended {
+        process: None,
+        at: Timestamp::now(),
+        end,
+        reason: String::new(),
+    };
+    Arc::new(job)
+}
+
+/// A group of ten, recorded under the key `k`.
+async fn group_of_ten(store: &Store) -> (Group, Arc<[Record]>) {
+    let first = record(State::Queued);
+    let group = Group {
+        id: GroupId::random(),
+        spec: first.spec.clone(),
+        count: 10,
+        all: false,
+        at_once: None,
+        stop_on_failure: false,
+        created_at: first.created_at,
+        states: Counts::default(),
+        exit_code: 0,
+        failed_index: None,
+        ended_at: None,
+        stopped: None,
+    };
+    let member = |index| Record {
+        member: Some(Member {
+            group: group.id,
+            index,
+            count: 10,
+            item: None,
+            is_bound: false,
+        }),
+        spec: group.spec.clone(),
+        ..record(State::Queued)
+    };
+    let jobs: Arc<[Record]> = (0..10).map(member).collect();
+    let key = Key {
+        key: "k".to_owned(),
+        body: vec![7],
+    };
+    let (env, group) = (Arc::default(), Arc::new(group));
+    let started = store.start_group(group.clone(), jobs.clone(), env, Some(key), entry());
+    started.await.unwrap();
+    ((*group).clone(), jobs)
+}
+
+fn entry() -> AuditEntry {
+    AuditEntry {
+        at: Timestamp::now(),
+        who: "a test".to_owned(),
+        who_id: None,
+        address: None,
+        action: "start".to_owned(),
+        target: String::new(),
+        details: serde_json::Value::Null,
+        result: "ok".to_owned(),
+    }
+}
+
+/// All but the last end, the first two of them as failures.
+async fn nine_end(store: &Store, jobs: &[Record]) {
+    for (n, job) in jobs.iter().take(9).enumerate() {
+        let end = match n {
+            0 => End::Failed(Some(Exit::Code(3))),
+            1 => End::Failed(Some(Exit::Code(9))),
+            _ => End::Succeeded,
+        };
+        store.job(ended(job.clone(), end));
+    }
+    store.committed(store.now()).await.unwrap();
+}
+
+async fn rows_left(store: &Store, group: GroupId, wanted: usize) {
+    let mut progress = store.progress();
+    let gone = async {
+        while store.members(group, 0, 20).await.unwrap().len() != wanted {
+            progress.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone)
+        .await
+        .unwrap();
+}
+
+const THREE: Keep = Keep {
+    finished: 3,
+    ..KEEP
+};
+
+#[tokio::test]
+async fn a_group_knows_what_it_came_to_though_records_of_its_jobs_are_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, _) = open(folder.path(), THREE, "a test").unwrap();
+    let (group, jobs) = group_of_ten(&store).await;
+    nine_end(&store, &jobs).await;
+    rows_left(&store, group.id, 3).await;
+    writing.end().await.unwrap();
+
+    let (store, writing, loaded) = open(folder.path(), THREE, "a test").unwrap();
+    let [after] = &loaded.groups[..] else {
+        panic!("{:?}", loaded.groups);
+    };
+    let counts = Counts {
+        failed: 2,
+        succeeded: 7,
+        ..Counts::default()
+    };
+    assert_eq!((after.states, after.exit_code), (counts, 3));
+    assert_eq!((after.ended_at, loaded.live.len()), (None, 1));
+    // The end of a job counts once.
+    store.job(ended(jobs[0].clone(), End::Lost));
+    store.job(ended(jobs[9].clone(), End::Succeeded));
+    store.committed(store.now()).await.unwrap();
+    writing.end().await.unwrap();
+    let (_store, _writing, loaded) = open(folder.path(), THREE, "a test").unwrap();
+    let after = &loaded.groups[0];
+    let counts = Counts {
+        succeeded: 8,
+        ..counts
+    };
+    assert_eq!((after.states, after.exit_code), (counts, 3));
+    assert!(after.ended_at.is_some());
+}
+
+#[tokio::test]
+async fn an_older_store_is_counted_once_and_what_is_gone_is_no_success() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, _) = open(folder.path(), THREE, "a test").unwrap();
+    let (group, jobs) = group_of_ten(&store).await;
+    nine_end(&store, &jobs).await;
+    rows_left(&store, group.id, 3).await;
+    writing.end().await.unwrap();
+    let old = Connection::open(folder.path().join(schema::FILE)).unwrap();
+    old.execute_batch(
+        "DROP TABLE group_ends; DROP TABLE keys; DELETE FROM meta WHERE key = 'clock_us';
+         CREATE TABLE keys (key TEXT PRIMARY KEY, job BLOB NOT NULL, body BLOB NOT NULL)
+             STRICT, WITHOUT ROWID;
+         PRAGMA user_version = 6;",
+    )
+    .unwrap();
+    drop(old);
+    for _ in 0..2 {
+        let (_, writing, loaded) = open(folder.path(), THREE, "a test").unwrap();
+        let counts = Counts {
+            succeeded: 3,
+            lost: 6,
+            ..Counts::default()
+        };
+        assert_eq!(loaded.groups[0].states, counts);
+        assert_eq!(loaded.groups[0].exit_code, api::exit_code::CANNOT_TELL);
+        writing.end().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_key_outlives_the_records_of_what_it_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let keep = Keep {
+        finished: 0,
+        ..KEEP
+    };
+    let (store, _writing, _) = open(folder.path(), keep, "a test").unwrap();
+    let (group, jobs) = group_of_ten(&store).await;
+    nine_end(&store, &jobs).await;
+    rows_left(&store, group.id, 0).await;
+    let key = store.key("k".to_owned()).await.unwrap().unwrap();
+    assert_eq!((key.group, key.is_gone), (Some(group.id), false));
+    store.job(ended(jobs[9].clone(), End::Succeeded));
+    store.committed(store.now()).await.unwrap();
+    let mut progress = store.progress();
+    let gone = async {
+        while store.group(group.id).await.unwrap().is_some() {
+            progress.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone)
+        .await
+        .unwrap();
+    let key = store.key("k".to_owned()).await.unwrap().unwrap();
+    assert!(key.is_gone);
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_once_a_file_of_the_store_is_gone() {
+    for name in ["store.sqlite", "store.sqlite-wal"] {
+        for replaced in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let (store, mut writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+            let start = || {
+                let job = Arc::new(record(State::Queued));
+                store.start(job, Arc::default(), None, entry())
+            };
+            start().await.unwrap();
+            let file = folder.path().join(name);
+            fs::rename(&file, folder.path().join("away")).unwrap();
+            if replaced {
+                fs::copy(folder.path().join("away"), &file).unwrap();
+            }
+            let answer = start().await;
+            assert!(matches!(answer, Err(Error::Ended)), "{answer:?}");
+            let error = writing.failed().await;
+            assert!(matches!(error, Error::Replaced { .. }), "{error}");
+            assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_write_ahead_log_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    let log = folder.path().join("store.sqlite-wal");
+    let spec = Arc::new(Spec {
+        args: vec!["x".repeat(200_000)],
+        ..Spec::default()
+    });
+    let mut written = 0;
+    let mut largest = 0;
+    while written < 60_000_000 {
+        let mut job = record(State::Queued);
+        job.spec = spec.clone();
+        let started = store.start(Arc::new(job), Arc::default(), None, entry());
+        started.await.unwrap();
+        written += 200_000;
+        largest = largest.max(fs::metadata(&log).unwrap().len());
+    }
+    assert!(largest < 8 * 1024 * 1024, "{largest}");
+}
+
+#[tokio::test]
+async fn another_program_with_the_lock_does_not_end_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    let other = Connection::open(folder.path().join(schema::FILE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let kept = store.job(Arc::new(record(State::Queued)));
+    assert!(matches!(store.committed_now(kept).await, Err(Error::Busy)));
+    let job = Arc::new(record(State::Queued));
+    let refused = store.start(job, Arc::default(), None, entry()).await;
+    assert!(matches!(refused, Err(Error::Busy)), "{refused:?}");
+    other.execute_batch("ROLLBACK").unwrap();
+    store.committed(kept).await.unwrap();
+    let job = Arc::new(record(State::Queued));
+    store
+        .start(job, Arc::default(), None, entry())
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_step_of_the_clock_deletes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    let job = record(State::Queued);
+    let id = job.id;
+    store.adopted(ended(job, End::Succeeded));
+    store.committed(store.now()).await.unwrap();
+    let passed = async |before| {
+        let mut progress = store.progress();
+        progress
+            .wait_for(|progress| progress.commits > before)
+            .await
+            .unwrap();
+    };
+    for years in [2, 0, -2, 0] {
+        let before = store.progress().borrow().commits;
+        store.step_clock(jiff::SignedDuration::from_hours(years * 366 * 24));
+        passed(before).await;
+        assert!(store.find(id).await.unwrap().is_some(), "{years}");
+    }
 }

@@ -17,12 +17,18 @@ use tokio::sync::{oneshot, watch};
 use super::{
     Error, Keep, Progress, StoredWorker,
     access::{self, AccessChange, AuditEntry, Written},
+    ends,
+    files::Files,
     lock::Lock,
-    read,
+    read::{self, Readers},
+    schema::PATIENCE,
 };
 use crate::{
-    ids::{JobId, WorkerId},
-    roles::scheduler::jobs::{Group, Record},
+    ids::{GroupId, JobId, WorkerId},
+    roles::scheduler::{
+        clock::Steady,
+        jobs::{Group, Record},
+    },
 };
 
 /// The most changes in one transaction.
@@ -34,10 +40,19 @@ const DELETED_AT_ONCE: u64 = 500;
 /// With a full disk the changes that wait are tried again so often.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// After so many changes, or when nothing has come for so long, what is in the
-/// WAL is carried over.
-const CHECKPOINT: usize = 2000;
+/// When the write-ahead log has grown by so many bytes, or when nothing has come for
+/// so long, what is in it is carried over, and it is emptied.
+const CHECKPOINT: u64 = 4 * 1024 * 1024;
 const IDLE: Duration = Duration::from_secs(1);
+
+/// A program that looks into the store is waited for so long before the log is left
+/// to grow further.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(100);
+
+/// An idempotency key is kept so long after the record of what it started, in
+/// microseconds, and at most so many of them.
+const KEYS_KEPT_US: i64 = 24 * 3600 * 1_000_000;
+const MOST_KEYS_KEPT: i64 = 100_000;
 
 /// How often the oldest records are looked at.
 const RETENTION: Duration = Duration::from_secs(30);
@@ -88,6 +103,8 @@ pub(super) enum Change {
     Adopted(Arc<Record>),
     Worker(StoredWorker),
     Heard(Vec<(WorkerId, Timestamp)>),
+    /// A line of the audit log for what is done though there is no room for the line.
+    Audit(AuditEntry),
     /// A worker nobody will hear of again.
     WorkerGone(WorkerId),
     /// A worker has deleted the output of these.
@@ -103,11 +120,21 @@ pub(super) enum Message {
     End,
     #[cfg(test)]
     MaxPages(u32),
+    #[cfg(test)]
+    ClockIsOff(jiff::SignedDuration),
 }
 
 pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) keep: Keep,
+    pub(super) files: Files,
+    /// By which records are deleted.
+    pub(super) clock: Steady,
+    pub(super) readers: Arc<Readers>,
+    /// The size of the write-ahead log at which it is emptied.
+    pub(super) checkpoint_at: u64,
+    #[cfg(test)]
+    pub(super) clock_is_off: jiff::SignedDuration,
     /// Finished jobs in the store.
     pub(super) finished: u64,
     pub(super) messages: Receiver<Message>,
@@ -124,6 +151,8 @@ struct Done {
     access: VecDeque<Written>,
     deleted: u64,
     more: bool,
+    /// The number of this transaction; 0: there was nothing to write.
+    number: u64,
 }
 
 impl Writer {
@@ -131,12 +160,13 @@ impl Writer {
     /// last may not be on the disk, and nothing may be written any more.
     pub(super) fn run(mut self) -> Result<(), Error> {
         let mut batch = Vec::new();
-        let mut written = 0;
+        let mut written = false;
+        self.checkpoint_at = self.files.log_bytes() + CHECKPOINT;
         let mut last = 0;
         let mut more = false;
         loop {
             let now = Instant::now();
-            let patience = match (batch.is_empty(), written > 0) {
+            let patience = match (batch.is_empty(), written) {
                 _ if more => Duration::ZERO,
                 (false, _) => RETRY,
                 (true, true) => IDLE,
@@ -161,16 +191,22 @@ impl Writer {
                         let set = format!("PRAGMA max_page_count = {pages}");
                         self.connection.query_row(&set, (), |_| Ok(()))?;
                     }
+                    #[cfg(test)]
+                    Message::ClockIsOff(by) => {
+                        self.clock_is_off = by;
+                        self.retention_due = Instant::now();
+                    }
                 }
                 if !ending && batch.len() < BATCH {
                     next = self.messages.try_recv().ok();
                 }
             }
             let count = batch.len();
-            match self.commit(&batch) {
+            match self.commit_in_any_room(&batch) {
                 Ok(mut done) => {
+                    self.files.check()?;
                     self.finished = (self.finished + done.finished).saturating_sub(done.deleted);
-                    written += count + usize::try_from(done.deleted).unwrap_or(0);
+                    written |= done.number > 0;
                     more = done.more;
                     for change in batch.drain(..) {
                         // Who asked may have gone away.
@@ -186,24 +222,25 @@ impl Writer {
                         }
                     }
                     self.progress.send_modify(|progress| {
-                        if progress.full && count > 0 {
+                        if (progress.full || progress.busy) && count > 0 {
                             tracing::warn!("the store can be written again");
                         }
                         progress.full &= count == 0;
+                        progress.busy &= count == 0;
                         progress.committed = last;
                         progress.deleted += done.deleted;
+                        progress.commits = progress.commits.max(done.number);
                     });
                 }
-                Err(error) if error.is_full() => {
-                    self.refuse(&mut batch);
+                Err(error) if error.is_full() || error.is_busy() => {
+                    self.refuse(&mut batch, error.is_busy());
                     more = false;
-                    written = CHECKPOINT;
                 }
                 Err(error) => return Err(error),
             }
-            if written >= CHECKPOINT || (idle && written > 0) {
+            if self.files.log_bytes() >= self.checkpoint_at || (idle && written) {
                 self.checkpoint()?;
-                written = 0;
+                written = false;
             }
             if ending {
                 if !batch.is_empty() {
@@ -217,24 +254,53 @@ impl Writer {
         }
     }
 
-    /// There is no room: starts are refused, everything else is kept.
-    fn refuse(&mut self, batch: &mut Vec<Change>) {
+    /// As [`Writer::commit`]; without room it empties the write-ahead log, and tries
+    /// once more.
+    fn commit_in_any_room(&mut self, batch: &[Change]) -> Result<Done, Error> {
+        match self.commit(batch) {
+            Err(error) if error.is_full() => {
+                let before = self.files.log_bytes();
+                self.checkpoint()?;
+                match self.files.log_bytes() < before {
+                    true => self.commit(batch),
+                    false => Err(error),
+                }
+            }
+            done => done,
+        }
+    }
+
+    /// There is no room, or another program has the lock: starts are refused,
+    /// everything else is kept.
+    fn refuse(&mut self, batch: &mut Vec<Change>, is_busy: bool) {
+        let why = || match is_busy {
+            true => Error::Busy,
+            false => Error::Full,
+        };
         let kept = std::mem::take(batch).into_iter().filter_map(|change| {
             match change {
                 Change::Start { done, .. } | Change::StartGroup { done, .. } => {
-                    drop(done.send(Err(Error::Full)));
+                    drop(done.send(Err(why())));
                 }
-                Change::Access { done, .. } => drop(done.send(Err(Error::Full))),
+                Change::Access { done, .. } => drop(done.send(Err(why()))),
                 change => return Some(change),
             }
             None
         });
         batch.extend(kept);
         self.progress.send_modify(|progress| {
-            if !progress.full {
-                tracing::error!("no space for the store: starts are refused until there is some");
+            match is_busy {
+                true if !progress.busy => tracing::error!(
+                    "another program holds the lock of the store: starts are refused until it \
+                     lets go"
+                ),
+                false if !progress.full => tracing::error!(
+                    "no space for the store: starts are refused until there is some"
+                ),
+                true | false => {}
             }
-            progress.full = true;
+            progress.busy = is_busy;
+            progress.full = !is_busy;
         });
     }
 
@@ -261,17 +327,28 @@ impl Writer {
             }
         }
         let surplus = (self.finished + done.finished).saturating_sub(self.keep.finished);
-        let before = match aged {
-            true => Timestamp::now().checked_sub(self.keep.time).ok(),
-            false => None,
-        };
+        let wall = Timestamp::now();
+        #[cfg(test)]
+        let wall = wall + self.clock_is_off;
+        let now = aged.then(|| self.clock.advance(wall, Instant::now()));
+        let before = now.and_then(|now| now.checked_sub(self.keep.time).ok());
         done.deleted = delete(&change, surplus, before)?;
-        if let Ok(before) = Timestamp::now().checked_sub(self.keep.audit)
-            && aged
-        {
-            access::delete(&change, before)?;
+        if let Some(now) = now {
+            if let Ok(before) = now.checked_sub(self.keep.audit) {
+                access::delete(&change, before, now)?;
+            }
+            delete_keys(&change, now)?;
+            change
+                .prepare_cached("UPDATE meta SET value = ? WHERE key = 'clock_us'")?
+                .execute([self.clock.at().as_microsecond()])?;
         }
         done.more = done.deleted == DELETED_AT_ONCE;
+        let number: i64 = change
+            .prepare_cached(
+                "UPDATE meta SET value = value + 1 WHERE key = 'commits' RETURNING value",
+            )?
+            .query_row((), |row| row.get(0))?;
+        done.number = number.unsigned_abs();
         change.commit()?;
         if aged && !done.more {
             self.retention_due = Instant::now() + RETENTION;
@@ -280,12 +357,17 @@ impl Writer {
     }
 
     fn checkpoint(&mut self) -> Result<(), Error> {
+        // A read is short, and this as well.
+        let _nobody_reads = self.readers.none();
+        self.connection.busy_timeout(CHECKPOINT_PATIENCE)?;
         let done = self
             .connection
-            .query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()));
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()));
+        self.connection.busy_timeout(PATIENCE)?;
+        self.checkpoint_at = self.files.log_bytes() + CHECKPOINT;
         match done.map_err(Error::from) {
-            // What is in the WAL is safe there.
-            Err(error) if error.is_full() => Ok(()),
+            // What is in the log is safe there.
+            Err(error) if error.is_full() || error.is_busy() => Ok(()),
             done => done,
         }
     }
@@ -303,7 +385,7 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
         } => {
             access::append(to, audit)?;
             insert(to, record, stored_env(env))?;
-            keep_key(to, key.as_ref(), record.id)?;
+            keep_key(to, key.as_ref(), record.id, None)?;
             Ok(0)
         }
         Change::StartGroup {
@@ -331,7 +413,7 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
                 insert(to, job, None)?;
             }
             if let Some(first) = jobs.first() {
-                keep_key(to, key.as_ref(), first.id)?;
+                keep_key(to, key.as_ref(), first.id, Some(group.id))?;
             }
             Ok(0)
         }
@@ -348,11 +430,18 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
             ])?;
             Ok(0)
         }
+        Change::Audit(entry) => {
+            access::append(to, entry)?;
+            Ok(0)
+        }
         // Done where its answer is kept.
         Change::Access { .. } => Ok(0),
         Change::Job(record) => update(to, record),
         Change::Adopted(record) => {
             let inserted = insert(to, record, None)?;
+            if inserted > 0 {
+                ends::count(to, record)?;
+            }
             Ok(u64::from(inserted > 0 && record.is_final()))
         }
         Change::Worker(worker) => {
@@ -425,11 +514,37 @@ fn stored_env(env: &Env) -> Option<String> {
     (!env.is_empty()).then(|| json(env))
 }
 
-fn keep_key(to: &Transaction<'_>, key: Option<&Key>, job: JobId) -> rusqlite::Result<()> {
+fn keep_key(
+    to: &Transaction<'_>,
+    key: Option<&Key>,
+    job: JobId,
+    group: Option<GroupId>,
+) -> rusqlite::Result<()> {
     if let Some(key) = key {
-        to.prepare_cached("INSERT INTO keys (key, job, body) VALUES (?, ?, ?)")?
-            .execute(params![key.key, job.as_bytes(), key.body])?;
+        let group = group.map(|group| *group.as_bytes());
+        to.prepare_cached("INSERT INTO keys (key, job, job_group, body) VALUES (?, ?, ?, ?)")?
+            .execute(params![key.key, job.as_bytes(), group, key.body])?;
     }
+    Ok(())
+}
+
+/// Deletes the keys of records that were deleted long ago, and the oldest of those
+/// beyond what is kept.
+fn delete_keys(to: &Transaction<'_>, now: Timestamp) -> rusqlite::Result<()> {
+    to.prepare_cached(
+        "DELETE FROM keys WHERE key IN
+             (SELECT key FROM keys WHERE gone_us < ? ORDER BY gone_us LIMIT ?)",
+    )?
+    .execute([
+        now.as_microsecond().saturating_sub(KEYS_KEPT_US),
+        MOST_KEYS_KEPT,
+    ])?;
+    to.prepare_cached(
+        "DELETE FROM keys WHERE key IN
+             (SELECT key FROM keys WHERE gone_us IS NOT NULL
+              ORDER BY gone_us DESC LIMIT -1 OFFSET ?)",
+    )?
+    .execute([MOST_KEYS_KEPT])?;
     Ok(())
 }
 
@@ -460,6 +575,9 @@ fn update(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<u64> {
             write.execute(params![run, record.id.as_bytes(), worker])?;
         }
     }
+    if changed > 0 {
+        ends::count(to, record)?;
+    }
     Ok(u64::from(changed > 0 && record.is_final()))
 }
 
@@ -485,6 +603,13 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
         "DELETE FROM groups WHERE id = ?1
          AND NOT EXISTS (SELECT 1 FROM jobs WHERE job_group = ?1)",
     )?;
+    let mut ends = to.prepare_cached("DELETE FROM group_ends WHERE job_group = ?")?;
+    let gone_us = Timestamp::now().as_microsecond();
+    let mut keys = to.prepare_cached(
+        "UPDATE keys SET gone_us = ? WHERE job = ? AND job_group IS NULL AND gone_us IS NULL",
+    )?;
+    let mut keys_of_group =
+        to.prepare_cached("UPDATE keys SET gone_us = ? WHERE job_group = ? AND gone_us IS NULL")?;
     let limit = match before {
         Some(_) => DELETED_AT_ONCE,
         None => surplus,
@@ -511,8 +636,12 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
             forget.execute(params![worker, job.as_bytes()])?;
         }
         delete.execute([number])?;
-        if let Some(group) = group {
-            empty.execute([group])?;
+        keys.execute(params![gone_us, job.as_bytes()])?;
+        if let Some(group) = group
+            && empty.execute([group])? > 0
+        {
+            ends.execute([group])?;
+            keys_of_group.execute(params![gone_us, group])?;
         }
         deleted += 1;
     }
@@ -525,6 +654,18 @@ fn json(value: &impl serde::Serialize) -> String {
 }
 
 impl Error {
+    /// Another program has the lock, and nothing was written.
+    pub(super) fn is_busy(&self) -> bool {
+        match self {
+            Self::Busy => true,
+            Self::Sqlite(rusqlite::Error::SqliteFailure(failure, _)) => matches!(
+                failure.code,
+                ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked
+            ),
+            _ => false,
+        }
+    }
+
     /// There was no room on the disk: nothing else is wrong.
     pub(super) fn is_full(&self) -> bool {
         match self {
