@@ -123,6 +123,8 @@ pub(super) struct Progress {
     pub(super) deleted: u64,
     /// There was no room at the last attempt.
     pub(super) full: bool,
+    /// How many transactions were committed since the store was made.
+    pub(super) commits: u64,
 }
 
 /// The place of a change in the order of all.
@@ -134,6 +136,8 @@ pub(super) struct Ticket(u64);
 pub(super) struct Loaded {
     /// One more than at the start before.
     pub(super) epoch: u64,
+    /// How many transactions had been committed.
+    pub(super) commits: u64,
     pub(super) workers: Vec<StoredWorker>,
     /// The jobs that had not ended, and for those that may be started, or started
     /// again, the values of their environment.
@@ -227,7 +231,10 @@ pub(super) fn open(
         |row| row.get(0),
     )?;
     let (messages, received) = mpsc::channel();
-    let (progress, seen) = watch::channel(Progress::default());
+    let (progress, seen) = watch::channel(Progress {
+        commits: loaded.commits,
+        ..Progress::default()
+    });
     let (end, ended) = oneshot::channel();
     let writer = Writer {
         connection,
@@ -302,6 +309,10 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         (),
         |row| row.get(0),
     )?;
+    let commits: i64 =
+        connection.query_row("SELECT value FROM meta WHERE key = 'commits'", (), |row| {
+            row.get(0)
+        })?;
     let workers = load_workers(connection)?;
     let (groups, shared) = load_groups(connection)?;
     let mut jobs = connection
@@ -329,6 +340,7 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         tokens,
         certificates,
         epoch: epoch.unsigned_abs(),
+        commits: commits.unsigned_abs(),
         workers,
         live,
         groups,
@@ -501,6 +513,13 @@ impl Store {
     /// A worker has deleted the output of these jobs.
     pub(super) fn forgotten(&self, worker: WorkerId, jobs: Vec<JobId>) -> Ticket {
         self.hand_over(Change::Forgotten(worker, jobs))
+    }
+
+    /// The number of the last transaction that is on the disk, counted since the
+    /// store was made.
+    #[expect(dead_code, reason = "workers are to be told of it")]
+    pub(super) fn commits(&self) -> u64 {
+        self.0.progress.borrow().commits
     }
 
     /// What was handed over last.

@@ -12,7 +12,7 @@ pub(super) const FILE: &str = "store.sqlite";
 
 /// One entry for each version, the first makes version 1 of an empty file.
 /// Entries are only ever added: each has run on somebody's disk.
-pub(super) const MIGRATIONS: [&str; 5] = [FIRST, access::TABLES, WORKERS, QUEUE, ATTEMPTS];
+pub(super) const MIGRATIONS: [&str; 6] = [FIRST, access::TABLES, WORKERS, QUEUE, ATTEMPTS, COMMITS];
 
 const FIRST: &str = "
 -- Epochs begin with the time, so that those of a store that was made anew are
@@ -139,6 +139,10 @@ CREATE TABLE attempts (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX attempts_by_job ON attempts (job);
 ";
+
+/// How many transactions were committed: workers remember the number, and so notice
+/// records that are older than those they reported to.
+const COMMITS: &str = "INSERT INTO meta VALUES ('commits', 0);";
 
 /// The version of a store that this binary writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;

@@ -393,3 +393,18 @@ async fn of_two_who_join_at_once_under_one_name_one_gets_it() {
     assert_eq!(join(&user, &tokens[1]).await.unwrap(), Written::Done);
     assert_eq!(join(&user, &tokens[1]).await.unwrap(), Written::TokenSpent);
 }
+
+#[tokio::test]
+async fn transactions_are_counted_also_across_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, loaded) = open(folder.path(), KEEP, "a test").unwrap();
+    let before = store.progress().borrow().commits;
+    assert!(before >= loaded.commits);
+    let ended = record(State::Queued);
+    store.committed(store.job(Arc::new(ended))).await.unwrap();
+    let after = store.progress().borrow().commits;
+    assert!(after > before, "{after} {before}");
+    writing.end().await.unwrap();
+    let (_store, _writing, loaded) = open(folder.path(), KEEP, "a test").unwrap();
+    assert!(loaded.commits >= after, "{} {after}", loaded.commits);
+}

@@ -124,6 +124,8 @@ struct Done {
     access: VecDeque<Written>,
     deleted: u64,
     more: bool,
+    /// The number of this transaction; 0: there was nothing to write.
+    number: u64,
 }
 
 impl Writer {
@@ -192,6 +194,7 @@ impl Writer {
                         progress.full &= count == 0;
                         progress.committed = last;
                         progress.deleted += done.deleted;
+                        progress.commits = progress.commits.max(done.number);
                     });
                 }
                 Err(error) if error.is_full() => {
@@ -272,6 +275,12 @@ impl Writer {
             access::delete(&change, before)?;
         }
         done.more = done.deleted == DELETED_AT_ONCE;
+        let number: i64 = change
+            .prepare_cached(
+                "UPDATE meta SET value = value + 1 WHERE key = 'commits' RETURNING value",
+            )?
+            .query_row((), |row| row.get(0))?;
+        done.number = number.unsigned_abs();
         change.commit()?;
         if aged && !done.more {
             self.retention_due = Instant::now() + RETENTION;
