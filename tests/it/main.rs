@@ -28,6 +28,7 @@ mod membership;
 mod nemesis;
 mod query;
 mod queue;
+mod restore;
 mod retries;
 mod roles;
 mod rooms;

@@ -38,6 +38,17 @@ pub(super) enum Error {
     MethodNotAllowed { method: String, path: String },
     #[error("worker address '{0}' is not host:port")]
     BadAddress(String),
+    #[error(
+        "worker {worker} has heard of epoch {heard} of a scheduler, and this scheduler, of epoch \
+         {own}, does not rise above that: no scheduler can have had it, or workers have raised \
+         the epoch too often since the scheduler's start. If the worker is to be trusted, restart \
+         the scheduler; if not, remove it"
+    )]
+    EpochRefused {
+        worker: String,
+        heard: u64,
+        own: u64,
+    },
     #[error("worker name '{0}' is not 1 to 64 letters, digits, '.', '_' or '-'")]
     BadName(String),
     #[error(
@@ -410,6 +421,7 @@ impl Error {
             | Self::RouteNotFound(_)
             | Self::MethodNotAllowed { .. }
             | Self::BadAddress(_)
+            | Self::EpochRefused { .. }
             | Self::BadName(_)
             | Self::BadLabel(_)
             | Self::TooManyLabels
@@ -497,6 +509,7 @@ impl Error {
                 "method_not_allowed",
             ),
             Self::BadAddress(_) => invalid("bad_address"),
+            Self::EpochRefused { .. } => invalid("epoch_refused"),
             Self::BadName(_) => invalid("bad_name"),
             Self::BadLabel(_) => invalid("bad_label"),
             Self::TooManyLabels => invalid("too_many_labels"),

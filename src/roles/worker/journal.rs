@@ -14,13 +14,17 @@ use std::{
     io::{self, Read as _, Seek as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::job::{Began, End, Spec};
+use super::{
+    job::{Began, End, Spec},
+    ran::{Memory, Ran},
+};
 use crate::ids::JobId;
 
 /// The longest body, in bytes.
@@ -28,6 +32,9 @@ const MAX_BODY: usize = 4 * 1024 * 1024;
 
 /// Below this size the file is not worth rewriting.
 const REWRITE_FROM: u64 = 1024 * 1024;
+
+/// How many jobs one record of those that ran holds, far below [`MAX_BODY`].
+const RAN_PER_RECORD: usize = 4096;
 
 /// How many records one sync may cover.
 const BATCH: usize = 1024;
@@ -62,8 +69,22 @@ pub(super) enum Record {
         /// All its output, recorded or not.
         output_bytes: u64,
     },
-    /// The scheduler has durably recorded these ends.
+    /// The scheduler has durably recorded these ends. Of earlier versions.
     Acknowledged(Vec<JobId>),
+    /// The scheduler has durably recorded these ends.
+    Delivered {
+        /// The jobs.
+        jobs: Vec<JobId>,
+        /// How many transactions its store had committed by then; 0: it did not say.
+        commit: u64,
+    },
+    /// How many transactions the scheduler's store has committed. Not worth a sync:
+    /// a lower number makes the worker tell more than it need.
+    Commit(u64),
+    /// Jobs that ran here and whose ends were delivered.
+    Ran(Vec<Ran>),
+    /// Of the jobs delivered up to this commit not all are remembered.
+    RanForgotten(u64),
 }
 
 /// A job as the journal knows it.
@@ -81,11 +102,14 @@ pub(super) struct Known {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Contents {
     pub(super) epoch: u64,
+    /// How many transactions the scheduler's store had committed, as it told last.
+    pub(super) commit: u64,
     pub(super) jobs: HashMap<JobId, Known>,
 }
 
 impl Contents {
-    fn apply(&mut self, record: Record) {
+    /// Jobs whose ends were delivered go to `memory`.
+    fn apply(&mut self, record: Record, memory: &mut Memory) {
         match record {
             Record::Epoch(epoch) => self.epoch = self.epoch.max(epoch),
             Record::Intent { spec, boot_id } => {
@@ -117,17 +141,34 @@ impl Contents {
                         .for_each(|value| *value = String::new());
                 }
             }
-            Record::Acknowledged(jobs) => {
-                for job_id in jobs {
-                    self.jobs.remove(&job_id);
-                }
+            Record::Acknowledged(jobs) => self.deliver(jobs, 0, memory),
+            Record::Delivered { jobs, commit } => self.deliver(jobs, commit, memory),
+            Record::Commit(commit) => self.commit = commit,
+            Record::Ran(jobs) => jobs.into_iter().for_each(|ran| memory.add(ran)),
+            Record::RanForgotten(commit) => memory.forgot(commit),
+        }
+    }
+
+    fn deliver(&mut self, jobs: Vec<JobId>, commit: u64, memory: &mut Memory) {
+        if commit > 0 {
+            self.commit = commit;
+        }
+        for job_id in jobs {
+            if let Some(known) = self.jobs.remove(&job_id)
+                && let Some((end, output_bytes)) = known.end
+            {
+                memory.add(Ran::new(&known.spec, &end, output_bytes, commit));
             }
         }
     }
 
-    /// The shortest journal with these contents.
-    fn records(&self) -> Vec<Record> {
-        let mut records = vec![Record::Epoch(self.epoch)];
+    /// The shortest journal with these contents and `memory`.
+    fn records(&self, memory: &Memory) -> Vec<Record> {
+        let mut records = vec![Record::Epoch(self.epoch), Record::Commit(self.commit)];
+        if memory.since() > 0 {
+            records.push(Record::RanForgotten(memory.since()));
+        }
+        records.extend(memory.parts(RAN_PER_RECORD).map(Record::Ran));
         for (job_id, known) in &self.jobs {
             records.push(Record::Intent {
                 spec: known.spec.clone(),
@@ -191,6 +232,7 @@ pub(super) enum AppendError {
 #[derive(Clone)]
 pub(super) struct Journal {
     sender: mpsc::Sender<(Record, oneshot::Sender<Result<(), AppendError>>)>,
+    memory: Arc<Mutex<Memory>>,
 }
 
 impl Journal {
@@ -220,14 +262,17 @@ impl Journal {
             what,
         })?;
         let mut contents = Contents::default();
+        let mut memory = Memory::default();
         records
             .into_iter()
-            .for_each(|record| contents.apply(record));
+            .for_each(|record| contents.apply(record, &mut memory));
+        let memory = Arc::new(Mutex::new(memory));
         let mut writer = Writer {
             path: path.to_owned(),
             file,
             length: length as u64,
             contents: contents.clone(),
+            memory: memory.clone(),
             live: 0,
             renamed: false,
         };
@@ -238,7 +283,13 @@ impl Journal {
             .name("journal".to_owned())
             .spawn(move || writer.run(receiver, broken))
             .map_err(io)?;
-        Ok((Self { sender }, contents))
+        Ok((Self { sender, memory }, contents))
+    }
+
+    /// The jobs that ran here and whose ends were delivered. The lock is held for a
+    /// moment: nothing waits under it.
+    pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
+        remembered(&self.memory)
     }
 
     /// Returns once the record is on the disk. Many callers share one sync.
@@ -269,6 +320,7 @@ struct Writer {
     file: File,
     length: u64,
     contents: Contents,
+    memory: Arc<Mutex<Memory>>,
     /// How long the file was when it was last rewritten.
     live: u64,
     /// A new file has taken the place of the old, and that is not yet on the disk.
@@ -291,7 +343,8 @@ impl Writer {
                 .iter()
                 .flat_map(|(record, _)| encode(record))
                 .collect();
-            let needs_sync = |(record, _): &Waiting| !matches!(record, Record::Began { .. });
+            let needs_sync =
+                |(record, _): &Waiting| !matches!(record, Record::Began { .. } | Record::Commit(_));
             let answer = match self.commit(&bytes, batch.iter().any(needs_sync)) {
                 Ok(()) => Ok(()),
                 Err(Failure::Full) => Err(AppendError::Full),
@@ -302,7 +355,7 @@ impl Writer {
             };
             for (record, sender) in batch.drain(..) {
                 if answer.is_ok() {
-                    self.contents.apply(record);
+                    self.contents.apply(record, &mut remembered(&self.memory));
                 }
                 // One who has gone away wants no answer.
                 let _ = sender.send(answer.clone());
@@ -343,7 +396,8 @@ impl Writer {
 
     /// Writes a new file with what is of use, and puts it in the place of the old.
     fn rewrite(&mut self) -> io::Result<()> {
-        let bytes: Vec<u8> = self.contents.records().iter().flat_map(encode).collect();
+        let records = self.contents.records(&remembered(&self.memory));
+        let bytes: Vec<u8> = records.iter().flat_map(encode).collect();
         let dir = self.path.parent().unwrap_or(Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
         file.write_all(&bytes)?;
@@ -357,6 +411,11 @@ impl Writer {
         self.renamed = false;
         Ok(())
     }
+}
+
+fn remembered(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
+    // Every change of it is a single step, so it is whole even then.
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 enum Failure {
@@ -518,6 +577,38 @@ mod tests {
         assert_eq!(open(&path).unwrap().1, contents);
     }
 
+    #[tokio::test]
+    async fn how_a_job_ended_stays_after_the_scheduler_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let (journal, _) = open(&path).unwrap();
+        let (a, b) = (spec(), spec());
+        for spec in [&a, &b] {
+            journal.append(intent(spec)).await.unwrap();
+            journal.append(ended(spec)).await.unwrap();
+        }
+        let delivered = |spec: &Spec, commit| Record::Delivered {
+            jobs: vec![spec.id],
+            commit,
+        };
+        journal.append(delivered(&a, 7)).await.unwrap();
+        journal.append(delivered(&b, 9)).await.unwrap();
+        // A scheduler whose records are older.
+        journal.append(Record::Commit(4)).await.unwrap();
+        for _ in 0..2 {
+            let (journal, contents) = open(&path).unwrap();
+            assert!(contents.jobs.is_empty());
+            assert_eq!(contents.commit, 4);
+            let (unknown, _) = journal.memory().unknown_at(7, 0, 10);
+            assert_eq!(
+                unknown.iter().map(|ran| ran.run).collect::<Vec<_>>(),
+                [b.id]
+            );
+            let (_, (_, bytes)) = journal.memory().get(a.id).unwrap().parts();
+            assert_eq!(bytes, 5);
+        }
+    }
+
     #[test]
     fn every_prefix_is_recovered_and_every_flipped_byte_refused() {
         let (a, b) = (spec(), spec());
@@ -622,6 +713,7 @@ mod tests {
             file: OpenOptions::new().write(true).open("/dev/full").unwrap(),
             length: 0,
             contents: Contents::default(),
+            memory: Arc::default(),
             live: 0,
             renamed: false,
         };
@@ -630,7 +722,10 @@ mod tests {
             Err(Failure::Full | Failure::Broken(_))
         ));
         writer.file = File::create(&path).unwrap();
-        let journal = Journal { sender };
+        let journal = Journal {
+            sender,
+            memory: Arc::default(),
+        };
         let failure = Arc::new(Mutex::new(None));
         let told = failure.clone();
         thread::spawn(move || {

@@ -12,6 +12,7 @@ mod limits;
 mod listing;
 mod member;
 mod output;
+mod ran;
 mod rules;
 mod scripts;
 mod session;
