@@ -4,6 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Duration,
 };
 
@@ -19,7 +20,7 @@ use rusqlite::Connection;
 
 use crate::{
     cluster::{Place, Process, connected, end_of, job, job_is, sh, worker_is},
-    support::{Folder, eventually, within},
+    support::{Folder, eventually, processes_of, within},
 };
 
 /// A scheduler and workers that are killed, and whose folders are copied.
@@ -102,6 +103,14 @@ impl Cluster {
             .unwrap();
     }
 
+    /// A copy of a folder as it is now.
+    fn copy(&self, from: &str, to: &str) {
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(self.path(from))
+            .arg(self.path(to)));
+    }
+
     /// The records of `copy` take the place of the scheduler's.
     fn put_back(&self, copy: &str, data: &str) {
         for ending in ["", "-wal", "-shm"] {
@@ -135,6 +144,10 @@ impl Cluster {
         };
         within(self.client.stop(&stop)).await.unwrap();
     }
+}
+
+fn run(command: &mut Command) {
+    assert!(command.status().unwrap().success(), "{command:?}");
 }
 
 /// A job that leaves a line in a file for each of its starts.
@@ -296,4 +309,62 @@ async fn a_scheduler_of_a_lower_epoch_rises_above_what_its_workers_know() {
     connected(cluster.place).await;
     let again = cluster.start_job(&sh("exit 3")).await;
     assert_eq!(end_of(&cluster.client, again).await.exit_code, Some(3));
+}
+
+#[tokio::test]
+async fn a_job_that_a_restored_folder_does_not_know_is_taken_over() {
+    let mut cluster = Cluster::start(1).await;
+    let before = cluster.start_job(&sh("exit 3")).await;
+    end_of(&cluster.client, before).await;
+    cluster.copy("w1", "copy");
+    let job = cluster.start_job(&sh("echo it lives; sleep 600")).await;
+    job_is(&cluster.client, job, JobState::Running).await;
+    cluster.kill_worker(1);
+    fs::rename(cluster.path("w1"), cluster.path("gone")).unwrap();
+    cluster.copy("copy", "w1");
+    cluster.is(1, WorkerState::Unreachable).await;
+    cluster.start_worker(1);
+    cluster.is(1, WorkerState::Ready).await;
+    job_is(&cluster.client, job, JobState::Running).await;
+    cluster.stop(job).await;
+    assert_eq!(end_of(&cluster.client, job).await.state, JobState::Stopped);
+    eventually(|| processes_of(job).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_job_whose_workers_folder_was_removed_is_ended() {
+    let mut cluster = Cluster::start(1).await;
+    let job = cluster.start_job(&sh("sleep 600")).await;
+    job_is(&cluster.client, job, JobState::Running).await;
+    eventually(|| !processes_of(job).is_empty()).await;
+    cluster.kill_worker(1);
+    fs::remove_dir_all(cluster.path("w1")).unwrap();
+    // Another identity: the one before went with the folder.
+    cluster.start_worker(1);
+    eventually(|| processes_of(job).is_empty() && cluster.dir.shims().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_clone_of_a_worker_takes_nothing_from_the_one_that_runs() {
+    let mut cluster = Cluster::start(1).await;
+    let job = cluster.start_job(&sh("sleep 600")).await;
+    job_is(&cluster.client, job, JobState::Running).await;
+    cluster.copy("w1", "w2");
+    let mut clone = Process::worker_command(cluster.place, 2, &cluster.path("w2"));
+    clone.stdin(Stdio::null()).stderr(Stdio::piped());
+    let clone = Process::from(clone.spawn().unwrap());
+    let (code, said) = clone.end_of().await;
+    assert_ne!(code, Some(0));
+    assert!(said.contains("runs already on this machine"), "{said}");
+    assert!(said.contains("`--join TOKEN`"), "{said}");
+    job_is(&cluster.client, job, JobState::Running).await;
+    // With the first one gone the clone is that worker.
+    cluster.kill_worker(1);
+    fs::remove_dir_all(cluster.path("w1")).unwrap();
+    fs::rename(cluster.path("w2"), cluster.path("w1")).unwrap();
+    cluster.start_worker(1);
+    cluster.is(1, WorkerState::Ready).await;
+    job_is(&cluster.client, job, JobState::Running).await;
+    cluster.stop(job).await;
+    assert_eq!(end_of(&cluster.client, job).await.state, JobState::Stopped);
 }

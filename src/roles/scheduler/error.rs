@@ -75,13 +75,15 @@ pub(super) enum Error {
     #[error("worker name {name} is taken by worker {id}")]
     WorkerNameTaken { name: String, id: WorkerId },
     #[error(
-        "worker {name} ({id}) is connected from {address}: if the data folder of this one is a \
-         copy, remove all of it but `scripts`, and have it join"
+        "worker {name} ({id}) is connected from {address}: if the data folder of this one, at \
+         {refused}, is a copy, remove all of it but `scripts`, and have it join"
     )]
     WorkerIdInUse {
         name: String,
         id: WorkerId,
         address: String,
+        /// Of the one that is refused.
+        refused: String,
     },
     #[error("the session of worker {0} is over")]
     SessionOver(WorkerId),

@@ -581,6 +581,7 @@ impl Registry {
                 name: earlier.name.to_string(),
                 id,
                 address: earlier.address.clone(),
+                refused: asked.address,
             });
         }
         let namesake = members

@@ -147,6 +147,10 @@ impl Memory {
         self.jobs.get(usize::try_from(place).ok()?).cloned()
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
     pub(super) fn contains(&self, run: JobId) -> bool {
         self.places.contains_key(&run)
     }
