@@ -842,6 +842,13 @@ pub struct Job {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+    /// How long there were processes of it, by a monotonic clock of its machine; null
+    /// before its end, and where that is not known.
+    #[serde(default)]
+    pub ran_ms: Option<u64>,
+    /// Processes that the main process left when it ended, and that were ended.
+    #[serde(default)]
+    pub swept: u32,
     /// Until when the record of a job that has ended is kept, and its output with
     /// it; sooner only where there are too many.
     #[serde(default)]
@@ -877,6 +884,9 @@ pub struct Attempt {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+    /// How long there were processes of it; as in [`Job`].
+    #[serde(default)]
+    pub ran_ms: Option<u64>,
 }
 
 /// Parameters of `GET /logs`.
@@ -1298,11 +1308,11 @@ pub mod exit_code {
 
     /// The job ended because of its timeout.
     pub const TIMED_OUT: u8 = 124;
-    /// It is not known how the job ended.
+    /// It is not known how the job ended, or the fault is not its own.
     pub const CANNOT_TELL: u8 = 125;
-    /// The program is there and cannot be executed.
+    /// The program is there and cannot be executed as it was asked for.
     pub const NOT_EXECUTABLE: u8 = 126;
-    /// There is no such program.
+    /// There is no such program, or what its first line names is missing.
     pub const PROGRAM_NOT_FOUND: u8 = 127;
     /// With the number of the signal that ended it added.
     pub const BY_SIGNAL: u8 = 128;
@@ -1337,8 +1347,17 @@ pub mod exit_code {
     /// For a job that never started, as a shell would have it.
     pub fn of_start_error(word: &str) -> u8 {
         match word {
-            code::PROGRAM_NOT_FOUND | code::SCRIPT_NOT_FOUND => PROGRAM_NOT_FOUND,
-            code::NOT_EXECUTABLE => NOT_EXECUTABLE,
+            code::PROGRAM_NOT_FOUND | code::SCRIPT_NOT_FOUND | code::INTERPRETER_NOT_FOUND => {
+                PROGRAM_NOT_FOUND
+            }
+            code::NOT_EXECUTABLE
+            | code::BAD_CWD
+            | code::NOT_A_FILE
+            | code::OUTSIDE_SCRIPT_FOLDER
+            | code::COMMAND_NOT_ALLOWED
+            | code::VARIABLE_NOT_ALLOWED
+            | code::USER_NOT_ALLOWED
+            | code::NOT_STARTED => NOT_EXECUTABLE,
             _ => CANNOT_TELL,
         }
     }
@@ -1350,8 +1369,24 @@ pub mod code {
     pub const PROGRAM_NOT_FOUND: &str = "program_not_found";
     /// No such script in the worker's script folder. Ends `--wait` with 127.
     pub const SCRIPT_NOT_FOUND: &str = "script_not_found";
-    /// The program or script may not be executed. Ends `--wait` with 126.
+    /// What the first line of the program names is missing. Ends `--wait` with 127.
+    pub const INTERPRETER_NOT_FOUND: &str = "interpreter_not_found";
+    /// The program or script cannot be executed. Ends `--wait` with 126.
     pub const NOT_EXECUTABLE: &str = "not_executable";
+    /// The folder to run in cannot be entered. Ends `--wait` with 126.
+    pub const BAD_CWD: &str = "bad_cwd";
+    /// The script is a folder, say. Ends `--wait` with 126.
+    pub const NOT_A_FILE: &str = "not_a_file";
+    /// The script's path leads out of the script folder. Ends `--wait` with 126.
+    pub const OUTSIDE_SCRIPT_FOLDER: &str = "outside_script_folder";
+    /// The worker's operator does not have the program run. Ends `--wait` with 126.
+    pub const COMMAND_NOT_ALLOWED: &str = "command_not_allowed";
+    /// A variable could make something else of the program. Ends `--wait` with 126.
+    pub const VARIABLE_NOT_ALLOWED: &str = "variable_not_allowed";
+    /// The worker has no jobs of that user. Ends `--wait` with 126.
+    pub const USER_NOT_ALLOWED: &str = "user_not_allowed";
+    /// The kernel did not take the program as it was asked for. Ends `--wait` with 126.
+    pub const NOT_STARTED: &str = "not_started";
     /// The job to stop has ended already.
     pub const JOB_FINISHED: &str = "job_finished";
     /// Nobody knows such a job.
@@ -1368,6 +1403,9 @@ pub mod code {
     pub const NO_FREE_SLOT: &str = "no_free_slot";
     /// The worker takes no more jobs.
     pub const WORKER_DRAINING: &str = "worker_draining";
+    /// The worker lacks what it needs to start any job (processes, descriptors, memory,
+    /// room on its disk, a folder), and the job has not begun.
+    pub const WORKER_SHORT: &str = "worker_short";
     /// The worker is there, and only one that is gone can be removed.
     pub const WORKER_NOT_GONE: &str = "worker_not_gone";
     /// There is no certificate and no token.

@@ -153,6 +153,7 @@ impl File for Worker {
         "jobs.processes",
         "jobs.open_files",
         "jobs.cpus",
+        "jobs.oom_score_adj",
         "log.level",
         "log.format",
     ];
@@ -374,6 +375,8 @@ pub struct WorkerJobs {
     pub open_files: Option<u64>,
     /// Processors that a job may keep busy, as `1.5`.
     pub cpus: Option<f64>,
+    /// How readily the kernel ends a job where memory is short, from -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
 }
 
 /// `[log]`: what a role writes about itself.
@@ -602,7 +605,9 @@ mod tests {
                 | "control_groups"
                 | "allow_new_privileges",
             ) => "false",
-            Some("keep_finished" | "processes" | "open_files" | "cpus" | "slots") => "7",
+            Some(
+                "keep_finished" | "processes" | "open_files" | "cpus" | "oom_score_adj" | "slots",
+            ) => "7",
             Some("labels") => "{ zone = \"eu\" }",
             Some("handshake" | "headers") => "\"3s\"",
             _ if key.starts_with("bounds.") => "7",
@@ -664,6 +669,7 @@ mod tests {
         assert_eq!(read.jobs.memory, Some(ByteSize::mib(7)));
         assert_eq!(read.jobs.processes, Some(7));
         assert_eq!(read.jobs.open_files, Some(7));
+        assert_eq!(read.jobs.oom_score_adj, Some(7));
         let of_worker = Bounds {
             job_followers: None,
             body_bytes: None,

@@ -20,14 +20,24 @@ fn main() -> ExitCode {
             return code(message.exit_code());
         }
     };
-    cli.prepare();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return ExitCode::from(cmd::report(&error.into(), cmd::Codes::Jobctl)),
+    roles::shim::hear_signals();
+    let as_init = cli.is_role() && cmd::init::is_first_process();
+    let mut builder = match as_init {
+        true => tokio::runtime::Builder::new_current_thread(),
+        false => tokio::runtime::Builder::new_multi_thread(),
     };
+    let failed = |error| ExitCode::from(cmd::report(&error, cmd::Codes::Jobctl));
+    let runtime = match builder.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(error.into()),
+    };
+    if as_init {
+        return match runtime.block_on(cmd::init::run()) {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => failed(error),
+        };
+    }
+    cli.prepare();
     let code = runtime.block_on(cmd::run(cli));
     // A write to a pipe that nobody drains may never return.
     runtime.shutdown_background();

@@ -82,6 +82,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
         return Err(super::usage("dev", "the command is empty"));
     }
     start_log(&args.log_level, LogFormat::Text)?;
+    worker::adopt();
     worker::keep_from_jobs()?;
     if args.command.is_empty() {
         stay(args.data_dir).await

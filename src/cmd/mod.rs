@@ -16,6 +16,7 @@ mod completions;
 mod context;
 mod dev;
 mod group;
+pub mod init;
 mod jobs;
 mod login;
 mod logs;
@@ -62,9 +63,10 @@ Exit codes of start --wait, start --follow, logs --follow, wait and dev:
   N    the job's own exit code
   124  the job timed out
   125  jobctl could not tell: the job is lost, or the scheduler refused the
-       request or is unreachable
-  126  the job's program may not be executed
-  127  the job's program or script is not there
+       request or is unreachable, or the worker could not start any job
+  126  the job's program cannot be executed as it was asked for: it is not
+       allowed, the kernel does not take it, or its folder is not there
+  127  the job's program or script, or its interpreter, is not there
   128+N  the job was ended by signal N (137: KILL, 143: stopped by TERM)
   130  interrupted with Ctrl-C: the job was not stopped (dev: it was)";
 
@@ -313,6 +315,15 @@ impl Cli {
                 let message = format!("{flag} means nothing to `jobctl {verb}`");
                 Err(command.error(ErrorKind::ArgumentConflict, message))
             }
+        }
+    }
+
+    /// Whether it stays, with processes of its own or of others to look after: as the
+    /// first process of a container it has one that does that, see [`init::run`].
+    pub fn is_role(&self) -> bool {
+        match &self.verb {
+            Verb::Scheduler(_) | Verb::Worker(_) | Verb::Dev(_) => true,
+            Verb::Asks(_) | Verb::Context(_) | Verb::Login(_) | Verb::Completions(_) => false,
         }
     }
 

@@ -358,6 +358,11 @@ pub(super) fn hint(error: &anyhow::Error) -> Option<String> {
         worker_role::Error::Refused(_) => {
             Some("see who is there with `jobctl workers`, or pass another `--name`".to_owned())
         }
+        worker_role::Error::ForeignProc => Some(
+            "mount the one of this namespace: `mount -t proc proc /proc`, or \
+             `unshare --mount-proc`"
+                .to_owned(),
+        ),
         worker_role::Error::StillThere(_) => {
             Some("start the worker again and stop them with `jobctl stop --grace 0s`".to_owned())
         }
@@ -528,7 +533,17 @@ mod tests {
             (refused(409, "job_finished"), 1, 125),
             (refused(422, "program_not_found"), 1, 127),
             (refused(422, "script_not_found"), 1, 127),
+            (refused(422, "interpreter_not_found"), 1, 127),
             (refused(422, "not_executable"), 1, 126),
+            (refused(422, "bad_cwd"), 1, 126),
+            (refused(422, "not_a_file"), 1, 126),
+            (refused(422, "outside_script_folder"), 1, 126),
+            (refused(422, "command_not_allowed"), 1, 126),
+            (refused(422, "variable_not_allowed"), 1, 126),
+            (refused(422, "user_not_allowed"), 1, 126),
+            (refused(422, "not_started"), 1, 126),
+            (refused(503, "worker_short"), 1, 125),
+            (refused(507, "disk_full"), 1, 125),
             (refused(503, "no_free_slot"), 1, 125),
             (refused(404, "token_not_found"), 3, 125),
             (untrusted(), 5, 125),

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::anyhow;
 use bytesize::ByteSize;
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, getpid, set_child_subreaper, set_dumpable_behavior};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -26,7 +26,10 @@ use crate::{
     identity::{Role, tls::ClientCertificates, token::Invitation},
     ids::is_name,
     labels,
-    roles::worker::{self, Commands, Config, ControlGroups, Limits, OnStop, Rules, Security},
+    roles::{
+        shim,
+        worker::{self, Commands, Config, ControlGroups, Limits, OnStop, Rules, Security},
+    },
 };
 
 pub(super) const GRPC: Address = Address {
@@ -46,6 +49,12 @@ pub(super) const KEEP_FINISHED: usize = 10_000;
 /// Below these nothing would run: a typing error, or another unit.
 const LEAST_MEMORY: u64 = 1024 * 1024;
 const LEAST_OPEN_FILES: u64 = 16;
+
+/// What the kernel takes as `oom_score_adj` (proc_pid_oom_score_adj(5)).
+const OOM_SCORES: RangeInclusive<i32> = -1000..=1000;
+
+/// So much lower is that of the worker than that of its jobs: half of all memory.
+const BELOW_JOBS: i32 = 500;
 
 /// What the kernel takes as a share: a hundredth, and more than any machine has.
 const CPUS: RangeInclusive<f64> = 0.01..=10_000.0;
@@ -298,6 +307,18 @@ pub(super) struct Args {
     )]
     cpus: Option<f64>,
 
+    /// How readily the kernel ends a job where memory is short, from -1000 to 1000
+    /// [default: 0]
+    #[arg(
+        long,
+        env = "JOBCTL_JOBS_OOM_SCORE_ADJ",
+        allow_negative_numbers = true,
+        hide_env_values = true,
+        value_name = "N",
+        help_heading = "Jobs"
+    )]
+    oom_score_adj: Option<i32>,
+
     /// How many finished jobs to keep [default: 10000]
     #[arg(
         long,
@@ -362,6 +383,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
     }
     let file: config::Worker = args.config.read()?;
     args.log.start(file.log)?;
+    let oom_score_adj = args.oom_score_adj.or(file.jobs.oom_score_adj);
+    let oom_score_adj = oom_score_adj_of(oom_score_adj)?;
+    protect(oom_score_adj);
+    adopt();
     keep_from_jobs()?;
     let name = name(args.name.or(file.worker.name))?;
     let data_dir = data_dir(args.data_dir.or(file.worker.data_dir), &name)?;
@@ -451,6 +476,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
                 .or(file.jobs.allow_new_privileges)
                 .unwrap_or(false),
             limits,
+            oom_score_adj,
         },
     };
     // What cannot be meant is said before what is taken.
@@ -554,6 +580,47 @@ fn limits(asked: Limits) -> Result<Limits, BadSetting> {
         return Err(bad("cpus", "not between 0.01 and 10000", hint));
     }
     Ok(asked)
+}
+
+fn oom_score_adj_of(asked: Option<i32>) -> Result<i32, BadSetting> {
+    let score = asked.unwrap_or_default();
+    match OOM_SCORES.contains(&score) {
+        true => Ok(score),
+        false => Err(BadSetting {
+            message: format!("`jobs.oom_score_adj`: {score} is not between -1000 and 1000"),
+            hint: "0 is what every process has; what is higher is ended first".to_owned(),
+        }),
+    }
+}
+
+/// Has the kernel end jobs before this worker and its shims, which have its score,
+/// where the system lets it. To be called before [`keep_from_jobs`], which closes the
+/// file.
+fn protect(of_jobs: i32) {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let Some(own) = fs::read_to_string(FILE)
+        .ok()
+        .and_then(|text| text.trim().parse::<i32>().ok())
+    else {
+        return;
+    };
+    let wanted = (of_jobs - BELOW_JOBS).max(*OOM_SCORES.start() + 1);
+    if own <= wanted {
+        return;
+    }
+    if let Err(error) = fs::write(FILE, wanted.to_string()) {
+        tracing::debug!(own, wanted, %error, "this worker cannot be protected from want of memory");
+    }
+}
+
+/// Becomes the parent of whatever a killed shim leaves, so that it can be found. Not
+/// where there are children already, which the process had before this program was
+/// executed in the same process: theirs would be taken for a job's.
+pub(super) fn adopt() {
+    let is_alone = shim::is_alone().unwrap_or(false);
+    if let Err(error) = set_child_subreaper(is_alone.then(getpid)) {
+        tracing::debug!(%error, "what a killed shim leaves is not adopted");
+    }
 }
 
 /// Keeps memory, environment and descriptors of this process from jobs of the same
@@ -706,6 +773,16 @@ mod tests {
             l.cpus = Some(0.01);
         };
         assert!(with(least).is_ok());
+    }
+
+    #[test]
+    fn an_oom_score_is_one_that_the_kernel_takes() {
+        assert_eq!(oom_score_adj_of(None).unwrap(), 0);
+        assert_eq!(oom_score_adj_of(Some(-1000)).unwrap(), -1000);
+        for bad in [-1001, 1001] {
+            let message = oom_score_adj_of(Some(bad)).unwrap_err().message;
+            assert!(message.contains("`jobs.oom_score_adj`"), "{message}");
+        }
     }
 
     #[test]

@@ -477,10 +477,10 @@ async fn a_full_disk_of_a_worker_is_a_gap_and_no_end() {
     large.args.push("x".repeat(50_000));
     let error = client.start(&large).await.unwrap_err();
     assert!(
-        matches!(error, Error::Refused { status: 507, .. }),
+        matches!(error, Error::Refused { status: 503, .. }),
         "{error}"
     );
-    assert_eq!(error.code(), Some("disk_full"));
+    assert_eq!(error.code(), Some("worker_short"));
     worker.resize_disk(&data, "64m");
     std::io::Write::write_all(&mut &held, b"\n").unwrap();
     let job = within(end_of(&client, id)).await;

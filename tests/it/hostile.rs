@@ -103,7 +103,7 @@ async fn a_job_cannot_look_into_its_worker_or_its_shim() {
          cat /proc/$$/environ > /dev/null && echo own is open; env",
     )
     .await;
-    assert!(text.contains("parents jobctl exe"), "{text}");
+    assert!(text.contains("parents jobctl jobctl-shim"), "{text}");
     assert!(text.contains("own is open"), "{text}");
     assert_eq!(text.matches("is open").count(), 1, "{text}");
     assert!(!text.contains("hunter2"), "{text}");
@@ -370,6 +370,7 @@ fn a_shim_tells_that_its_job_was_killed_for_want_of_memory() {
         cgroup: Some(group.clone()),
         allow_new_privileges: false,
         limits: protocol::Limits::default(),
+        oom_score_adj: None,
     };
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let name = SocketAddr::from_abstract_name(protocol::socket_name(job_id)).unwrap();

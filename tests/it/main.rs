@@ -26,6 +26,7 @@ mod later;
 mod logs;
 mod membership;
 mod nemesis;
+mod processes;
 mod query;
 mod queue;
 mod restore;

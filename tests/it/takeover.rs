@@ -30,27 +30,27 @@ use crate::{
 };
 
 /// A data folder, and the workers that hold it one after the other.
-struct Succession {
-    place: Place,
-    dir: Folder,
+pub(crate) struct Succession {
+    pub(crate) place: Place,
+    pub(crate) dir: Folder,
 }
 
 /// How the jobs of a worker are ended.
-const BY_PROCESS: &[&str] = &["--control-groups", "false"];
+pub(crate) const BY_PROCESS: &[&str] = &["--control-groups", "false"];
 
 impl Succession {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             place: Place::new(),
             dir: Folder::new(),
         }
     }
 
-    fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.dir.path().join("w1")
     }
 
-    fn command(&self, flags: &[&str]) -> Command {
+    pub(crate) fn command(&self, flags: &[&str]) -> Command {
         let mut command = Process::worker_command(self.place, 1, &self.data());
         // With no scheduler there, these tests call the worker in its place.
         command.arg("--insecure").args(flags);
@@ -58,12 +58,12 @@ impl Succession {
     }
 
     /// The next worker, which has taken over what there was.
-    async fn next(&self, flags: &[&str]) -> (Process, WorkerClient<Channel>) {
+    pub(crate) async fn next(&self, flags: &[&str]) -> (Process, WorkerClient<Channel>) {
         let worker = Process::from(self.command(flags).spawn().unwrap());
         (worker, self.client().await)
     }
 
-    async fn client(&self) -> WorkerClient<Channel> {
+    pub(crate) async fn client(&self) -> WorkerClient<Channel> {
         let address = format!("http://{}", self.place.worker(1));
         within(async {
             let mut pause = tokio::time::interval(Duration::from_millis(10));
@@ -77,14 +77,14 @@ impl Succession {
         .await
     }
 
-    fn shim_of(&self, id: JobId) -> i32 {
+    pub(crate) fn shim_of(&self, id: JobId) -> i32 {
         let shims = self.dir.shims();
         let found = shims.iter().find(|(_, job)| *job == id);
         found.unwrap().0
     }
 
     /// Waits until the journal has the main process of a job, which nobody waits for.
-    async fn has_begun(&self, id: JobId) {
+    pub(crate) async fn has_begun(&self, id: JobId) {
         let record = format!("{{\"began\":{{\"job_id\":\"{id}\"");
         eventually(|| {
             let journal = fs::read(self.data().join("journal")).unwrap();
@@ -94,7 +94,7 @@ impl Succession {
     }
 }
 
-async fn sh(client: &WorkerClient<Channel>, script: &str) -> JobId {
+pub(crate) async fn sh(client: &WorkerClient<Channel>, script: &str) -> JobId {
     let request = StartJobRequest {
         command: "sh".into(),
         args: vec!["-c".into(), script.into()],
@@ -104,7 +104,7 @@ async fn sh(client: &WorkerClient<Channel>, script: &str) -> JobId {
     response.into_inner().job_id.parse().unwrap()
 }
 
-async fn query(client: &WorkerClient<Channel>, id: JobId) -> JobStatus {
+pub(crate) async fn query(client: &WorkerClient<Channel>, id: JobId) -> JobStatus {
     let request = QueryJobRequest {
         job_id: id.to_string(),
         epoch: 0,
@@ -114,7 +114,7 @@ async fn query(client: &WorkerClient<Channel>, id: JobId) -> JobStatus {
 }
 
 /// The first piece of a job's output.
-async fn first_words(client: &WorkerClient<Channel>, id: JobId) -> String {
+pub(crate) async fn first_words(client: &WorkerClient<Channel>, id: JobId) -> String {
     let request = StreamJobRequest {
         job_id: id.to_string(),
         ..Default::default()
@@ -126,7 +126,7 @@ async fn first_words(client: &WorkerClient<Channel>, id: JobId) -> String {
 }
 
 /// How a job ended; waits for that.
-async fn end_of(client: &WorkerClient<Channel>, id: JobId) -> JobStatus {
+pub(crate) async fn end_of(client: &WorkerClient<Channel>, id: JobId) -> JobStatus {
     let request = StreamJobRequest {
         job_id: id.to_string(),
         ..Default::default()
@@ -156,7 +156,10 @@ async fn a_job_without_its_mark_is_ended_when_worker_and_shim_were_killed() {
     let (_worker, client) = workers.next(BY_PROCESS).await;
     let status = end_of(&client, id).await;
     assert_eq!(status.state(), JobState::Lost);
-    assert_eq!(status.reason, "lost: worker restarted");
+    assert_eq!(
+        status.reason,
+        "lost: worker restarted; processes that had left its session may still be there"
+    );
     assert_eq!(status.pid, pid, "what was known of it still is");
     assert!(gone(&unmarked), "lost means that nothing is left");
 }

@@ -180,9 +180,16 @@ pub(super) fn outcome(job: &Job) -> Option<i32> {
     job.signal.map(|signal| 128 + signal).or(job.exit_code)
 }
 
+/// How long it ran, by a monotonic clock of its worker; while it runs, and of an
+/// older worker, by the wall clocks, which may say that it ended before it
+/// started.
 pub(super) fn ran(job: &Job, now: Timestamp) -> Option<SignedDuration> {
+    if let Some(ran) = job.ran_ms {
+        return Some(SignedDuration::from_millis_i128(i128::from(ran)));
+    }
     let until = job.ended_at.unwrap_or(now);
-    job.started_at.map(|started| until.duration_since(started))
+    let ran = job.started_at.map(|started| until.duration_since(started));
+    ran.map(|ran| ran.max(SignedDuration::ZERO))
 }
 
 pub(super) fn job_colour(state: JobState) -> Option<AnsiColor> {
@@ -441,6 +448,7 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
             job.kept_until.map(|time| format!("{time:.0}")),
         ),
         ("Ran for", ran(job, now).map(length)),
+        ("Left", left(job.swept)),
         ("Output", Some(size(job.output_bytes))),
     ]);
     // One that it has, or had last, is told of above.
@@ -459,6 +467,15 @@ pub(super) fn block(job: &Job, now: Timestamp, colour: bool) -> String {
         .unwrap_or_default();
     }
     text
+}
+
+/// What was ended when its main process had.
+fn left(swept: u32) -> Option<String> {
+    match swept {
+        0 => None,
+        1 => Some("1 process, which was ended".to_owned()),
+        count => Some(format!("{count} processes, which were ended")),
+    }
 }
 
 /// The jobs it waits for, or waited for.
@@ -534,6 +551,8 @@ pub(super) mod tests {
             created_at: now() - SignedDuration::from_secs(180),
             started_at: Some(now() - SignedDuration::from_secs(180)),
             ended_at: Some(now() - SignedDuration::from_secs(170)),
+            ran_ms: None,
+            swept: 0,
             kept_until: None,
         }
     }
@@ -543,6 +562,35 @@ pub(super) mod tests {
             width,
             colour: false,
         }
+    }
+
+    #[test]
+    fn how_long_a_job_ran_does_not_hang_on_wall_clocks() {
+        let mut job = job();
+        let started = job.started_at.unwrap();
+        // Set back by a day, and forward by two hours, while it ran for six seconds.
+        for shift in [-24, 2] {
+            job.ended_at = Some(started + SignedDuration::from_hours(shift));
+            job.ran_ms = Some(6000);
+            assert_eq!(ran(&job, now()), Some(SignedDuration::from_secs(6)));
+            let text = block(&job, now(), false);
+            let mut lines = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("Ran for:"));
+            assert_eq!(lines.next().map(str::trim), Some("6s"), "{text}");
+        }
+        job.ended_at = Some(started - SignedDuration::from_hours(24));
+        job.ran_ms = None;
+        assert_eq!(ran(&job, now()), Some(SignedDuration::ZERO));
+    }
+
+    #[test]
+    fn processes_that_a_job_left_are_shown() {
+        let mut job = job();
+        assert!(!block(&job, now(), false).contains("Left"));
+        job.swept = 2;
+        let text = block(&job, now(), false);
+        assert!(text.contains("2 processes, which were ended"), "{text}");
     }
 
     #[test]

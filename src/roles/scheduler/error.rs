@@ -241,7 +241,7 @@ impl Refusal {
     /// Of a start that was refused long ago, from its code word alone.
     pub(super) fn of_word(code_word: &str) -> Self {
         match code_word {
-            "worker_draining" | "too_many_followers" => Self::Busy,
+            code::WORKER_DRAINING | code::WORKER_SHORT | "too_many_followers" => Self::Busy,
             _ => Self::new(code_word, Code::FailedPrecondition),
         }
     }

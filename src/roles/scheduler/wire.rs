@@ -18,6 +18,8 @@ pub(super) fn status(wire: &proto::JobStatus) -> Option<Status> {
     let process = (wire.pid.is_some() || wire.started_us.is_some()).then(|| Process {
         pid: wire.pid,
         since: wire.started_us.map(time),
+        ran: wire.ran_ms.map(Duration::from_millis),
+        swept: wire.swept,
     });
     let exit = match (wire.exit_code, wire.signal) {
         (_, Some(signal)) => Some(Exit::Signal(signal)),
@@ -74,6 +76,8 @@ pub(super) fn status_of(record: &Record) -> proto::JobStatus {
         reason: job.reason.unwrap_or_default(),
         start_error: job.start_error.unwrap_or_default(),
         output_bytes: job.output_bytes,
+        ran_ms: job.ran_ms,
+        swept: job.swept,
     }
 }
 
@@ -207,6 +211,22 @@ mod tests {
             assert_eq!(got, end);
         }
         assert_eq!(status(&proto::JobStatus::default()), None);
+    }
+
+    #[test]
+    fn how_long_it_ran_is_the_workers_word() {
+        let said = status(&proto::JobStatus {
+            state: proto::JobState::Succeeded.into(),
+            pid: Some(7),
+            started_us: Some(9_000_000),
+            ended_us: Some(1_000_000),
+            ran_ms: Some(6000),
+            swept: 2,
+            ..Default::default()
+        });
+        let process = said.unwrap().state.process().unwrap();
+        assert_eq!(process.ran, Some(Duration::from_secs(6)));
+        assert_eq!(process.swept, 2);
     }
 
     #[test]

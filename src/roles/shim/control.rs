@@ -6,7 +6,10 @@ use std::{
     io::{self, Read as _, Write as _},
     os::{
         fd::{AsFd as _, BorrowedFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::DirBuilderExt as _,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::Path,
     time::Duration,
@@ -193,14 +196,15 @@ impl Control {
     }
 
     /// Hands over the last message: to the worker, until it has given a receipt,
-    /// or if there is none to the disk. Returns once it is safe in either place.
+    /// or if there is none to the disk. Returns once it is safe in either place, or
+    /// when the folder for it is gone, and with it all that knows of the job.
     pub(super) fn hand_over(mut self, last: &Event, result: &Path) -> io::Result<()> {
         self.send(last);
         loop {
             let mut written = true;
             if self.connection.is_none() {
                 written = keep(last, result).is_ok();
-                if written {
+                if written || is_homeless(result) {
                     return Ok(());
                 }
             }
@@ -230,6 +234,10 @@ impl Control {
 
 /// All or nothing, and on the disk when it returns.
 fn keep(last: &Event, result: &Path) -> io::Result<()> {
+    if let Some(folder) = result.parent() {
+        // It may have been removed alone. Where it was not, this changes nothing.
+        let _ = fs::DirBuilder::new().mode(0o700).create(folder);
+    }
     let unfinished = result.with_extension("part");
     // Never through what somebody else put there.
     let _ = fs::remove_file(&unfinished);
@@ -242,6 +250,14 @@ fn keep(last: &Event, result: &Path) -> io::Result<()> {
         Some(dir) => fs::File::open(dir)?.sync_all(),
         None => Ok(()),
     }
+}
+
+/// Whether the folder for this file was removed. No worker will look there: one that
+/// begins with another folder of that name has no journal that names the job.
+fn is_homeless(result: &Path) -> bool {
+    result.parent().is_some_and(|folder| {
+        fs::symlink_metadata(folder).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    })
 }
 
 /// Nothing is wrong, there is just nothing to be had right now.

@@ -13,19 +13,26 @@
 //! is its readers'.
 
 mod control;
+mod orphans;
 pub mod protocol;
 pub mod record;
 mod spawn;
 mod tree;
 
-pub use self::tree::{MARK, kill_orphans};
+pub use self::{
+    orphans::{MARK, is_alone, kill_adopted, kill_orphans, proc_is_ours},
+    spawn::hear_signals,
+};
 
 use std::{
     fs::File,
     io::{self, Read as _},
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::FileExt as _,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::PathBuf,
     process::ExitCode,
@@ -41,9 +48,11 @@ use rustix::{
         set_child_subreaper, set_dumpable_behavior, setrlimit,
     },
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
+    thread::set_name,
+    time::{ClockId, clock_gettime},
 };
 use signal_hook::{
-    consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM},
+    consts::{SIGCHLD, SIGINT, SIGTERM},
     low_level::pipe,
 };
 
@@ -57,6 +66,9 @@ use self::{
 /// The most read from a pipe at once, and so the longest piece of output: what
 /// a pipe holds (pipe(7)).
 const PIECE: usize = 64 * 1024;
+
+/// What lists of processes call a shim.
+pub const NAME: &str = "jobctl-shim";
 
 /// Between two attempts to kill what could not be killed, growing from the
 /// first to the last: a process may be stuck in the kernel for a while.
@@ -73,7 +85,12 @@ pub fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<()> {
+    spawn::ignore_signals();
     spawn::close_inherited()?;
+    // The worker has named it on the command line; a list may show no more than this.
+    set_name(c"jobctl-shim")?;
+    // Not to be opened any more after the next step.
+    let oom_score = OomScore::open();
     // Or a job of the same user could rewrite what watches it.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let control = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -93,7 +110,7 @@ fn run() -> io::Result<()> {
     let mut files = getrlimit(Resource::Nofile);
     files.current = spec.open_files;
     setrlimit(Resource::Nofile, files)?;
-    match Shim::start(control, &spec, script)? {
+    match Shim::start(control, &spec, script, oom_score)? {
         Some(shim) => shim.follow(),
         None => Ok(()),
     }
@@ -110,6 +127,10 @@ struct Shim {
     /// Set once the main process has ended.
     status: Option<WaitStatus>,
     cause: Cause,
+    /// On the clock of [`uptime`].
+    started: Duration,
+    /// Processes that the main process left when it ended.
+    swept: u32,
     grace: Duration,
     timeout_at: Option<Instant>,
     kill_at: Option<Instant>,
@@ -120,7 +141,12 @@ struct Shim {
 
 impl Shim {
     /// `None`: the job could not be started, and the worker was told why.
-    fn start(mut control: Control, spec: &Spec, script: OwnedFd) -> io::Result<Option<Self>> {
+    fn start(
+        mut control: Control,
+        spec: &Spec,
+        script: OwnedFd,
+        oom_score: Option<OomScore>,
+    ) -> io::Result<Option<Self>> {
         // Registered before there is a child that could end.
         let (children, signalled) = UnixStream::pair()?;
         pipe::register(SIGCHLD, signalled)?;
@@ -128,22 +154,26 @@ impl Shim {
         for signal in [SIGINT, SIGTERM] {
             pipe::register(signal, signalled.try_clone()?)?;
         }
-        // The end of the worker's session is not the end of the job.
-        let (_, unheard) = UnixStream::pair()?;
-        pipe::register(SIGHUP, unheard)?;
         children.set_nonblocking(true)?;
         signals.set_nonblocking(true)?;
 
-        let mut child = match spawn::spawn(spec, spec.script.then_some(script)) {
+        let spawn = || spawn::spawn(spec, spec.script.then_some(script));
+        let spawned = match (oom_score, spec.oom_score_adj) {
+            (Some(score), Some(of_job)) => score.lend(of_job, spawn),
+            (_, _) => spawn(),
+        };
+        let mut child = match spawned {
             Ok(child) => child,
-            Err(error) => {
+            Err(failed) => {
                 if let Some(cgroup) = &spec.cgroup {
                     // An empty one that stays behind harms nobody.
                     let _ = tree::remove_cgroup(cgroup);
                 }
-                let why = spawn::why(&error);
-                let message = error.to_string();
-                let last = Event::NotStarted { why, message };
+                let last = Event::NotStarted {
+                    why: failed.why(),
+                    message: failed.error.to_string(),
+                    failure: Some(failed.failure),
+                };
                 control.hand_over(&last, &spec.result)?;
                 return Ok(None);
             }
@@ -154,7 +184,7 @@ impl Shim {
             pid: child.id(),
             at_us: Timestamp::now().as_microsecond(),
             // Until it is collected its number is nobody else's.
-            birth: tree::birth_of(child.id()),
+            birth: orphans::birth_of(child.id()),
         });
         let pipes = [
             child.stdout.take().map(OwnedFd::from),
@@ -174,6 +204,8 @@ impl Shim {
             main: main.ok_or(io::ErrorKind::InvalidData)?,
             status: None,
             cause: Cause::Itself,
+            started: uptime(),
+            swept: 0,
             grace: Duration::from_millis(spec.grace_ms),
             // A timeout beyond the clock's range is none.
             timeout_at: spec
@@ -292,16 +324,18 @@ impl Shim {
     }
 
     /// Begins the end of everything the job started; [`Shim::reap`] sees it done.
-    fn end(&mut self, signal: Signal, grace: Duration, cause: Cause) {
+    /// Returns to how many processes it was said.
+    fn end(&mut self, signal: Signal, grace: Duration, cause: Cause) -> u32 {
         if self.status.is_none() && self.cause == Cause::Itself {
             self.cause = cause;
         }
         // Whoever is not reached this time is killed when the grace is over.
-        if tree::signal(signal, self.cgroup.as_deref()).is_err() {
-            let _ = tree::signal(signal, None);
-        }
+        let reached = tree::signal(signal, self.cgroup.as_deref())
+            .or_else(|_| tree::signal(signal, None))
+            .unwrap_or_default();
         let kill_at = Instant::now().checked_add(grace);
         self.kill_at = [self.kill_at, kill_at].into_iter().flatten().min();
+        reached
     }
 
     fn meet_deadlines(&mut self) {
@@ -341,7 +375,7 @@ impl Shim {
             }
         }
         if self.status.is_some() && self.kill_at.is_none() {
-            self.end(Signal::TERM, self.grace, Cause::Itself);
+            self.swept = self.end(Signal::TERM, self.grace, Cause::Itself);
         }
         Ok(false)
     }
@@ -374,8 +408,46 @@ impl Shim {
             output_bytes: self.recorder.end(),
             output_lost: self.recorder.lost(),
             out_of_memory,
+            ran_ms: u64::try_from(uptime().saturating_sub(self.started).as_millis()).ok(),
+            swept: self.swept,
         });
         self.control.hand_over(&last, &self.result)
+    }
+}
+
+/// How long the machine has been up: a monotonic clock, which goes on while the machine
+/// is suspended.
+fn uptime() -> Duration {
+    // It is after the boot.
+    Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
+}
+
+/// How readily the kernel ends this process where memory is short.
+struct OomScore(File);
+
+impl OomScore {
+    /// `None` where the machine does not have it.
+    fn open() -> Option<Self> {
+        let mut options = File::options();
+        let file = options.read(true).write(true);
+        file.open("/proc/self/oom_score_adj").ok().map(Self)
+    }
+
+    /// Has what `spawn` starts begin with this one. A child takes its parent's, and
+    /// could not open its own before it has executed its program. Where the kernel
+    /// does not allow that it keeps that of the shim.
+    fn lend<T>(&self, of_child: i32, spawn: impl FnOnce() -> T) -> T {
+        let mut own = [0; 16];
+        let own = self
+            .0
+            .read_at(&mut own, 0)
+            .map(|length| own[..length].to_owned());
+        let _ = self.0.write_at(of_child.to_string().as_bytes(), 0);
+        let spawned = spawn();
+        if let Ok(own) = own {
+            let _ = self.0.write_at(&own, 0);
+        }
+        spawned
     }
 }
 

@@ -81,6 +81,10 @@ pub struct Spec {
     /// What the job may use, as far as no control group sees to it.
     #[serde(default)]
     pub limits: Limits,
+    /// How readily the kernel ends the job where memory is short, from -1000 to 1000
+    /// (proc_pid_oom_score_adj(5)); `None`: as readily as the shim.
+    #[serde(default)]
+    pub oom_score_adj: Option<i32>,
 }
 
 /// Limits that each process of a job has (getrlimit(2)); `None`: as the shim.
@@ -128,6 +132,9 @@ pub enum Event {
         why: NotStarted,
         /// The system's own words.
         message: String,
+        /// At which step; `None`: the shim is older than this.
+        #[serde(default)]
+        failure: Option<Failure>,
     },
     /// Output is recorded up to here. Comes after the bytes are in the file;
     /// several may be folded into the last of them.
@@ -150,6 +157,50 @@ pub struct Birth {
     /// How many processes and threads the machine had started by then
     /// (`processes` of proc_stat(5)).
     pub forks: u64,
+    /// Where its number counts; `None`: the shim is older than this, or could not
+    /// tell.
+    #[serde(default)]
+    pub namespace: Option<PidNamespace>,
+}
+
+/// What tells a pid namespace from every other of the same boot: a container that is
+/// started again has a new one, in which the numbers begin at 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PidNamespace {
+    /// Of `/proc/self/ns/pid`. The kernel gives it out again (namespaces(7)).
+    pub inode: u64,
+    /// When the first process of it was born, in clock ticks since the boot.
+    pub init_ticks: u64,
+}
+
+/// Where the start of a process failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// At which step.
+    pub step: Step,
+    /// The system's number for the error (errno(3)).
+    pub errno: Option<i32>,
+    /// What the first line of the program names, where it names something.
+    #[serde(default)]
+    pub interpreter: Option<String>,
+}
+
+/// The steps from a specification to a running program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// A process, and the pipes for its output.
+    Process,
+    /// It joins its control group.
+    Group,
+    /// It becomes its user.
+    User,
+    /// It enters its folder.
+    Folder,
+    /// It is bounded.
+    Limits,
+    /// The kernel executes the program.
+    Exec,
 }
 
 /// Why there is no process.
@@ -183,6 +234,13 @@ pub struct Ended {
     /// control group, which is what knows.
     #[serde(default)]
     pub out_of_memory: Option<OutOfMemory>,
+    /// From the start of the main process to the end of the last one, by a monotonic clock;
+    /// `None`: the shim is older than this.
+    #[serde(default)]
+    pub ran_ms: Option<u64>,
+    /// Processes that the main process left when it ended, and that were ended.
+    #[serde(default)]
+    pub swept: u32,
 }
 
 /// Why the kernel killed processes of a job for want of memory.
@@ -305,7 +363,10 @@ mod tests {
         let older = r#"{"ended":{"at_us":9,"exit_code":0,"signal":null,"cause":"itself",
             "output_bytes":0,"output_lost":null}}"#;
         match serde_json::from_str(older).unwrap() {
-            Event::Ended(ended) => assert_eq!(ended.out_of_memory, None),
+            Event::Ended(ended) => {
+                assert_eq!(ended.out_of_memory, None);
+                assert_eq!((ended.ran_ms, ended.swept), (None, 0));
+            }
             other => panic!("{other:?}"),
         }
         let older = r#"{"job_id":"JOB","program":"/bin/true","arg0":"true","script":false,
@@ -314,6 +375,14 @@ mod tests {
         let older = older.replace("JOB", &JobId::random().to_string());
         let spec: Spec = serde_json::from_str(&older).unwrap();
         assert_eq!(spec.limits, Limits::default());
+        assert_eq!(spec.oom_score_adj, None);
+        let older = r#"{"not_started":{"why":"not_found","message":"m"}}"#;
+        match serde_json::from_str(older).unwrap() {
+            Event::NotStarted { failure, .. } => assert_eq!(failure, None),
+            other => panic!("{other:?}"),
+        }
+        let older: Birth = serde_json::from_str(r#"{"ticks":3,"forks":40}"#).unwrap();
+        assert_eq!(older.namespace, None);
         let newer = r#"{"memory":1,"of_a_later_version":2}"#;
         let limits: Limits = serde_json::from_str(newer).unwrap();
         assert_eq!((limits.memory, limits.processes), (Some(1), None));

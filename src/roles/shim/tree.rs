@@ -2,12 +2,7 @@
 //! subreaper, so that even a daemon that left its session stays among them. Where
 //! the job has a control group, that is killed first, in one stroke.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs, io,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::HashSet, fs, io, path::Path};
 
 use rustix::{
     io::Errno,
@@ -17,37 +12,49 @@ use rustix::{
     },
 };
 
-use super::protocol::{Birth, OutOfMemory};
-use crate::ids::JobId;
+use super::protocol::OutOfMemory;
 
 /// How often one [`kill`] looks again for processes born meanwhile. A tree that
 /// outgrows this is met again at the next call.
-const PASSES: usize = 32;
+pub(super) const PASSES: usize = 32;
+
+/// How often a tree is listed at most, until two lists are the same: a process that
+/// ends in between may hide others from one list.
+const LISTS: usize = 4;
 
 /// Sends `signal` to every process of the job, and lets those that were stopped
 /// run on so that they can act upon it. With a control group its members are the
-/// processes; without, all of the machine's are looked through for them.
-pub(super) fn signal(signal: Signal, cgroup: Option<&Path>) -> io::Result<()> {
+/// processes; without, the descendants of this one. Returns how many there were.
+pub(super) fn signal(signal: Signal, cgroup: Option<&Path>) -> io::Result<u32> {
     let processes = match cgroup {
         Some(cgroup) => members(cgroup)?,
         None => descendants()?,
     };
+    Ok(send_to(&processes, signal))
+}
+
+fn send_to(processes: &[Process], signal: Signal) -> u32 {
+    let mut reached = 0;
     for process in processes {
-        process.send(signal);
+        reached += u32::from(process.send(signal));
         if signal != Signal::STOP && signal != Signal::KILL {
             process.send(Signal::CONT);
         }
     }
-    Ok(())
+    reached
 }
 
 /// Kills every descendant of this process, also those that a job with the rights
 /// for it has moved to another control group. They are frozen first, until no new
 /// one turns up: what forks faster than it is killed does not get away.
 pub(super) fn kill() -> io::Result<()> {
+    kill_each(descendants)
+}
+
+pub(super) fn kill_each(listed: impl Fn() -> io::Result<Vec<Process>>) -> io::Result<()> {
     let mut frozen = HashSet::new();
     for _ in 0..PASSES {
-        let fresh: Vec<_> = descendants()?
+        let fresh: Vec<_> = listed()?
             .into_iter()
             .filter(|process| frozen.insert(process.pid))
             .collect();
@@ -58,7 +65,8 @@ pub(super) fn kill() -> io::Result<()> {
             process.send(Signal::STOP);
         }
     }
-    signal(Signal::KILL, None)
+    send_to(&listed()?, Signal::KILL);
+    Ok(())
 }
 
 /// Kills all processes of a control group and the groups within, which the
@@ -105,150 +113,6 @@ pub(super) fn out_of_memory(cgroup: &Path) -> Option<OutOfMemory> {
     }
 }
 
-/// Kills what is left of a job whose shim is gone, so that nobody is its
-/// subreaper: the processes of its control group, those that bear its id in their
-/// environment, and those of the session that its `main` process led, where it is
-/// certain that this is still the same one. Returns when there are none.
-///
-/// # Errors
-///
-/// When `/proc` cannot be read, or when some are still there after many passes.
-pub fn kill_orphans(
-    job_id: JobId,
-    main: Option<(u32, Birth)>,
-    cgroup: Option<&Path>,
-) -> io::Result<()> {
-    if let Some(cgroup) = cgroup {
-        kill_cgroup(cgroup)?;
-    }
-    let bears_mark = |pid: i32| {
-        let environment = read_of(pid, "environ")?;
-        io::Result::Ok(is_of(&environment, &job_id.to_string()))
-    };
-    let session = match main {
-        Some((leader, birth)) if is_session_of(leader, birth, bears_mark)? => Some(leader),
-        _ => None,
-    };
-    let is_marked = |pid: i32| {
-        let stat = parse_stat(&read_of(pid, "stat")?).filter(|stat| !stat.has_ended);
-        match stat {
-            Some(stat) if session == Some(stat.session) => Ok(true),
-            Some(_) => bears_mark(pid),
-            None => Ok(false),
-        }
-    };
-    for _ in 0..PASSES {
-        let mut marked = Vec::new();
-        for pid in processes()? {
-            if is_marked(pid)? {
-                marked.push(pid);
-            }
-        }
-        if marked.is_empty() {
-            if let Some(cgroup) = cgroup {
-                // What is left of it is no worse than an empty folder.
-                let _ = remove_cgroup(cgroup);
-            }
-            return Ok(());
-        }
-        let pidfds = marked.into_iter().filter_map(|pid| {
-            let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-            matches!(is_marked(pid), Ok(true)).then_some(pidfd)
-        });
-        let pidfds: Vec<_> = pidfds.collect();
-        for signal in [Signal::STOP, Signal::KILL] {
-            for pidfd in &pidfds {
-                // Gone meanwhile is as good.
-                let _ = pidfd_send_signal(pidfd, signal);
-            }
-        }
-        // No event says when somebody else's children are gone.
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Err(io::Error::other("some of its processes cannot be killed"))
-}
-
-/// The variable with the id under which a worker has a job.
-pub const MARK: &str = "JOBCTL_RUN_ID";
-
-/// Whether this is the environment of a process of this very job.
-fn is_of(environment: &[u8], id: &str) -> bool {
-    let value = |name: &str| {
-        let mut variables = environment.split(|byte| *byte == 0);
-        variables.find_map(|variable| {
-            let value = variable.strip_prefix(name.as_bytes())?;
-            value.strip_prefix(b"=")
-        })
-    };
-    // Without the mark it was started by a worker that knew of no attempts.
-    let marked = value(MARK).or_else(|| value("JOBCTL_JOB_ID"));
-    marked == Some(id.as_bytes())
-}
-
-/// Whether the session that `leader` led is still the one it led, and not a later
-/// one of the same number. In doubt it is not: another process is not to be hit.
-fn is_session_of(
-    leader: u32,
-    birth: Birth,
-    bears_mark: impl Fn(i32) -> io::Result<bool>,
-) -> io::Result<bool> {
-    let Ok(pid) = i32::try_from(leader) else {
-        return Ok(false);
-    };
-    // A number is free only when neither a process nor a session has it.
-    if let Some(stat) = parse_stat(&read_of(pid, "stat")?) {
-        return Ok(stat.born == birth.ticks);
-    }
-    let number_is_kept = match (forks(), number_of_pids()) {
-        (Some(forks), Some(pids)) => !may_come_again(birth.forks, forks, pids),
-        _ => false,
-    };
-    if number_is_kept {
-        return Ok(true);
-    }
-    // A process leaves its session only for one of its own, and so one of the job's
-    // is in a session of this number only if that is the job's.
-    for pid in processes()? {
-        let is_in_session = stat_of(pid).is_some_and(|stat| stat.session == leader);
-        if is_in_session && bears_mark(pid)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Whether a number given out when the machine had started `then` processes may be
-/// another's when it has started `now`. They are given out in turn, so that all
-/// others come first. Half of them may be skipped, because they are in use or
-/// because their process came to nothing.
-fn may_come_again(then: u64, now: u64, pids: u64) -> bool {
-    now.checked_sub(then).is_none_or(|since| since >= pids / 2)
-}
-
-/// How many processes and threads the machine has started.
-fn forks() -> Option<u64> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    let mut lines = stat.lines();
-    let count = lines.find_map(|line| line.strip_prefix("processes "))?;
-    count.trim().parse().ok()
-}
-
-/// The number that pids stay below (proc_sys_kernel(5)).
-fn number_of_pids() -> Option<u64> {
-    let pids = fs::read_to_string("/proc/sys/kernel/pid_max").ok()?;
-    pids.trim().parse().ok()
-}
-
-/// What tells a process from a later one of the same number; `None` if there is
-/// no such process, not even one that has ended.
-pub(super) fn birth_of(pid: u32) -> Option<Birth> {
-    let stat = read_stat(i32::try_from(pid).ok()?)?;
-    Some(Birth {
-        ticks: stat.born,
-        forks: forks()?,
-    })
-}
-
 /// Collects one process that has ended.
 pub(super) enum Reaped {
     /// This one, with this status.
@@ -271,7 +135,7 @@ pub(super) fn reap() -> io::Result<Reaped> {
 
 /// A process, with the parent it was found under.
 #[derive(Clone, Debug)]
-struct Process {
+pub(super) struct Process {
     pid: Pid,
     found: Found,
 }
@@ -286,47 +150,96 @@ enum Found {
 }
 
 impl Process {
-    /// Signals through a pidfd, and only if the process behind it is still the
-    /// one that was found: a pid given to somebody else meanwhile is not hit.
-    fn send(&self, signal: Signal) {
+    pub(super) fn under(pid: i32, parent: i32) -> Option<Self> {
+        let found = Found::Under(parent);
+        Pid::from_raw(pid).map(|pid| Self { pid, found })
+    }
+
+    /// Signals through a pidfd, and only if the process that it refers to is still
+    /// the one that was found: a process that has got its pid since is not hit.
+    /// Returns whether it was.
+    fn send(&self, signal: Signal) -> bool {
         let Ok(pidfd) = pidfd_open(self.pid, PidfdFlags::empty()) else {
-            return;
+            return false;
         };
         let pid = self.pid.as_raw_nonzero();
         let is_still_there = match &self.found {
             Found::Under(found) => {
-                let own = getpid().as_raw_nonzero().get();
+                let own = own_pid();
                 stat_of(pid.get()).is_some_and(|stat| stat.parent == *found || stat.parent == own)
             }
             Found::In(group) => fs::read_to_string(format!("/proc/{pid}/cgroup"))
                 .is_ok_and(|groups| groups.contains(group.as_str())),
         };
-        if is_still_there {
-            // It may have ended since, and then there is nothing to signal.
-            let _ = pidfd_send_signal(pidfd, signal);
-        }
+        // It may have ended since, and then there is nothing to signal.
+        is_still_there && pidfd_send_signal(pidfd, signal).is_ok()
     }
 }
 
-/// All descendants of this process that have not ended, parents before children.
+pub(super) fn own_pid() -> i32 {
+    getpid().as_raw_nonzero().get()
+}
+
+/// All descendants of this process, parents before children.
 fn descendants() -> io::Result<Vec<Process>> {
-    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
-    for pid in processes()? {
-        if let Some(stat) = stat_of(pid) {
-            children.entry(stat.parent).or_default().push(pid);
+    let (mut found, mut known) = (Vec::new(), HashSet::new());
+    for _ in 0..LISTS {
+        let before = found.len();
+        let listed = below(own_pid())?;
+        found.extend(listed.into_iter().filter(|one| known.insert(one.pid)));
+        if found.len() == before {
+            break;
         }
     }
+    Ok(found)
+}
+
+/// The descendants of a process as one look shows them.
+pub(super) fn below(pid: i32) -> io::Result<Vec<Process>> {
     let mut found = Vec::new();
-    let mut parents = vec![getpid().as_raw_nonzero().get()];
+    let mut parents = vec![pid];
     while let Some(parent) = parents.pop() {
-        for pid in children.remove(&parent).unwrap_or_default() {
-            parents.push(pid);
-            found.extend(Pid::from_raw(pid).map(|pid| Process {
-                pid,
-                found: Found::Under(parent),
-            }));
+        for child in children_of(parent)? {
+            parents.push(child);
+            found.extend(Process::under(child, parent));
         }
     }
+    Ok(found)
+}
+
+/// The children of a process, with those that have ended and were not collected.
+pub(super) fn children_of(pid: i32) -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    let threads = match fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(threads) => threads,
+        Err(error) if is_shortage(&error) => return Err(error),
+        // It has gone, and its children are those of another.
+        Err(_) => return Ok(found),
+    };
+    for thread in threads.flatten() {
+        match fs::read_to_string(thread.path().join("children")) {
+            Ok(children) => {
+                found.extend(
+                    children
+                        .split_whitespace()
+                        .filter_map(|child| child.parse::<i32>().ok()),
+                );
+            }
+            Err(error) if is_shortage(&error) => return Err(error),
+            // A kernel that does not list children (CONFIG_PROC_CHILDREN).
+            Err(error) if error.kind() == io::ErrorKind::NotFound && thread.path().exists() => {
+                return children_among_all(pid);
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(found)
+}
+
+/// The children of a process, of all that the machine has.
+fn children_among_all(pid: i32) -> io::Result<Vec<i32>> {
+    let mut found = processes()?;
+    found.retain(|child| read_stat(*child).is_some_and(|stat| stat.parent == pid));
     Ok(found)
 }
 
@@ -353,7 +266,7 @@ fn members(cgroup: &Path) -> io::Result<Vec<Process>> {
 }
 
 /// All processes of the machine.
-fn processes() -> io::Result<Vec<i32>> {
+pub(super) fn processes() -> io::Result<Vec<i32>> {
     // A process may end while its entry is read.
     let entries = fs::read_dir("/proc")?.flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -362,12 +275,12 @@ fn processes() -> io::Result<Vec<i32>> {
 
 /// What there is to know of a process.
 #[derive(Debug, PartialEq)]
-struct Stat {
+pub(super) struct Stat {
     parent: i32,
-    session: u32,
+    pub(super) session: u32,
     /// In clock ticks since the boot.
-    born: u64,
-    has_ended: bool,
+    pub(super) born: u64,
+    pub(super) has_ended: bool,
 }
 
 /// A file of a process; empty where the process has gone, or is hidden from us.
@@ -375,7 +288,7 @@ struct Stat {
 /// # Errors
 ///
 /// When it is this process that cannot read: what it does not see may be there.
-fn read_of(pid: i32, file: &str) -> io::Result<Vec<u8>> {
+pub(super) fn read_of(pid: i32, file: &str) -> io::Result<Vec<u8>> {
     match fs::read(format!("/proc/{pid}/{file}")) {
         Err(error) if is_shortage(&error) => Err(error),
         read => Ok(read.unwrap_or_default()),
@@ -389,18 +302,18 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 /// What there is to know of a process that has not ended; `None` for others.
-fn stat_of(pid: i32) -> Option<Stat> {
+pub(super) fn stat_of(pid: i32) -> Option<Stat> {
     read_stat(pid).filter(|stat| !stat.has_ended)
 }
 
 /// Reads `/proc/PID/stat`, which is there until an ended process is collected.
-fn read_stat(pid: i32) -> Option<Stat> {
+pub(super) fn read_stat(pid: i32) -> Option<Stat> {
     parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// `pid (name) state ppid pgrp session …`, where the name may hold anything,
 /// parentheses too (proc_pid_stat(5)).
-fn parse_stat(stat: &[u8]) -> Option<Stat> {
+pub(super) fn parse_stat(stat: &[u8]) -> Option<Stat> {
     let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
     let fields = str::from_utf8(&stat[behind_name..]).ok()?;
     let fields: Vec<_> = fields.split_whitespace().collect();
@@ -482,101 +395,36 @@ mod tests {
         assert_eq!(mine.len(), 2, "{mine:?}");
         // Frozen, the parent cannot end by itself when its child does; and the child
         // goes first, for without its parent it is somebody else's child here.
-        mine.iter().for_each(|process| process.send(Signal::STOP));
-        mine.iter()
-            .rev()
-            .for_each(|process| process.send(Signal::KILL));
+        for process in &mine {
+            assert!(process.send(Signal::STOP));
+        }
+        for process in mine.iter().rev() {
+            assert!(process.send(Signal::KILL));
+        }
         assert!(!child.wait().unwrap().success());
         assert_eq!(stat_of(pid), None);
     }
 
-    /// A session whose leader runs `script`, and the first line that it writes.
-    fn session(script: &str) -> (std::process::Child, String) {
-        let mut leader = Command::new("setsid")
-            .args(["sh", "-c", script])
+    #[test]
+    fn children_are_those_that_a_look_at_all_processes_finds() {
+        let mut child = Command::new("sh")
+            .args(["-c", "sleep 600 & sleep 600 & echo; wait"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        let output = io::BufReader::new(leader.stdout.take().unwrap());
-        io::BufRead::read_line(&mut { output }, &mut line).unwrap();
-        (leader, line.trim().to_owned())
-    }
-
-    #[test]
-    fn the_session_of_a_main_process_that_is_gone_is_ended() {
-        let script = "sleep 600 > /dev/null & echo $!; read x < /dev/null";
-        let (mut leader, member) = session(script);
-        let birth = birth_of(leader.id()).unwrap();
-        leader.wait().unwrap();
-        let member: i32 = member.parse().unwrap();
-        assert!(stat_of(member).is_some());
-        kill_orphans(JobId::random(), Some((leader.id(), birth)), None).unwrap();
-        assert_eq!(stat_of(member), None);
-    }
-
-    #[test]
-    fn a_session_that_only_has_the_number_is_left_alone() {
-        let (mut leader, member) = session("sleep 600 > /dev/null & echo $!; wait");
-        let birth = birth_of(leader.id()).unwrap();
-        let older = Birth {
-            ticks: birth.ticks - 1,
-            ..birth
-        };
-        kill_orphans(JobId::random(), Some((leader.id(), older)), None).unwrap();
-        assert!(
-            stat_of(member.parse().unwrap()).is_some(),
-            "its leader is another"
-        );
-        leader.kill().unwrap();
-        leader.wait().unwrap();
-        let older = Birth {
-            // More than the machine has started.
-            forks: u64::MAX,
-            ..birth
-        };
-        kill_orphans(JobId::random(), Some((leader.id(), older)), None).unwrap();
-        assert!(
-            stat_of(member.parse().unwrap()).is_some(),
-            "its leader may have been another"
-        );
-        kill_orphans(JobId::random(), Some((leader.id(), birth)), None).unwrap();
-        assert_eq!(stat_of(member.parse().unwrap()), None);
-    }
-
-    #[test]
-    fn an_attempt_is_not_another_one_of_its_job() {
-        let of = |environment: &str| is_of(environment.replace(' ', "\0").as_bytes(), "b");
-        assert!(of("A=a JOBCTL_JOB_ID=a JOBCTL_RUN_ID=b C=c"));
-        assert!(of("JOBCTL_JOB_ID=b"), "of an older worker");
-        assert!(!of("JOBCTL_JOB_ID=b JOBCTL_RUN_ID=c"), "a later attempt");
-        assert!(!of("JOBCTL_JOB_ID=bb XJOBCTL_JOB_ID=b"));
-        assert!(!of(""));
-    }
-
-    #[test]
-    fn a_session_with_a_marked_member_is_the_jobs() {
-        let job_id = JobId::random();
-        // Told by itself, so that it has its environment by then.
-        let marked = format!("JOBCTL_JOB_ID={job_id} sh -c 'echo $$; sleep 600 > /dev/null; :'");
-        let script = format!("sleep 600 > /dev/null & {marked} & :");
-        let (mut leader, marked) = session(&script);
-        leader.wait().unwrap();
-        let in_session = |pid: &i32| {
-            let stat = stat_of(*pid);
-            stat.is_some_and(|stat| stat.session == leader.id())
-        };
-        assert!(in_session(&marked.parse().unwrap()));
-        let long_ago = Birth { ticks: 0, forks: 0 };
-        kill_orphans(job_id, Some((leader.id(), long_ago)), None).unwrap();
-        assert!(!processes().unwrap().iter().any(in_session));
-    }
-
-    #[test]
-    fn a_number_comes_again_only_after_the_others() {
-        assert!(!may_come_again(1000, 1000, 32768));
-        assert!(!may_come_again(1000, 1000 + 16383, 32768));
-        assert!(may_come_again(1000, 1000 + 16384, 32768));
-        assert!(may_come_again(1000, 999, 32768), "of another boot");
+        let mut byte = [0];
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut byte).unwrap();
+        let pid = child.id() as i32;
+        let (mut found, mut all) = (children_of(pid).unwrap(), children_among_all(pid).unwrap());
+        found.sort_unstable();
+        all.sort_unstable();
+        assert_eq!((found.len(), &found), (2, &all));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(children_of(pid).unwrap().is_empty());
+        for orphan in found {
+            let orphan = Pid::from_raw(orphan).unwrap();
+            rustix::process::kill_process(orphan, Signal::KILL).unwrap();
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::ids::{JobId, WorkerId};
@@ -22,6 +23,8 @@ pub(super) struct Cgroups {
     /// The group around it, where controllers are this worker's to enable.
     unit: Option<PathBuf>,
     bounds: Bounds,
+    /// The controllers that are on for the groups of jobs.
+    enabled: Arc<Mutex<Vec<String>>>,
 }
 
 /// What all processes of a job may use together.
@@ -75,12 +78,22 @@ impl Cgroups {
             root,
             unit: None,
             bounds: Bounds::default(),
+            enabled: Arc::default(),
         }
     }
 
     /// Switches a controller on for the groups of jobs. False where it is not to be
     /// had.
     pub(super) fn enable(&self, controller: &str) -> bool {
+        let is_enabled = self.switch_on(controller);
+        if is_enabled {
+            let mut enabled = self.enabled.lock().unwrap_or_else(PoisonError::into_inner);
+            enabled.push(controller.to_owned());
+        }
+        is_enabled
+    }
+
+    fn switch_on(&self, controller: &str) -> bool {
         let is_there = |group: &Path| {
             fs::read_to_string(group.join("cgroup.controllers"))
                 .is_ok_and(|all| all.split_whitespace().any(|one| one == controller))
@@ -105,15 +118,45 @@ impl Cgroups {
         self.root.join(job.to_string())
     }
 
-    /// Makes the group of one job, with its bounds, or none at all.
+    /// Makes the group of one job, with its bounds, or none at all. The root is made
+    /// again where it was removed. An error names the group.
     pub(super) fn make(&self, job: JobId) -> io::Result<PathBuf> {
         let path = self.of(job);
-        fs::create_dir(&path)?;
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.make_root()?;
+                fs::create_dir(&path).map_err(|error| named(&path, &error))?;
+            }
+            made => made.map_err(|error| named(&path, &error))?,
+        }
         if let Err(error) = self.bounds.set(&path) {
             self.remove(job);
             return Err(error);
         }
         Ok(path)
+    }
+
+    fn make_root(&self) -> io::Result<()> {
+        match fs::create_dir(&self.root) {
+            // Another job was first.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.map_err(|error| named(&self.root, &error))?,
+        }
+        tracing::warn!(root = %self.root.display(), "the control group of all jobs was removed; made again");
+        let enabled = self
+            .enabled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for controller in enabled {
+            if !self.switch_on(&controller) {
+                let root = self.root.display();
+                let message =
+                    format!("{root}: the {controller} controller cannot be enabled again");
+                return Err(io::Error::other(message));
+            }
+        }
+        Ok(())
     }
 
     /// Removes the group of a job that never had a process.
@@ -162,7 +205,13 @@ fn write(group: &Path, file: &str, value: &str) -> io::Result<()> {
         .write(true)
         .open(&path)
         .and_then(|mut file| file.write_all(value.as_bytes()));
-    written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    written.map_err(|error| named(&path, &error))
+}
+
+/// The same error, with what it is about.
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    let message = format!("control group {}: {error}", path.display());
+    io::Error::new(error.kind(), message)
 }
 
 /// The group of systemd's unit, where the worker was put into one below that
@@ -281,6 +330,32 @@ mod tests {
         let error = bounds.set(dir.path()).unwrap_err();
         assert!(error.to_string().contains("pids.max"), "{error}");
         Bounds::default().set(Path::new("/nonexistent")).unwrap();
+    }
+
+    #[test]
+    fn a_root_that_was_removed_is_made_again_or_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("around/jobs");
+        let groups = groups(root.clone(), "pids");
+        fs::remove_dir_all(&root).unwrap();
+        let made = groups.make(JobId::random()).unwrap();
+        assert!(made.is_dir());
+        // What was on for jobs is to be on again, and here is no kernel to do it.
+        fs::write(root.join("cgroup.controllers"), "pids").unwrap();
+        fs::write(root.join("cgroup.subtree_control"), "").unwrap();
+        assert!(groups.enable("pids"));
+        fs::remove_dir_all(&root).unwrap();
+        let error = groups.make(JobId::random()).unwrap_err().to_string();
+        assert!(
+            error.contains("pids") && error.contains("around/jobs"),
+            "{error}"
+        );
+        fs::remove_dir_all(dir.path().join("around")).unwrap();
+        let error = groups.make(JobId::random()).unwrap_err().to_string();
+        assert!(
+            error.contains("control group") && error.contains("around/jobs"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -161,11 +161,29 @@ pub enum Refusal {
         /// The system's words.
         why: String,
     },
-    /// The intent to start it cannot be recorded.
+    /// As an earlier version called one kind of [`Refusal::WorkerShort`].
     #[error("the disk of worker {worker} is full, so it takes no jobs")]
     DiskFull {
         /// The worker's name.
         worker: String,
+    },
+    /// The worker lacks what it needs to start any job, and the job has not begun.
+    #[error("worker {worker} cannot start jobs now: {what}")]
+    WorkerShort {
+        /// The worker's name.
+        worker: String,
+        /// What is short, or missing.
+        what: String,
+    },
+    /// What the first line of the program names, or the loader it was linked for.
+    #[error("{program} cannot be executed on worker {worker}: {interpreter} does not exist")]
+    InterpreterNotFound {
+        /// As asked for.
+        program: String,
+        /// The worker's name.
+        worker: String,
+        /// What is missing.
+        interpreter: String,
     },
     /// The kernel said no for a reason of its own.
     #[error("{program} could not be started on worker {worker}: {why}")]
@@ -193,6 +211,8 @@ impl Refusal {
             Self::UserNotAllowed { .. } => "user_not_allowed",
             Self::BadCwd { .. } => "bad_cwd",
             Self::DiskFull { .. } => "disk_full",
+            Self::WorkerShort { .. } => "worker_short",
+            Self::InterpreterNotFound { .. } => "interpreter_not_found",
             Self::NotStarted { .. } => "not_started",
         }
     }
@@ -220,6 +240,7 @@ impl Error {
             Self::JobNotFound(_) => Code::NotFound,
             Self::JobExists(_) => Code::AlreadyExists,
             Self::Refused(Refusal::DiskFull { .. }) => Code::ResourceExhausted,
+            Self::Refused(Refusal::WorkerShort { .. }) => Code::Unavailable,
             Self::JobFinished(_) | Self::Refused(_) | Self::EpochOver { .. } => {
                 Code::FailedPrecondition
             }
@@ -268,6 +289,10 @@ pub enum RunError {
         /// Why.
         source: io::Error,
     },
+    /// The processes that `/proc` shows are not those of this pid namespace, so a job
+    /// could not be ended, and another process might be.
+    #[error("/proc shows the processes of another pid namespace")]
+    ForeignProc,
     /// A program of the operator's list.
     #[error("cannot allow the program {program}")]
     Program {

@@ -363,6 +363,8 @@ fn ended(end: &End, timeout: Option<Duration>, output_bytes: u64) -> proto::JobS
         reason: end.reason(timeout),
         start_error: start_error.to_owned(),
         output_bytes,
+        ran_ms: end.ran_ms,
+        swept: end.swept,
     }
 }
 
@@ -468,7 +470,7 @@ mod tests {
         assert!(refused(|r| r.path = "x".repeat(5000)).contains("4096"));
         assert!(refused(|r| r.args = vec!["a\0b".into()]).contains("NUL"));
         assert!(refused(|r| r.args = vec![String::new(); 1001]).contains("1000 are taken"));
-        assert!(refused(|r| r.args = vec!["x".repeat(300_000)]).contains("262144 are taken"));
+        assert!(refused(|r| r.args = vec!["x".repeat(100_000); 3]).contains("262144 are taken"));
         assert!(refused(|r| r.env = [("A=B".into(), String::new())].into()).contains("A=B"));
         assert!(refused(|r| r.cwd = "tmp".into()).contains("absolute"));
         assert!(refused(|r| r.name = "last".into()).contains("last"));

@@ -22,6 +22,7 @@ use super::{
     jobs::{Change, Changes},
     journal::{AppendError, Journal, Record},
     limits::size,
+    not_started::About,
     output::{Extent, Output},
     rules::Rules,
     scripts::Scripts,
@@ -30,8 +31,8 @@ use super::{
 use crate::{
     ids::JobId,
     roles::shim::{
-        kill_orphans,
-        protocol::{Birth, Cause, Ended, Event, Limits, NotStarted, OutOfMemory},
+        kill_adopted, kill_orphans,
+        protocol::{Birth, Cause, Ended, Event, Limits, OutOfMemory},
         record::repair,
     },
 };
@@ -70,7 +71,7 @@ pub(super) struct Attempt {
 
 impl Spec {
     /// What a person would call the thing that is executed.
-    fn program(&self) -> String {
+    pub(super) fn program(&self) -> String {
         match (&self.command, &self.path) {
             (Some(command), _) => command.clone(),
             (None, Some(path)) => format!("script {path}"),
@@ -110,6 +111,13 @@ pub(super) struct End {
     /// Processes of it were killed for want of memory.
     #[serde(default)]
     pub(super) out_of_memory: Option<OutOfMemory>,
+    /// How long there were processes of it, by a monotonic clock; `None`: its shim did
+    /// not say.
+    #[serde(default)]
+    pub(super) ran_ms: Option<u64>,
+    /// Processes that its main process left, and that were ended.
+    #[serde(default)]
+    pub(super) swept: u32,
 }
 
 /// How a job ended.
@@ -156,7 +164,12 @@ impl End {
             OutOfMemory::Job(limit) => format!("out of memory: the limit is {}", size(limit)),
             OutOfMemory::Others => "out of memory, though below its own limit".to_owned(),
         });
-        for more in [&memory, &self.output_lost].into_iter().flatten() {
+        let swept = match self.swept {
+            0 => None,
+            1 => Some("ended 1 process that it left".to_owned()),
+            count => Some(format!("ended {count} processes that it left")),
+        };
+        for more in [&memory, &self.output_lost, &swept].into_iter().flatten() {
             if !reason.is_empty() {
                 reason.push_str("; ");
             }
@@ -311,6 +324,8 @@ pub(super) struct Launch {
     pub(super) open_files: Option<u64>,
     /// What each process of a job may use; what all of them may, the groups know.
     pub(super) limits: Limits,
+    /// What a killed shim leaves becomes a child of this process.
+    pub(super) adopts: bool,
     pub(super) rules: Rules,
     pub(super) place: Place,
     pub(super) cgroups: Option<Cgroups>,
@@ -336,10 +351,18 @@ pub(super) struct Task {
 }
 
 impl Task {
-    /// Starts the job. Returns when nothing of it is left, or the worker ends.
-    pub(super) async fn start(mut self) {
+    /// Starts the job. Returns when nothing of it is left, or the worker ends. Before
+    /// it says that the worker cannot start any job, it has the worker `forget` this
+    /// one, so that it can come again.
+    pub(super) async fn start(mut self, forget: impl FnOnce()) {
         match self.launch().await {
-            Ok(shim) => self.follow(shim).await,
+            Ok(shim) => {
+                if let Some((refusal, shim)) = self.follow(shim).await {
+                    self.withdraw(refusal, forget).await;
+                    shim.receipt().await;
+                }
+            }
+            Err(refusal @ Refusal::WorkerShort { .. }) => self.withdraw(refusal, forget).await,
             Err(refusal) => {
                 // The intent may have been recorded by then, and then so must be this.
                 let may_be_known = matches!(refusal, Refusal::NotStarted { .. });
@@ -349,6 +372,29 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Gives the job back: it has not begun, through no fault of its own, and this
+    /// worker is to know nothing of it any more.
+    async fn withdraw(self, refusal: Refusal, forget: impl FnOnce()) {
+        let job_id = self.job.spec.id;
+        tracing::warn!(%job_id, error = %refusal, "no job can be started");
+        // Without room for it the next worker takes the job for lost, and is not
+        // believed where it has begun elsewhere.
+        let record = Record::Acknowledged(vec![job_id]);
+        let _ = self.launch.journal.append(record).await;
+        forget();
+        // No change that the scheduler is told of: it has its answer.
+        self.state.send_replace(State::Ended(End {
+            started: None,
+            at: Timestamp::now(),
+            how: How::Refused(refusal),
+            output_lost: None,
+            out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
+        }));
+        self.extent.send_modify(|extent| extent.complete = true);
     }
 
     async fn launch(&self) -> Result<Shim, Refusal> {
@@ -377,8 +423,9 @@ impl Task {
             .append(intent)
             .await
             .map_err(|error| match error {
-                AppendError::Full => Refusal::DiskFull {
+                AppendError::Full => Refusal::WorkerShort {
                     worker: worker.clone(),
+                    what: "the disk of its data folder is full".to_owned(),
                 },
                 AppendError::Broken => broken("the journal cannot be written".to_owned()),
             })?;
@@ -386,15 +433,18 @@ impl Task {
             let (launch, spec) = (launch.clone(), spec.clone());
             tokio::task::spawn_blocking(move || Shim::spawn(&launch, &spec, runnable))
         };
-        let error = match shim.await {
+        let refusal = match shim.await {
             Ok(Ok(shim)) => return Ok(shim),
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+            Ok(Err(what)) => Refusal::WorkerShort {
+                worker: worker.clone(),
+                what,
+            },
+            Err(error) => broken(error.to_string()),
         };
         if let Some(cgroups) = &launch.cgroups {
             cgroups.remove(spec.id);
         }
-        Err(broken(error))
+        Err(refusal)
     }
 
     /// Takes over a job that an earlier worker started, in a boot of the machine
@@ -411,13 +461,20 @@ impl Task {
             return;
         };
         if let Some(shim) = shim {
-            return self.follow(shim).await;
+            if let Some((refusal, shim)) = self.follow(shim).await {
+                // The caller has had no answer, and hears of it as of an end.
+                self.end(How::Refused(refusal));
+                if self.record_end().await {
+                    shim.receipt().await;
+                }
+            }
+            return;
         }
         let why = match is_same_boot {
             true => "worker restarted",
             false => "its machine was restarted",
         };
-        self.without_shim(why).await;
+        self.without_shim(why, false).await;
         self.record_end().await;
     }
 
@@ -444,7 +501,7 @@ impl Task {
 
     /// The shim is gone. Only then is it certain that it has left a result behind,
     /// or never will.
-    async fn without_shim(&mut self, why: &str) {
+    async fn without_shim(&mut self, why: &str, is_adopted: bool) {
         let result = self.launch.place.result(self.job.spec.id);
         let result = loop {
             match tokio::fs::read(&result).await {
@@ -459,15 +516,21 @@ impl Task {
         };
         match result.map(|text| serde_json::from_slice(&text)) {
             Ok(Ok(Event::Ended(ended))) => self.finish(&ended),
-            Ok(Ok(Event::NotStarted { why, message })) => {
-                let refusal = self.refusal(why, message);
+            Ok(Ok(Event::NotStarted {
+                why,
+                message,
+                failure,
+            })) => {
+                let refusal = self.about().refusal(why, message, failure);
                 self.end(How::Refused(refusal));
             }
-            _ => self.lost(why).await,
+            _ => self.lost(why, is_adopted).await,
         }
     }
 
-    async fn follow(&mut self, mut shim: Shim) {
+    /// Follows the job to its end. Returns why it did not begin, if that is because
+    /// the worker cannot start any job; then the end is not recorded.
+    async fn follow(&mut self, mut shim: Shim) -> Option<(Refusal, Shim)> {
         // In the order in which the shim says that it has sent their signals.
         let mut stopping: VecDeque<Stop> = VecDeque::new();
         let closing = self.launch.closing.clone();
@@ -485,8 +548,11 @@ impl Task {
                     Some(Ok(Event::Stopping)) => {
                         stopping.pop_front();
                     }
-                    Some(Ok(Event::NotStarted { why, message })) => {
-                        let refusal = self.refusal(why, message);
+                    Some(Ok(Event::NotStarted { why, message, failure })) => {
+                        let refusal = self.about().refusal(why, message, failure);
+                        if matches!(refusal, Refusal::WorkerShort { .. }) {
+                            return Some((refusal, shim));
+                        }
                         self.end(How::Refused(refusal));
                         break;
                     }
@@ -499,9 +565,7 @@ impl Task {
                     }
                     Some(Err(_)) | None => {
                         // The connection has ended, which a shim may survive.
-                        let Ok(again) = self.call().await else {
-                            return;
-                        };
+                        let again = self.call().await.ok()?;
                         if let Some(again) = again {
                             shim = shim.reconnected(again);
                             // It may never have heard of them; twice does no harm.
@@ -510,7 +574,10 @@ impl Task {
                             }
                             continue;
                         }
-                        self.without_shim("its shim was killed").await;
+                        // Only then is what it leaves a child of this process.
+                        let gone = closing.run_until_cancelled(shim.gone()).await?;
+                        let is_adopted = gone && self.launch.adopts;
+                        self.without_shim("its shim was killed", is_adopted).await;
                         break;
                     }
                 },
@@ -519,12 +586,13 @@ impl Task {
                     let _ = shim.stop(stop.signal, stop.grace).await;
                     stopping.push_back(stop);
                 }
-                () = closing.cancelled() => return,
+                () = closing.cancelled() => return None,
             }
         }
         if self.record_end().await {
             shim.receipt().await;
         }
+        None
     }
 
     /// Has the main process in the journal, so that a later worker knows what to
@@ -566,13 +634,18 @@ impl Task {
 
     /// The shim is gone without a word: what it left of the job is ended, and
     /// what it recorded made whole.
-    async fn lost(&mut self, why: &str) {
+    async fn lost(&mut self, why: &str, is_adopted: bool) {
         let id = self.job.spec.id;
         let main = self.began.and_then(|began| Some((began.pid, began.birth?)));
         loop {
             let cgroup = self.launch.cgroups.as_ref().map(|cgroups| cgroups.of(id));
-            let killed =
-                tokio::task::spawn_blocking(move || kill_orphans(id, main, cgroup.as_deref()));
+            let killed = tokio::task::spawn_blocking(move || {
+                kill_orphans(id, main, cgroup.as_deref())?;
+                match is_adopted {
+                    true => kill_adopted(),
+                    false => Ok(()),
+                }
+            });
             match killed
                 .await
                 .unwrap_or_else(|panic| Err(io::Error::other(panic)))
@@ -594,28 +667,19 @@ impl Task {
             Ok(Err(error)) => tracing::error!(job_id = %id, %error, "cannot repair output"),
             Err(error) => tracing::error!(job_id = %id, %error, "cannot repair output"),
         }
-        self.end(How::Lost(why.to_owned()));
+        let may_have_escaped = self.began.is_some() && !is_adopted && self.launch.cgroups.is_none();
+        let why = match may_have_escaped {
+            true => format!("{why}; processes that had left its session may still be there"),
+            false => why.to_owned(),
+        };
+        self.end(How::Lost(why));
     }
 
-    fn refusal(&self, why: NotStarted, message: String) -> Refusal {
-        let program = self.job.spec.program();
-        let worker = self.launch.worker.clone();
-        match why {
-            NotStarted::NotFound => Refusal::NotStarted {
-                program,
-                worker,
-                why: "it, or the interpreter its first line names, does not exist".to_owned(),
-            },
-            NotStarted::NotExecutable => Refusal::NotExecutable {
-                program,
-                worker,
-                why: message,
-            },
-            NotStarted::Other => Refusal::NotStarted {
-                program,
-                worker,
-                why: message,
-            },
+    fn about(&self) -> About<'_> {
+        About {
+            worker: &self.launch.worker,
+            spec: &self.job.spec,
+            limits: self.launch.limits,
         }
     }
 
@@ -637,6 +701,8 @@ impl Task {
                 .as_ref()
                 .map(|lost| format!("{} bytes of output lost: {}", lost.bytes, lost.why)),
             out_of_memory: ended.out_of_memory,
+            ran_ms: ended.ran_ms,
+            swept: ended.swept,
         });
     }
 
@@ -647,6 +713,8 @@ impl Task {
             how,
             output_lost: None,
             out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
         });
     }
 
@@ -710,6 +778,8 @@ mod tests {
             how,
             output_lost: None,
             out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
         };
         end.reason(Some(Duration::from_secs(600)))
     }
@@ -775,6 +845,7 @@ mod tests {
             output_limit: 1 << 20,
             open_files: None,
             limits: Limits::default(),
+            adopts: false,
             rules: Rules::default(),
             place: Place {
                 output: dir.join("output"),
@@ -877,6 +948,8 @@ mod tests {
             output_bytes: 0,
             output_lost: None,
             out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
         });
         say(&mut worker, &ended).await;
         third.await.unwrap();
@@ -895,8 +968,36 @@ mod tests {
             },
             output_lost: Some("5 bytes of output lost: disk full".into()),
             out_of_memory: None,
+            ran_ms: None,
+            swept: 0,
         };
         assert_eq!(end.reason(None), "5 bytes of output lost: disk full");
+    }
+
+    #[test]
+    fn processes_that_were_left_are_told_and_success_stays_success() {
+        let mut end = End {
+            started: None,
+            at: Timestamp::now(),
+            how: How::Exited {
+                code: 0,
+                cause: Cause::Itself,
+            },
+            output_lost: None,
+            out_of_memory: None,
+            ran_ms: Some(7),
+            swept: 1,
+        };
+        assert_eq!(end.reason(None), "ended 1 process that it left");
+        end.swept = 2;
+        assert_eq!(end.reason(None), "ended 2 processes that it left");
+        // As a journal of an earlier version has it.
+        let mut record = serde_json::to_value(&end).unwrap();
+        let fields = record.as_object_mut().unwrap();
+        fields.remove("ran_ms");
+        fields.remove("swept");
+        let older = serde_json::from_value::<End>(record).unwrap();
+        assert_eq!((older.ran_ms, older.swept), (None, 0));
     }
 
     #[test]
@@ -911,6 +1012,8 @@ mod tests {
             },
             output_lost: None,
             out_of_memory: Some(OutOfMemory::Job(1 << 30)),
+            ran_ms: None,
+            swept: 0,
         };
         assert_eq!(
             end.reason(None),

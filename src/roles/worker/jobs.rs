@@ -204,8 +204,11 @@ impl Jobs {
         };
         let jobs = self.clone();
         self.tasks.spawn(async move {
-            task.start().await;
-            jobs.forget_oldest(id);
+            let forget = || drop(jobs.table().jobs.remove(&id));
+            task.start(forget).await;
+            if jobs.get(id).is_ok() {
+                jobs.forget_oldest(id);
+            }
         });
         Ok(job)
     }

@@ -521,6 +521,7 @@ mod tests {
                 birth: Some(Birth {
                     ticks: 3,
                     forks: 40,
+                    namespace: None,
                 }),
             },
         }
@@ -539,6 +540,8 @@ mod tests {
                 how,
                 output_lost: None,
                 out_of_memory: None,
+                ran_ms: Some(5),
+                swept: 0,
             },
             output_bytes: 5,
         }

@@ -11,6 +11,7 @@ mod journal;
 mod limits;
 mod listing;
 mod member;
+mod not_started;
 mod output;
 mod ran;
 mod rules;
@@ -34,7 +35,7 @@ use std::{
 
 use rustix::{
     fs::{FlockOperation, flock},
-    process::{Resource, Rlimit, getrlimit, setrlimit},
+    process::{Resource, Rlimit, child_subreaper, getrlimit, setrlimit},
 };
 use tokio::{net::TcpListener, sync::oneshot};
 use tokio_util::{
@@ -66,6 +67,7 @@ use crate::{
     ids::is_name,
     net::{accept, bounds::Bounds, dial},
     proto::{self, worker_server},
+    roles::shim::proc_is_ours,
 };
 
 /// How long readers of output get to take the rest once all jobs have ended.
@@ -170,6 +172,10 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    // Where it cannot be read it is missing, and the first job says so.
+    if !proc_is_ours().unwrap_or(true) {
+        return Err(Error::ForeignProc);
+    }
     let folders = Folders::prepare(&config).await?;
     let confines = Confines::find(&config, &folders.data)?;
     // A token is spent only if everything else is as it should be.
@@ -228,6 +234,7 @@ pub async fn run(
         output_limit: config.output_limit,
         open_files: raise_open_files(),
         limits: limits.processes(),
+        adopts: child_subreaper().is_ok_and(|set| set.is_some()),
         rules: config.rules,
         place: folders.place(),
         cgroups: cgroups.clone(),

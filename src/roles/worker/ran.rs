@@ -33,6 +33,12 @@ pub(super) struct Ran {
     at: Timestamp,
     how: Short,
     output_bytes: u64,
+    /// How long there were processes of it, by a monotonic clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ran_ms: Option<u64>,
+    /// Processes that its main process left, and that were ended.
+    #[serde(default)]
+    swept: u32,
     /// How many transactions the scheduler's store had committed when the end was
     /// delivered; 0: it did not say.
     commit: u64,
@@ -63,6 +69,8 @@ impl Ran {
                 How::Lost(_) => Short::Lost,
             },
             output_bytes,
+            ran_ms: end.ran_ms,
+            swept: end.swept,
             commit,
         }
     }
@@ -94,6 +102,8 @@ impl Ran {
             },
             output_lost: None,
             out_of_memory: None,
+            ran_ms: self.ran_ms,
+            swept: self.swept,
         };
         (spec, (end, self.output_bytes))
     }
@@ -199,6 +209,8 @@ mod tests {
             at: Timestamp::UNIX_EPOCH,
             how: Short::Exited(7, Cause::Itself),
             output_bytes: 3,
+            ran_ms: None,
+            swept: 0,
             commit,
         }
     }

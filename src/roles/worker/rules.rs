@@ -81,6 +81,9 @@ pub struct Rules {
     pub allow_new_privileges: bool,
     /// How much each job may use.
     pub limits: Limits,
+    /// How readily the kernel ends a job where memory is short, from -1000 to 1000
+    /// (proc_pid_oom_score_adj(5)).
+    pub oom_score_adj: i32,
 }
 
 /// What may be executed.

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     env,
+    ffi::OsString,
     fs::{self, File},
     io,
     os::fd::OwnedFd,
@@ -20,6 +21,7 @@ use rustix::{
 use super::{
     error::Refusal,
     job::Spec,
+    not_started::is_shortage,
     rules::Allowed,
     users::{User, Users},
 };
@@ -28,6 +30,9 @@ use crate::roles::shim;
 /// What a job gets of the worker's own environment, where the worker has it;
 /// beside it only what the job asked for, and what names the job.
 const PASSED_ON: [&str; 6] = ["HOME", "LANG", "LOGNAME", "PATH", "TZ", "USER"];
+
+/// The same of a whole family: each is `LANG` for one thing (locale(7)).
+const PASSED_ON_START: &str = "LC_";
 
 /// Where programs are looked for if the worker has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -122,6 +127,7 @@ impl Scripts {
         });
         match checked {
             Ok(()) => Ok(cwd.to_owned()),
+            Err(error) if cwd == self.dir => Err(self.without_folder(&error)),
             Err(error) => Err(Refusal::BadCwd {
                 cwd: cwd.display().to_string(),
                 worker: self.worker.clone(),
@@ -138,15 +144,15 @@ impl Scripts {
         let path = path.to_owned();
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let opened = open(&self.dir, flags | OFlags::DIRECTORY, Mode::empty()).and_then(|dir| {
-            loop {
-                match openat2(&dir, &path, flags, Mode::empty(), resolve) {
-                    // A rename anywhere on the machine made the kernel unsure.
-                    Err(Errno::AGAIN | Errno::INTR) => {}
-                    result => return result,
-                }
+        let dir = open(&self.dir, flags | OFlags::DIRECTORY, Mode::empty());
+        let dir = dir.map_err(|error| self.without_folder(&error.into()))?;
+        let opened = loop {
+            match openat2(&dir, &path, flags, Mode::empty(), resolve) {
+                // A rename anywhere on the machine made the kernel unsure.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                result => break result,
             }
-        });
+        };
         let script = match opened {
             Ok(script) => script,
             Err(Errno::NOENT | Errno::NOTDIR) => {
@@ -155,8 +161,12 @@ impl Scripts {
             Err(Errno::XDEV | Errno::LOOP) => {
                 return Err(Refusal::OutsideScriptFolder { path, worker });
             }
+            Err(error) if is_shortage(&error.into()) => {
+                let what = format!("no file can be opened: {error}");
+                return Err(Refusal::WorkerShort { worker, what });
+            }
             Err(error) => {
-                return Err(Refusal::NotStarted {
+                return Err(Refusal::NotExecutable {
                     program: format!("script {path}"),
                     worker,
                     why: error.to_string(),
@@ -168,6 +178,14 @@ impl Scripts {
         match is_file {
             true => Ok(script),
             false => Err(Refusal::NotAFile { path, worker }),
+        }
+    }
+
+    /// The script folder, which was there when the worker began, cannot be used.
+    fn without_folder(&self, error: &io::Error) -> Refusal {
+        Refusal::WorkerShort {
+            worker: self.worker.clone(),
+            what: format!("its script folder {}: {error}", self.dir.display()),
         }
     }
 
@@ -226,10 +244,7 @@ fn executable(path: &Path) -> io::Result<()> {
 }
 
 fn environment(spec: &Spec, user: Option<&User>) -> BTreeMap<String, String> {
-    let passed_on = PASSED_ON
-        .iter()
-        .filter_map(|name| Some(((*name).to_owned(), env::var(name).ok()?)));
-    let mut environment: BTreeMap<_, _> = passed_on.collect();
+    let mut environment = passed_on(env::vars_os());
     environment
         .entry("PATH".to_owned())
         .or_insert_with(|| DEFAULT_PATH.to_owned());
@@ -261,6 +276,14 @@ fn environment(spec: &Spec, user: Option<&User>) -> BTreeMap<String, String> {
     environment
 }
 
+/// What a job gets of these variables of the worker. What is not UTF-8 it does not.
+fn passed_on(variables: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
+    let texts = variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let passes = |name: &str| PASSED_ON.contains(&name) || name.starts_with(PASSED_ON_START);
+    texts.filter(|(name, _)| passes(name)).collect()
+}
+
 /// Opens the script folder once, so that a worker with a wrong one does not begin.
 pub(super) fn check_dir(dir: &Path) -> io::Result<()> {
     let metadata = File::open(dir)?.metadata()?;
@@ -279,6 +302,31 @@ mod tests {
         ids::JobId,
         roles::worker::{job::Attempt, rules::Commands},
     };
+
+    #[test]
+    fn every_variable_of_the_locale_is_passed_on() {
+        let variables = [
+            ("LC_ALL", "C.UTF-8"),
+            ("LC_TIME", "de_DE"),
+            ("LANG", "C"),
+            ("LCX", "no"),
+            ("SECRET", "no"),
+        ];
+        let variables = variables.map(|(name, value)| (name.into(), value.into()));
+        let passed = passed_on(variables.into_iter());
+        let names: Vec<_> = passed.keys().map(String::as_str).collect();
+        assert_eq!(names, ["LANG", "LC_ALL", "LC_TIME"]);
+    }
+
+    #[test]
+    fn a_script_folder_that_is_gone_is_the_workers_fault() {
+        let place = place();
+        fs::remove_dir_all(&place.scripts.dir).unwrap();
+        let error = place.scripts.open("count.sh").unwrap_err();
+        assert_eq!(error.code(), "worker_short");
+        let folder = place.scripts.dir.display().to_string();
+        assert!(error.to_string().contains(&folder), "{error}");
+    }
 
     struct Place {
         root: tempfile::TempDir,

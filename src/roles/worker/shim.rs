@@ -3,12 +3,17 @@
 //! business of `job.rs`, the other end of the line `roles/shim/control.rs`.
 
 use std::{
+    fs::{self, DirBuilder},
     io,
     os::{
         fd::OwnedFd,
         linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixListener, UnixStream as StdUnixStream},
+        unix::{
+            fs::DirBuilderExt as _,
+            net::{SocketAddr, UnixListener, UnixStream as StdUnixStream},
+        },
     },
+    path::Path,
     process::Stdio,
     time::Duration,
 };
@@ -31,7 +36,10 @@ use super::{
 };
 use crate::{
     ids::JobId,
-    roles::shim::protocol::{self, Event, socket_name},
+    roles::shim::{
+        self,
+        protocol::{self, Event, socket_name},
+    },
 };
 
 /// The worker's end of one shim.
@@ -44,14 +52,23 @@ pub(super) struct Shim {
 
 impl Shim {
     /// Starts a shim and tells it what to run.
-    pub(super) fn spawn(launch: &Launch, spec: &Spec, runnable: Runnable) -> io::Result<Self> {
-        let (ours, theirs) = StdUnixStream::pair()?;
+    ///
+    /// # Errors
+    ///
+    /// What the worker lacks; the job has not begun then, and never will.
+    pub(super) fn spawn(launch: &Launch, spec: &Spec, runnable: Runnable) -> Result<Self, String> {
+        let place = &launch.place;
+        for folder in [&place.output, &place.results] {
+            make_folder(folder)?;
+        }
+        let socket = |error: io::Error| format!("no socket can be made: {error}");
+        let (ours, theirs) = StdUnixStream::pair().map_err(socket)?;
         // Made here, so that there is no moment in which the shim lives and cannot
         // be called.
-        let name = SocketAddr::from_abstract_name(socket_name(spec.id))?;
-        let calls = UnixListener::bind_addr(&name)?;
+        let name = SocketAddr::from_abstract_name(socket_name(spec.id)).map_err(socket)?;
+        let calls = UnixListener::bind_addr(&name).map_err(socket)?;
         let cgroup = match &launch.cgroups {
-            Some(cgroups) => Some(cgroups.make(spec.id)?),
+            Some(cgroups) => Some(cgroups.make(spec.id).map_err(|error| error.to_string())?),
             None => None,
         };
         let message = protocol::Command::Start(Box::new(protocol::Spec {
@@ -76,8 +93,10 @@ impl Shim {
             cgroup,
             allow_new_privileges: launch.rules.allow_new_privileges,
             limits: launch.limits,
+            oom_score_adj: Some(launch.rules.oom_score_adj),
         }));
         let process = Command::new(&launch.shim)
+            .arg0(shim::NAME)
             .arg("shim")
             // So that a list of processes says whose it is.
             .arg(spec.id.to_string())
@@ -91,12 +110,25 @@ impl Shim {
             .stderr(Stdio::from(OwnedFd::from(calls)))
             // A Ctrl-C at the worker's terminal is the worker's alone.
             .process_group(0)
-            .spawn()?;
-        // With the last thing that can fail here behind it, the job may begin.
-        let mut shim = Self::new(ours, Some(process))?;
+            .spawn()
+            .map_err(|error| not_spawned(&launch.shim, &error))?;
+        let mut shim = Self::new(ours, Some(process)).map_err(socket)?;
         let message = protocol::encode(&message);
-        tokio::runtime::Handle::current().block_on(shim.commands.write_all(&message))?;
+        // A shim that has not read all of it starts nothing.
+        let told = tokio::runtime::Handle::current().block_on(shim.commands.write_all(&message));
+        told.map_err(|error| format!("a shim ended at once: {error}"))?;
         Ok(shim)
+    }
+
+    /// Returns when the process of a shim that does not answer has gone, as far as
+    /// this worker started it. True if what the shim leaves is a child of this
+    /// process by then, where it adopts.
+    pub(super) async fn gone(&mut self) -> bool {
+        match &mut self.process {
+            // What it returned says nothing.
+            Some(process) => process.wait().await.is_ok(),
+            None => false,
+        }
     }
 
     /// Calls the shim of a job that an earlier worker started.
@@ -195,6 +227,27 @@ pub(super) async fn end_stray(id: JobId, grace: Duration) -> io::Result<()> {
         }
     }
     Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// One of the worker's own folders, which may have been removed alone.
+fn make_folder(folder: &Path) -> Result<(), String> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(format!("its folder {}: {error}", folder.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Why there is no shim: the system's error names neither the program nor what else
+/// may be missing.
+fn not_spawned(program: &Path, error: &io::Error) -> String {
+    match (error.kind(), fs::symlink_metadata(program)) {
+        (io::ErrorKind::NotFound, Err(_)) => {
+            format!("the program of shims, {}, is missing", program.display())
+        }
+        (_, _) => format!("no process can be started: {error}"),
+    }
 }
 
 pub(super) fn whole_milliseconds(duration: Duration) -> u64 {

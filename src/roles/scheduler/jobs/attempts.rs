@@ -252,6 +252,7 @@ fn shown(part: &Part, (state, output_bytes): (State, u64)) -> api::Attempt {
         output_bytes,
         started_at: state.process().and_then(|process| process.since),
         ended_at,
+        ran_ms: (state.process()).and_then(|process| process.ran.map(api::whole_milliseconds)),
     }
 }
 

@@ -182,6 +182,17 @@ fn not_before(asked: &api::StartRequest) -> Result<Option<Timestamp>, String> {
 pub(crate) struct Process {
     pub(crate) pid: Option<u32>,
     pub(crate) since: Option<Timestamp>,
+    /// How long there were processes of the job, by a monotonic clock of its
+    /// machine; None before its end, and where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ran: Option<Duration>,
+    /// Processes that it left when it ended, and that were ended.
+    #[serde(default, skip_serializing_if = "is_none_swept")]
+    pub(crate) swept: u32,
+}
+
+fn is_none_swept(count: &u32) -> bool {
+    *count == 0
 }
 
 /// How a process ended.
@@ -498,6 +509,8 @@ fn merged(said: Option<Process>, known: Option<Process>) -> Option<Process> {
         (Some(said), Some(known)) => Some(Process {
             pid: said.pid.or(known.pid),
             since: said.since.or(known.since),
+            ran: said.ran.or(known.ran),
+            swept: said.swept.max(known.swept),
         }),
         (said, known) => said.or(known),
     }
@@ -763,6 +776,8 @@ impl Record {
             created_at: self.created_at,
             started_at: process.and_then(|process| process.since),
             ended_at,
+            ran_ms: process.and_then(|process| process.ran.map(api::whole_milliseconds)),
+            swept: process.map_or(0, |process| process.swept),
             kept_until: None,
         }
     }
@@ -849,7 +864,10 @@ pub(crate) mod tests {
             ("path contains", spec(|r| r.path = Some("a\0".into()))),
             ("args contains", spec(|r| r.args = vec!["\0".into()])),
             ("1000 are", spec(|r| r.args = vec![String::new(); 1001])),
-            ("262144 are", spec(|r| r.args = vec!["x".repeat(300_000)])),
+            (
+                "262144 are",
+                spec(|r| r.args = vec!["x".repeat(100_000); 3]),
+            ),
             (
                 "env name ''",
                 spec(|r| drop(r.env.insert(String::new(), String::new()))),
@@ -906,7 +924,7 @@ pub(crate) mod tests {
     fn an_unreachable_worker_s_job_is_unknown_and_comes_back() {
         let process = Process {
             pid: Some(7),
-            since: None,
+            ..Process::default()
         };
         let running = State::Running(process);
         let away = Event::WorkerUnreachable {
@@ -962,8 +980,10 @@ pub(crate) mod tests {
     fn any_event() -> impl Strategy<Value = Event> {
         prop_oneof![
             any::<bool>().prop_map(|call_open| Event::Reported(State::Pending { call_open })),
-            any::<Option<u32>>()
-                .prop_map(|pid| Event::Reported(State::Running(Process { pid, since: None }))),
+            any::<Option<u32>>().prop_map(|pid| Event::Reported(State::Running(Process {
+                pid,
+                ..Process::default()
+            }))),
             any_end().prop_map(|end| Event::Reported(ended(end, ""))),
             Just(Event::Refused {
                 code: "x".to_owned(),

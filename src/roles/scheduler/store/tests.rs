@@ -189,6 +189,7 @@ async fn a_million_records() {
         let process = Some(Process {
             pid: Some(4711),
             since: Some(at),
+            ..Process::default()
         });
         let mut job = record(State::Ended {
             process,
