@@ -123,6 +123,23 @@ impl Cluster {
         fs::copy(file, self.path(data).join("store.sqlite")).unwrap();
     }
 
+    /// How many transactions a copy of the records has.
+    fn commits(&self, copy: &str) -> u64 {
+        let store = Connection::open(self.path(copy).join("store.sqlite")).unwrap();
+        let query = "SELECT value FROM meta WHERE key = 'commits'";
+        let commits: i64 = store.query_row(query, (), |row| row.get(0)).unwrap();
+        commits.unsigned_abs()
+    }
+
+    /// The last commit that a worker without jobs has in its journal.
+    fn heard_commit(&self, worker: usize) -> u64 {
+        let journal = self.path(&format!("w{worker}")).join("journal");
+        let text = fs::read(journal).unwrap();
+        let text = String::from_utf8_lossy(&text);
+        let last = text.rsplit("{\"commit\":").next().unwrap();
+        last.split('}').next().unwrap().parse().unwrap_or(0)
+    }
+
     fn marks(&self) -> PathBuf {
         let marks = self.path("marks");
         fs::create_dir_all(&marks).unwrap();
@@ -247,6 +264,9 @@ async fn nothing_starts_twice_after_the_store_was_put_back() {
     }
     job_is(&cluster.client, lives, JobState::Running).await;
     eventually(|| starts(&marks, "lives") == 1).await;
+    // The other worker has heard since that there is more than in the copy.
+    let copied = cluster.commits("copy");
+    eventually(|| cluster.heard_commit(2) > copied).await;
     // What the worker knows of them is on its disk alone.
     cluster.kill_worker(1);
     cluster.restore("copy").await;
