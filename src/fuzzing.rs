@@ -7,7 +7,10 @@
 pub use crate::{
     client::logs::fuzz as client_decoder,
     config::fuzz as settings,
-    roles::{scheduler::fuzz as http_bodies, shim::protocol::fuzz as shim_protocol},
+    roles::{
+        scheduler::fuzz as http_bodies, shim::protocol::fuzz as shim_protocol,
+        worker::fuzz as journal,
+    },
 };
 
 /// A token is read in one way only: what is taken is written as it was.
@@ -42,6 +45,7 @@ mod tests {
     const TARGETS: &[Target] = &[
         ("client_decoder", client_decoder),
         ("http_bodies", http_bodies),
+        ("journal", journal),
         ("settings", settings),
         ("shim_protocol", shim_protocol),
         ("tokens", tokens),

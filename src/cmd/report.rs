@@ -411,6 +411,11 @@ pub(super) fn hint(error: &anyhow::Error) -> Option<String> {
                  `Delegate=yes` and `DelegateSubgroup=worker` in the worker's service"
             ))
         }
+        worker_role::Error::Removed(_) => Some(
+            "its jobs go on: put the folder back and start the worker again, \
+             which takes them over"
+                .to_owned(),
+        ),
         worker_role::Error::Certificate(_)
         | worker_role::Error::Files(_)
         | worker_role::Error::Key(_)

@@ -75,12 +75,7 @@ const DOORS: [(&str, &[&str]); 16] = [
     ("toml", &["config.rs", "client/contexts.rs"]),
     (
         "tempfile",
-        &[
-            "client/contexts.rs",
-            "cmd/dev.rs",
-            "identity/files.rs",
-            "roles/worker/journal.rs",
-        ],
+        &["client/contexts.rs", "cmd/dev.rs", "identity/files.rs"],
     ),
     ("rusqlite", &["roles/scheduler/store/"]),
     ("serde_saphyr", &["client/render/mod.rs"]),

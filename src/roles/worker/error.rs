@@ -323,6 +323,12 @@ pub enum RunError {
     /// The journal cannot be written any more. Jobs go on without the worker.
     #[error("cannot write the journal, and nothing can be promised without it")]
     JournalBroken(#[source] io::Error),
+    /// The data folder is not the one that was opened. Jobs go on without the worker.
+    #[error(
+        "the data folder {} was removed or replaced while the worker ran, and nothing \
+         can be promised without it", .0.display()
+    )]
+    Removed(PathBuf),
     /// Some jobs could not be ended.
     #[error("{0} jobs are still there")]
     StillThere(usize),

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     cgroup::Cgroups,
     error::Refusal,
+    folders::make_dir,
     jobs::{Change, Changes},
     journal::{AppendError, Journal, Record},
     limits::size,
@@ -302,6 +303,15 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Makes what was removed of it again.
+    fn make(&self) -> Result<(), String> {
+        for folder in [&self.output, &self.results] {
+            let made = make_dir(folder);
+            made.map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+        }
+        Ok(())
+    }
+
     /// The path of a job's output, without its endings.
     pub(super) fn output(&self, id: JobId) -> PathBuf {
         self.output.join(id.to_string())
@@ -431,7 +441,10 @@ impl Task {
             })?;
         let shim = {
             let (launch, spec) = (launch.clone(), spec.clone());
-            tokio::task::spawn_blocking(move || Shim::spawn(&launch, &spec, runnable))
+            tokio::task::spawn_blocking(move || {
+                launch.place.make()?;
+                Shim::spawn(&launch, &spec, runnable)
+            })
         };
         let refusal = match shim.await {
             Ok(Ok(shim)) => return Ok(shim),

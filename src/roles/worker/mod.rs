@@ -4,6 +4,7 @@
 
 mod cgroup;
 mod error;
+mod folders;
 mod grpc;
 mod job;
 mod jobs;
@@ -23,32 +24,31 @@ mod users;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File, Permissions},
-    io,
+    fs, io,
     net::{SocketAddr, UdpSocket},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    path::{self, Path, PathBuf},
+    path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     thread::available_parallelism,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use rustix::{
-    fs::{FlockOperation, flock},
-    process::{Resource, Rlimit, child_subreaper, getrlimit, setrlimit},
-};
+use rustix::process::{Resource, Rlimit, child_subreaper, getrlimit, setrlimit};
 use tokio::{net::TcpListener, sync::oneshot};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
 
+#[cfg(any(test, fuzzing))]
+pub use self::journal::fuzz;
 use self::{
     cgroup::Cgroups,
+    folders::{Folders, Lock},
     grpc::Service,
-    job::{Launch, Place},
+    job::Launch,
     jobs::Jobs,
-    journal::Journal,
+    journal::{Broken, Journal},
     limits::InForce,
     member::{Files, Id},
     rules::Allowed,
@@ -72,9 +72,6 @@ use crate::{
 
 /// How long readers of output get to take the rest once all jobs have ended.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// How long a data folder may still be held by what a killed worker was starting.
-const LET_GO: Duration = Duration::from_secs(1);
 
 /// What a worker has to be told: finished values.
 #[derive(Clone, Debug)]
@@ -166,7 +163,7 @@ pub fn processors() -> u32 {
 /// # Errors
 ///
 /// When it cannot begin (a folder, a damaged journal, a refusal of the scheduler),
-/// or cannot go on (its server, its journal).
+/// or cannot go on (its server, its journal, its data folder).
 pub async fn run(
     config: Config,
     listener: TcpListener,
@@ -177,9 +174,9 @@ pub async fn run(
         return Err(Error::ForeignProc);
     }
     let folders = Folders::prepare(&config).await?;
-    let confines = Confines::find(&config, &folders.data)?;
+    let confines = Confines::find(&config, folders.data())?;
     // A token is spent only if everything else is as it should be.
-    let files = Files::new(&folders.data);
+    let files = Files::new(folders.data());
     let (tls, joined_at) = match config.security {
         Security::Joined(invitation) => {
             let (tls, at) = files.member(&config.name, invitation).await?;
@@ -198,7 +195,7 @@ pub async fn run(
     let (broken_sender, mut broken) = oneshot::channel();
     let id = match &tls {
         Some(tls) => Id::Certified(tls.credentials().identity.id),
-        None => Id::Told(folders.data.join("worker-id")),
+        None => Id::Told(folders.data().join("worker-id")),
     };
     // Before anything of a job is touched that may be another worker's.
     let _alone = strays::alone(&id.known()?)?;
@@ -211,8 +208,8 @@ pub async fn run(
     tracing::info!(
         worker = name,
         address,
-        scripts = %folders.scripts.display(),
-        data = %folders.data.display(),
+        scripts = %folders.scripts().display(),
+        data = %folders.data().display(),
         version = env!("CARGO_PKG_VERSION"),
         "worker listens"
     );
@@ -225,7 +222,7 @@ pub async fn run(
     } = confines;
     let tasks = TaskTracker::new();
     let closing = CancellationToken::new();
-    let scripts = Scripts::new(name.clone(), folders.scripts.clone(), allowed, users);
+    let scripts = Scripts::new(name.clone(), folders.scripts().to_owned(), allowed, users);
     let launch = Launch {
         worker: name.clone(),
         shim: config.shim,
@@ -239,7 +236,7 @@ pub async fn run(
         place: folders.place(),
         cgroups: cgroups.clone(),
         boot_id: boot_id.clone(),
-        journal,
+        journal: journal.clone(),
         closing: closing.clone(),
     };
     strays::gather(
@@ -289,17 +286,23 @@ pub async fn run(
     let _closed = closing.clone().drop_guard();
     let mut session = AbortOnDropHandle::new(tokio::spawn(session));
     let mut server = AbortOnDropHandle::new(tokio::spawn(server));
+    let data = folders.data().to_owned();
+    let mut watching = pin!(folders.clone().watch(journal));
     let result = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         ended = &mut session => flatten(ended),
         ended = &mut server => flatten(ended),
-        Ok(error) = &mut broken => Err(Error::JournalBroken(error)),
+        error = &mut watching => Err(error),
+        Ok(why) = &mut broken => Err(match why {
+            Broken::Io(error) => Error::JournalBroken(error),
+            Broken::Removed => Error::Removed(data),
+        }),
     };
 
     ending.cancel();
     // Ends that the journal cannot have are the next worker's to see.
     let on_stop = match &result {
-        Err(Error::JournalBroken(_)) => OnStop::LeaveJobs,
+        Err(Error::JournalBroken(_) | Error::Removed(_)) => OnStop::LeaveJobs,
         Ok(()) | Err(_) => config.on_stop,
     };
     take_no_more(&jobs, on_stop).await;
@@ -361,9 +364,9 @@ fn called(asked: &str, tls: Option<&Tls>) -> String {
 /// When a worker is running there, the journal cannot be read, or some jobs
 /// cannot be ended.
 pub async fn kill_all(data_dir: &Path, grace: Duration) -> Result<usize, Error> {
-    let data = data_dir.to_owned();
-    let _lock = lock(&data).await?;
-    let (_, contents) = Journal::open(&data.join("journal"), |_| {})?;
+    let _lock = Lock::take(data_dir).await?;
+    // Without a change to it: there may be no room for one.
+    let contents = Journal::read(&folders::journal(data_dir))?;
     let living = contents
         .jobs
         .iter()
@@ -497,97 +500,4 @@ impl Confines {
             None => tracing::info!("without control groups: jobs are ended process by process"),
         }
     }
-}
-
-/// The folders of a worker, made and locked.
-struct Folders {
-    data: PathBuf,
-    scripts: PathBuf,
-    _lock: File,
-}
-
-impl Folders {
-    async fn prepare(config: &Config) -> Result<Self, Error> {
-        // Whole paths, for shims do not run in this folder.
-        let data = path::absolute(&config.data_dir).map_err(|source| Error::Path {
-            path: config.data_dir.clone(),
-            source,
-        })?;
-        make_dir(&data)?;
-        // It may have been there, and open to others.
-        fs::set_permissions(&data, Permissions::from_mode(0o700)).map_err(|source| {
-            Error::Path {
-                path: data.clone(),
-                source,
-            }
-        })?;
-        let lock = lock(&data).await?;
-        make_dir(&data.join("output"))?;
-        make_dir(&data.join("results"))?;
-        let scripts = match &config.script_dir {
-            Some(scripts) => scripts.clone(),
-            None => {
-                let scripts = data.join("scripts");
-                make_dir(&scripts)?;
-                scripts
-            }
-        };
-        let found = scripts.canonicalize().and_then(|dir| {
-            scripts::check_dir(&dir)?;
-            Ok(dir)
-        });
-        let scripts = found.map_err(|source| Error::Path {
-            path: scripts,
-            source,
-        })?;
-        Ok(Self {
-            data,
-            scripts,
-            _lock: lock,
-        })
-    }
-
-    fn journal(&self) -> PathBuf {
-        self.data.join("journal")
-    }
-
-    fn place(&self) -> Place {
-        Place {
-            output: self.data.join("output"),
-            results: self.data.join("results"),
-        }
-    }
-}
-
-/// Held by one worker at a time.
-async fn lock(data: &Path) -> Result<File, Error> {
-    let path = data.join("lock");
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|source| Error::Path { path, source })?;
-    // A shim that was about to be executed when its worker was killed has the
-    // worker's lock until then, and no event says when it lets go.
-    let until = Instant::now() + LET_GO;
-    while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        if Instant::now() > until {
-            return Err(Error::DataDirInUse(data.to_owned()));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(lock)
-}
-
-/// For its owner alone: output may hold anything.
-fn make_dir(path: &Path) -> Result<(), Error> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| Error::Path {
-            path: path.to_owned(),
-            source,
-        })
 }

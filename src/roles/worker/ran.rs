@@ -2,7 +2,10 @@
 //! how each ended. The scheduler has these ends, but a scheduler whose records were
 //! put back from a copy has not, and must not start such a job again.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -157,10 +160,6 @@ impl Memory {
         self.jobs.get(usize::try_from(place).ok()?).cloned()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.jobs.is_empty()
-    }
-
     pub(super) fn contains(&self, run: JobId) -> bool {
         self.places.contains_key(&run)
     }
@@ -194,6 +193,27 @@ impl Memory {
             let end = (start + size).min(self.jobs.len());
             self.jobs.range(start..end).cloned().collect()
         })
+    }
+}
+
+/// A handle to the jobs that ran here; clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Remembered(Arc<Mutex<Memory>>);
+
+impl Remembered {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Memory> {
+        // Every change of it is a single step, so it is whole even then.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl PartialEq for Remembered {
+    fn eq(&self, other: &Self) -> bool {
+        if Arc::ptr_eq(&self.0, &other.0) {
+            return true;
+        }
+        let (own, other) = (self.lock(), other.lock());
+        own.jobs == other.jobs && own.since == other.since
     }
 }
 

@@ -97,7 +97,7 @@ pub(super) async fn gather(
     if strays.is_empty() {
         return;
     }
-    let has_past = *contents != Contents::default() || !journal.memory().is_empty();
+    let has_past = *contents != Contents::default();
     if !has_past {
         let ended = strays.iter().map(|id| end_stray(*id, grace));
         for (id, ended) in strays
