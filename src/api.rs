@@ -1195,6 +1195,10 @@ pub struct RemoveWorkerRequest {
 pub struct WorkersResponse {
     /// By name.
     pub workers: Vec<Worker>,
+    /// What an operator should know of the whole cluster, in one line: that the
+    /// scheduler's records are older than what its workers did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notice: Option<String>,
 }
 
 /// Parameters of `GET /events`.
@@ -1215,7 +1219,7 @@ pub struct EventsQuery {
     pub after: Option<EventId>,
 }
 
-/// Which event: `EPOCH-SEQUENCE`. The epoch rises with every start of the
+/// Which event: `EPOCH-SEQUENCE`. The epoch is another one after every start of the
 /// scheduler, the sequence with every event since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EventId {

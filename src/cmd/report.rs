@@ -351,6 +351,10 @@ pub(super) fn hint(error: &anyhow::Error) -> Option<String> {
         worker_role::Error::DataDirInUse(_) => {
             Some("give each worker a folder of its own: `--data-dir DIR`".to_owned())
         }
+        worker_role::Error::RunsAlready(_) => Some(
+            "remove all of this data folder but `scripts`, and have it join: `--join TOKEN`"
+                .to_owned(),
+        ),
         worker_role::Error::Refused(_) => {
             Some("see who is there with `jobctl workers`, or pass another `--name`".to_owned())
         }

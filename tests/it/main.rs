@@ -32,6 +32,7 @@ mod power;
 mod processes;
 mod query;
 mod queue;
+mod restore;
 mod retries;
 mod roles;
 mod rooms;

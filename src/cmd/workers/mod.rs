@@ -119,6 +119,9 @@ async fn list(labels: Vec<String>, shown: &Shown, caller: &Caller) -> anyhow::Re
     };
     let answer = caller.patiently(caller.client.workers_like(&query)).await?;
     render::workers(&answer.workers, shown.format(), Many::List)?;
+    if let Some(notice) = &answer.notice {
+        render::note(&format!("warning: {notice}"));
+    }
     if answer.workers.is_empty() {
         render::note(match query.label {
             None => "no workers; start one with `jobctl worker`",

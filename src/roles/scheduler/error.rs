@@ -38,6 +38,17 @@ pub(super) enum Error {
     MethodNotAllowed { method: String, path: String },
     #[error("worker address '{0}' is not host:port")]
     BadAddress(String),
+    #[error(
+        "worker {worker} has heard of epoch {heard} of a scheduler, and this scheduler, of epoch \
+         {own}, does not rise above that: no scheduler can have had it, or workers have raised \
+         the epoch too often since the scheduler's start. If the worker is to be trusted, restart \
+         the scheduler; if not, remove it"
+    )]
+    EpochRefused {
+        worker: String,
+        heard: u64,
+        own: u64,
+    },
     #[error("worker name '{0}' is not 1 to 64 letters, digits, '.', '_' or '-'")]
     BadName(String),
     #[error(
@@ -64,13 +75,15 @@ pub(super) enum Error {
     #[error("worker name {name} is taken by worker {id}")]
     WorkerNameTaken { name: String, id: WorkerId },
     #[error(
-        "worker {name} ({id}) is connected from {address}: if the data folder of this one is a \
-         copy, remove all of it but `scripts`, and have it join"
+        "worker {name} ({id}) is connected from {address}: if the data folder of this one, at \
+         {refused}, is a copy, remove all of it but `scripts`, and have it join"
     )]
     WorkerIdInUse {
         name: String,
         id: WorkerId,
         address: String,
+        /// Of the one that is refused.
+        refused: String,
     },
     #[error("the session of worker {0} is over")]
     SessionOver(WorkerId),
@@ -417,6 +430,7 @@ impl Error {
             | Self::RouteNotFound(_)
             | Self::MethodNotAllowed { .. }
             | Self::BadAddress(_)
+            | Self::EpochRefused { .. }
             | Self::BadName(_)
             | Self::BadLabel(_)
             | Self::TooManyLabels
@@ -505,6 +519,7 @@ impl Error {
                 "method_not_allowed",
             ),
             Self::BadAddress(_) => invalid("bad_address"),
+            Self::EpochRefused { .. } => invalid("epoch_refused"),
             Self::BadName(_) => invalid("bad_name"),
             Self::BadLabel(_) => invalid("bad_label"),
             Self::TooManyLabels => invalid("too_many_labels"),

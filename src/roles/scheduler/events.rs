@@ -11,6 +11,7 @@ use std::{
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{
     Scheduler,
@@ -83,9 +84,13 @@ enum Found {
 }
 
 impl Events {
+    /// Positions have a number that no other start of the scheduler has, also if it
+    /// began with records that were put back from a copy, and its clock is slow.
     pub(super) fn new(epoch: u64, store: Store) -> Self {
+        let [a, b, c, ..] = Uuid::new_v4().into_bytes();
+        let chance = u64::from(u32::from_le_bytes([a, b, c, 0]) >> 4);
         Self(Arc::new(Inner {
-            epoch,
+            epoch: (epoch << 20) | chance,
             store,
             ring: Mutex::default(),
             newest: watch::Sender::new(0),
@@ -426,7 +431,7 @@ mod tests {
         let store = store::scratch();
         let calls = Calls {
             deadline: Duration::from_secs(5),
-            epoch: 7,
+            epoch: crate::roles::scheduler::lineage::Epoch::new(7),
             security: crate::net::dial::Security::Insecure,
             followers: 8,
             job_followers: 8,
@@ -468,8 +473,25 @@ mod tests {
         }
     }
 
-    fn at(sequence: u64) -> EventId {
-        EventId { epoch: 7, sequence }
+    fn at(events: &Events, sequence: u64) -> EventId {
+        EventId {
+            epoch: events.0.epoch,
+            sequence,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_position_of_before_a_restore_is_not_taken_for_one_of_after() {
+        // The same epoch: a copy was put back, and the clock is slow.
+        let (before, after) = (registry().0.events(), registry().0.events());
+        for events in [&before, &after] {
+            events.worker(worker(0));
+            events.worker(worker(0));
+        }
+        let mut own = before.read(Some(at(&before, 1)));
+        assert!(matches!(own.next().await.unwrap(), Read::Event(_)));
+        let mut other = after.read(Some(at(&before, 1)));
+        assert!(matches!(other.next().await.unwrap(), Read::Reset(_)));
     }
 
     #[tokio::test]
@@ -480,21 +502,21 @@ mod tests {
             events.worker(worker(0));
         }
         assert!(matches!(slow.next().await.unwrap(), Read::Event(_)));
-        assert_eq!(slow.id(), at(1));
+        assert_eq!(slow.id(), at(&events, 1));
         events.worker(worker(0));
         // The first is gone, which this one has read.
         assert!(matches!(slow.next().await.unwrap(), Read::Event(_)));
         events.worker(worker(0));
         events.worker(worker(0));
         assert!(matches!(slow.next().await.unwrap(), Read::Reset(_)));
-        assert_eq!(slow.id(), at(MAX_EVENTS as u64 + 3));
+        assert_eq!(slow.id(), at(&events, MAX_EVENTS as u64 + 3));
         assert!(slow.next().now_or_never().is_none());
 
-        let mut behind = events.read(Some(at(2)));
+        let mut behind = events.read(Some(at(&events, 2)));
         assert!(matches!(behind.next().await.unwrap(), Read::Reset(_)));
-        let mut just = events.read(Some(at(3)));
+        let mut just = events.read(Some(at(&events, 3)));
         assert!(matches!(just.next().await.unwrap(), Read::Event(_)));
-        assert_eq!(just.id(), at(4));
+        assert_eq!(just.id(), at(&events, 4));
     }
 
     #[tokio::test]
@@ -566,7 +588,7 @@ mod tests {
             keep_alive: Duration::from_millis(10),
         };
         let alive = |sequence| api::Event {
-            id: at(sequence),
+            id: at(&events, sequence),
             data: EventData::KeepAlive,
         };
         assert_eq!(watcher.next().await.unwrap(), alive(0));

@@ -27,8 +27,11 @@ use super::{
     Scheduler,
     access::{Caller, Signed},
     error::Error,
-    http, jobs_rpc,
+    http,
+    jobs::Report,
+    jobs_rpc,
     jobs_rpc::caller,
+    lineage::Known,
     registry::{Link, Registration},
     store::{Store, Ticket},
     wire,
@@ -98,9 +101,20 @@ impl SchedulerService for Service {
         if let Some(id) = owner {
             return Err(Error::WorkerNameTaken { name, id }.into());
         }
-        let (id, session) = self
-            .scheduler
-            .registry
+        let known = Known {
+            epoch: asked.known_epoch,
+            commit: asked.known_commit,
+            remembers_since: asked.remembers_since,
+        };
+        let registry = &self.scheduler.registry;
+        let tell_since = registry
+            .compare(&name, known)
+            .await
+            .inspect_err(|error| tracing::warn!(%error, "a registration was refused"))?;
+        if tell_since.is_some() {
+            self.scheduler.jobs.records_are_older();
+        }
+        let (id, session) = registry
             .register(Registration {
                 told: wire::told(&mut asked),
                 scripts: asked.scripts.map(wire::scripts).unwrap_or_default(),
@@ -109,6 +123,7 @@ impl SchedulerService for Service {
                 id,
                 version: asked.version,
                 boot_id: asked.boot_id,
+                tell_since,
             })
             .inspect_err(|error| tracing::warn!(%error, "a registration was refused"))?;
         // Who revoked it since it was let in may have looked before it was there.
@@ -182,6 +197,9 @@ impl SchedulerService for Service {
             messages: request.into_inner(),
             link: None,
             snapshot: Some(HashSet::new()),
+            is_listed: false,
+            has_told: false,
+            settled: None,
             taken_in: 0,
             unrecorded: VecDeque::new(),
             acknowledged: 0,
@@ -277,6 +295,12 @@ struct Conversation {
     link: Option<Link>,
     /// The jobs named so far, until the list of all jobs is complete.
     snapshot: Option<HashSet<JobId>>,
+    /// That list is complete.
+    is_listed: bool,
+    /// So is that of the jobs that ran there, where it was asked for.
+    has_told: bool,
+    /// What follows from the lists is on the disk with this.
+    settled: Option<Ticket>,
     /// The highest sequence so far.
     taken_in: u64,
     /// The sequences whose changes are on their way to the disk, in order.
@@ -404,10 +428,23 @@ impl Conversation {
     }
 
     fn sign_of_life(&self) -> proto::HeartbeatResponse {
+        let tell_since = self.link.as_ref().and_then(|link| link.tell_since);
         proto::HeartbeatResponse {
             acknowledged: self.acknowledged,
             forget: Vec::new(),
             renew: self.scheduler.access.is_behind(&self.caller),
+            commit: self.commit(),
+            tell_since: tell_since.filter(|_| !self.has_told),
+        }
+    }
+
+    /// How far the records are; 0 as long as those may go back before what the worker
+    /// knows.
+    fn commit(&self) -> u64 {
+        let store = &self.scheduler.store;
+        match self.settled {
+            Some(settled) if store.is_committed(settled) => store.commits(),
+            Some(_) | None => 0,
         }
     }
 
@@ -421,6 +458,8 @@ impl Conversation {
             acknowledged: self.acknowledged,
             forget: found.jobs.iter().map(ToString::to_string).collect(),
             renew: false,
+            commit: 0,
+            tell_since: None,
         }
     }
 
@@ -434,6 +473,7 @@ impl Conversation {
                 self.link.insert(link)
             }
         };
+        let ran = std::mem::take(&mut message.ran);
         let named = message.jobs.iter();
         let named = named.filter_map(|report| report.job_id.parse().ok());
         let named: Vec<JobId> = named.collect();
@@ -455,18 +495,30 @@ impl Conversation {
                 };
                 owed |= jobs.report(&link.worker, report, &unknown);
             }
+            let nothing = HashSet::new();
+            for report in ran.into_iter().filter_map(wire::report) {
+                let report = Report {
+                    spec: None,
+                    ..report
+                };
+                jobs.report(&link.worker, report, &nothing);
+            }
         })?;
         // Named is named, whatever is said of it: only silence means lost.
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.extend(named);
         }
-        if message.snapshot_complete
+        self.is_listed |= message.snapshot_complete;
+        self.has_told |= message.ran_complete;
+        if self.is_listed
+            && (self.has_told || link.tell_since.is_none())
             && let Some(named) = self.snapshot.take()
         {
             tracing::info!(worker_id = %link.worker.id, jobs = named.len(), "worker told of its jobs");
             registry.ready(link, || jobs.settle(&link.worker, &named))?;
             owed = true;
             let store = self.scheduler.store.clone();
+            self.settled = Some(store.now());
             self.forget = to_forget(store, link.worker.id, 0, None).boxed();
         }
         if owed {

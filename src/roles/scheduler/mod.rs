@@ -12,6 +12,7 @@ mod grpc;
 mod http;
 mod jobs;
 mod jobs_rpc;
+mod lineage;
 mod logs;
 mod offers;
 mod placement;
@@ -38,6 +39,7 @@ use self::{
     clock::Clock,
     grpc::Service,
     jobs::{Jobs, Needs, Stop, Wait},
+    lineage::Epoch,
     registry::{Passed, Registry},
     store::{Keep, Loaded, Store, Writing},
     worker_rpc::Calls,
@@ -305,7 +307,7 @@ impl Opened {
         let ending = closing.clone().drop_guard();
         let calls = Calls {
             deadline: config.call_deadline,
-            epoch: loaded.epoch,
+            epoch: Epoch::new(loaded.epoch),
             followers: config.bounds.followers,
             job_followers: config.job_followers,
             security: match &tls.grpc {
@@ -342,6 +344,7 @@ impl Opened {
         };
         tracker.spawn(watch_deadlines(scheduler.clone(), tracker.clone()));
         tracker.spawn(place_jobs(scheduler.clone()));
+        tracker.spawn(wait_for_workers(scheduler.clone()));
         tracker.spawn(watch_strangers(scheduler.clone()));
         tracker.spawn(note_signs_of_life(scheduler.clone()));
         tracker.spawn(keep_certificates(scheduler.clone()));
@@ -514,6 +517,15 @@ async fn serve(
 async fn place_jobs(scheduler: Scheduler) {
     tokio::select! {
         () = scheduler.jobs.follow_offers() => {}
+        () = scheduler.closing.cancelled() => {}
+    }
+}
+
+/// A worker that comes back within the time after which it would be given up is
+/// heard before jobs from before the start are placed.
+async fn wait_for_workers(scheduler: Scheduler) {
+    tokio::select! {
+        () = tokio::time::sleep(scheduler.registry.patience()) => scheduler.jobs.stop_waiting(),
         () = scheduler.closing.cancelled() => {}
     }
 }

@@ -2,7 +2,7 @@
 //! jobs is in `jobs.rs`, how they are called in `worker_rpc.rs`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -22,6 +22,7 @@ use super::{
     about::{Drain, LabelChanges, Orders, ScriptFolder, Told},
     error::Error,
     events::Events,
+    lineage::{Known, Lineage, Verdict},
     offers::{Offer, Offers, Openness, Slots},
     store::{Store, StoredWorker},
     worker_rpc::{Calls, WorkerRpc},
@@ -85,6 +86,7 @@ struct Inner {
     store: Store,
     offers: Offers,
     events: Events,
+    lineage: Lineage,
 }
 
 #[derive(Debug)]
@@ -119,6 +121,8 @@ struct Member {
     registered_at: Timestamp,
     heard: Instant,
     last_heartbeat_at: Option<Timestamp>,
+    /// The commit from which on it is to tell what ran there.
+    tell_since: Option<u64>,
 }
 
 /// What a worker says of itself when it registers.
@@ -134,6 +138,8 @@ pub(super) struct Registration {
     pub(super) boot_id: String,
     pub(super) told: Told,
     pub(super) scripts: ScriptFolder,
+    /// The records are older than what it knows: it is to tell what ran since.
+    pub(super) tell_since: Option<u64>,
 }
 
 /// What a worker says of itself with each sign of life.
@@ -177,6 +183,9 @@ pub(super) struct Link {
     /// Cancelled when the worker registered anew, opened another stream, left,
     /// or was given up.
     pub(super) over: CancellationToken,
+    /// The records are older than what it knows: it is to tell what ran there after
+    /// this commit.
+    pub(super) tell_since: Option<u64>,
 }
 
 impl WorkerHandle {
@@ -258,6 +267,7 @@ impl Member {
             registered_at: worker.registered_at,
             heard: Instant::now(),
             last_heartbeat_at: worker.heard_at,
+            tell_since: None,
         }
     }
 
@@ -416,7 +426,8 @@ impl Registry {
             ready: watch::Sender::new(0),
             deadlines: Notify::new(),
             patience: heartbeat_interval * MISSED,
-            events: Events::new(calls.epoch, store.clone()),
+            events: Events::new(calls.epoch.get(), store.clone()),
+            lineage: Lineage::new(calls.epoch.clone(), store.history()),
             calls,
             store,
             offers,
@@ -457,7 +468,71 @@ impl Registry {
 
     /// Which start of the scheduler this is.
     pub(super) fn epoch(&self) -> u64 {
-        self.0.calls.epoch
+        self.0.calls.epoch.get()
+    }
+
+    /// After so long a worker that is silent is given up.
+    pub(super) fn patience(&self) -> Duration {
+        self.0.patience
+    }
+
+    /// The workers that have not said goodbye.
+    pub(super) fn expected(&self) -> HashSet<WorkerId> {
+        let members = self.members();
+        let expected = members
+            .values()
+            .filter(|member| member.state != api::WorkerState::Left);
+        expected.map(|member| member.id).collect()
+    }
+
+    /// What is to be said of the records, where they are older than what workers know.
+    pub(super) fn notice(&self) -> Option<String> {
+        self.0.lineage.notice()
+    }
+
+    /// Compares what `worker` has heard of schedulers with the records. Returns the
+    /// commit from which on it is to tell what ran there, if the records are older.
+    /// If it has heard of a higher epoch, the scheduler rises above that, and all
+    /// others register again.
+    ///
+    /// # Errors
+    ///
+    /// When no scheduler can have had that epoch, or when it cannot be recorded.
+    pub(super) async fn compare(&self, worker: &str, known: Known) -> Result<Option<u64>, Error> {
+        let Inner { lineage, store, .. } = &*self.0;
+        match lineage.judge(known, store.commits()) {
+            Verdict::Current => return Ok(None),
+            Verdict::Older => {}
+            Verdict::OlderEpoch => {
+                let above = lineage.next_above(worker, known.epoch)?;
+                store.committed_now(store.raise_epoch(above)).await?;
+                lineage.took(above);
+                tracing::warn!(
+                    worker,
+                    heard = known.epoch,
+                    epoch = above,
+                    "a worker has heard of a higher epoch: the scheduler takes one above it"
+                );
+                for member in self.members().values() {
+                    member.link.cancel();
+                }
+            }
+        }
+        if let Some(notice) = lineage.note_older(worker, known) {
+            tracing::warn!("{notice}");
+            store.older_than(Some(lineage.told_until()));
+        }
+        let since = lineage.told_until();
+        if known.remembers_since > since {
+            tracing::warn!(
+                worker,
+                remembers_since = known.remembers_since,
+                records = since,
+                "this worker does not remember all jobs that ran since the records were made: \
+                 look at those that wait before they are placed"
+            );
+        }
+        Ok(Some(since))
     }
 
     /// Has it recorded when each worker was heard of last.
@@ -506,6 +581,7 @@ impl Registry {
                 name: earlier.name.to_string(),
                 id,
                 address: earlier.address.clone(),
+                refused: asked.address,
             });
         }
         let namesake = members
@@ -554,6 +630,7 @@ impl Registry {
             registered_at: now,
             heard: Instant::now(),
             last_heartbeat_at: None,
+            tell_since: asked.tell_since,
         };
         self.0.store.worker(member.stored());
         self.changed(&member);
@@ -597,6 +674,7 @@ impl Registry {
         Ok(Link {
             worker: member.handle(),
             over: member.link.clone(),
+            tell_since: member.tell_since,
         })
     }
 
@@ -948,7 +1026,7 @@ mod tests {
         let store = crate::roles::scheduler::store::scratch();
         let calls = Calls {
             deadline: Duration::from_secs(5),
-            epoch: 1,
+            epoch: crate::roles::scheduler::lineage::Epoch::new(1),
             security: crate::net::dial::Security::Insecure,
             followers: 8,
             job_followers: 8,

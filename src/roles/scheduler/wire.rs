@@ -113,8 +113,10 @@ pub(super) fn beat(wire: &mut proto::HeartbeatRequest) -> Beat {
 
 /// One line of a heartbeat; None where it cannot be understood.
 pub(super) fn report(wire: proto::JobReport) -> Option<Report> {
+    let of = wire.spec.as_ref().map(|spec| spec.attempt_of.parse());
     Some(Report {
         run: wire.job_id.parse().ok()?,
+        of: of.and_then(Result::ok),
         status: status(wire.status.as_ref()?)?,
         spec: wire.spec.map(|spec| {
             let created_at = time(spec.created_us);

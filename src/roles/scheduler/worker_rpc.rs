@@ -15,6 +15,7 @@ use tonic::{
 use super::{
     error::Error,
     jobs::{Record, Status, Stop},
+    lineage::Epoch,
     store::Env,
     wire,
 };
@@ -56,7 +57,7 @@ pub(super) struct Calls {
     /// Of every call but those that are streams.
     pub(super) deadline: Duration,
     /// Which start of the scheduler this is.
-    pub(super) epoch: u64,
+    pub(super) epoch: Epoch,
     /// The most followers at once of one worker.
     pub(super) followers: u32,
     /// The most followers at once of one job.
@@ -153,7 +154,7 @@ impl WorkerRpc {
     /// Returns when the job's process runs, with what the worker says of it.
     pub(super) async fn start(&self, record: &Record, env: &Env) -> Result<Option<Status>, Error> {
         let mut client = self.client.clone();
-        let request = self.request(wire::start_request(record, env, self.calls.epoch));
+        let request = self.request(wire::start_request(record, env, self.calls.epoch.get()));
         let answer = self.within(client.start_job(request)).await?;
         Ok(answer.status.as_ref().and_then(wire::status))
     }
@@ -166,7 +167,7 @@ impl WorkerRpc {
             signal: stop.signal.unwrap_or_default(),
             grace_ms: stop.grace.map(api::whole_milliseconds),
             no_wait: true,
-            epoch: self.calls.epoch,
+            epoch: self.calls.epoch.get(),
         });
         self.within(client.stop_job(request)).await?;
         Ok(())
@@ -177,7 +178,7 @@ impl WorkerRpc {
         let mut client = self.client.clone();
         let request = self.request(proto::QueryJobRequest {
             job_id: job.to_string(),
-            epoch: self.calls.epoch,
+            epoch: self.calls.epoch.get(),
         });
         let answer = self.within(client.query_job(request)).await?;
         Ok(answer.status.as_ref().and_then(wire::status))
@@ -196,7 +197,7 @@ impl WorkerRpc {
             since_us: asked.since_us,
             stream: asked.stream.into(),
             attempt: 0,
-            epoch: self.calls.epoch,
+            epoch: self.calls.epoch.get(),
             output_bytes: asked.written,
         };
         let messages = self.within(client.stream_job(request)).await?;
@@ -269,7 +270,7 @@ mod tests {
     fn rpc(address: &str, seconds: u64) -> Result<WorkerRpc, Error> {
         let calls = Calls {
             deadline: Duration::from_secs(seconds),
-            epoch: 1,
+            epoch: Epoch::new(1),
             followers: 3,
             job_followers: 2,
             security: Security::Insecure,

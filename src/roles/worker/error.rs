@@ -275,6 +275,12 @@ pub enum RunError {
     /// Another process has the data folder.
     #[error("{} is in use by another worker", .0.display())]
     DataDirInUse(PathBuf),
+    /// Another worker of this machine has the same identity.
+    #[error(
+        "worker {0} runs already on this machine, with another data folder, of which this one \
+         is a copy"
+    )]
+    RunsAlready(String),
     /// A folder or file of the worker's own.
     #[error("cannot use {}", .path.display())]
     Path {

@@ -301,6 +301,18 @@ pub(super) fn report(job: &Job) -> proto::JobReport {
     }
 }
 
+/// A job of which only the end is remembered, with the job it was an attempt of.
+pub(super) fn short_report(job: &Job) -> proto::JobReport {
+    proto::JobReport {
+        spec: job.spec.attempt.map(|attempt| proto::StartJobRequest {
+            attempt_of: attempt.of.to_string(),
+            attempt: attempt.number,
+            ..Default::default()
+        }),
+        ..report(job)
+    }
+}
+
 /// The same, for a scheduler that may never have heard of it.
 pub(super) fn full_report(job: &Job) -> proto::JobReport {
     let spec = (*job.spec).clone();

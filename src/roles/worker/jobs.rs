@@ -20,6 +20,7 @@ use super::{
     job::{How, Job, Launch, Spec, State},
     journal::{Contents, Record},
     output::{Extent, Output},
+    ran::Ran,
 };
 use crate::{
     ids::JobId,
@@ -37,6 +38,19 @@ pub(super) struct Jobs {
     tasks: TaskTracker,
     /// The highest epoch of a scheduler that was heard of.
     epoch: Arc<AtomicU64>,
+    /// How many transactions the scheduler's store had committed, as it told last.
+    commit: Arc<AtomicU64>,
+}
+
+/// What a worker remembers of the schedulers it had.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KnownScheduler {
+    /// The highest epoch.
+    pub(super) epoch: u64,
+    /// The transactions that the store had committed, as it told last.
+    pub(super) commit: u64,
+    /// All jobs are remembered whose ends were delivered after this commit.
+    pub(super) remembers_since: u64,
 }
 
 struct Table {
@@ -62,6 +76,7 @@ impl Jobs {
             changes: Changes::default(),
             tasks,
             epoch: Arc::default(),
+            commit: Arc::default(),
         }
     }
 
@@ -71,6 +86,7 @@ impl Jobs {
     pub(super) async fn take_over(&self, contents: Contents) {
         remove_strays(&self.launch.place.results, &contents).await;
         self.epoch.fetch_max(contents.epoch, Ordering::Relaxed);
+        self.commit.store(contents.commit, Ordering::Relaxed);
         let mut jobs = Vec::new();
         for (id, known) in contents.jobs {
             let has_ended = known.end.is_some();
@@ -124,6 +140,34 @@ impl Jobs {
         }
     }
 
+    /// What the worker tells a scheduler that it registers with.
+    pub(super) fn known_scheduler(&self) -> KnownScheduler {
+        KnownScheduler {
+            epoch: self.epoch.load(Ordering::Relaxed),
+            commit: self.commit.load(Ordering::Relaxed),
+            remembers_since: self.launch.journal.memory().since(),
+        }
+    }
+
+    /// Jobs that ran here and whose ends a scheduler may not know whose store has
+    /// made so many transactions: at most `limit`, from the place `from` on, and the
+    /// place where the next are.
+    pub(super) fn ran_since(
+        &self,
+        commit: u64,
+        from: u64,
+        limit: usize,
+    ) -> (Vec<Job>, Option<u64>) {
+        let (ran, next) = self.launch.journal.memory().unknown_at(commit, from, limit);
+        (ran.iter().map(|ran| self.over(ran)).collect(), next)
+    }
+
+    /// A job of which only the end is remembered.
+    fn over(&self, ran: &Ran) -> Job {
+        let (spec, end) = ran.parts();
+        Job::new(spec, Some(end), self.launch.clone(), self.changes.clone()).0
+    }
+
     /// Starts a job that was asked for under `session`. Returns when its process
     /// runs; going away meanwhile leaves the job as it is.
     pub(super) async fn start(&self, spec: Spec, session: Option<&str>) -> Result<Job, Error> {
@@ -151,7 +195,7 @@ impl Jobs {
             if session.is_some() && session != table.session.as_deref() {
                 return Err(Error::SessionOver(self.launch.worker.clone()));
             }
-            if table.jobs.contains_key(&id) {
+            if table.jobs.contains_key(&id) || self.launch.journal.memory().contains(id) {
                 return Err(Error::JobExists(id));
             }
             let (job, task) = Job::new(spec, None, self.launch.clone(), self.changes.clone());
@@ -184,10 +228,11 @@ impl Jobs {
         Ok(job)
     }
 
-    /// One job.
+    /// One job; of one that ended long ago only the end is left.
     pub(super) fn get(&self, id: JobId) -> Result<Job, Error> {
         let job = self.table().jobs.get(&id).cloned();
-        job.ok_or(Error::JobNotFound(id))
+        let ran = || Some(self.over(&self.launch.journal.memory().get(id)?));
+        job.or_else(ran).ok_or(Error::JobNotFound(id))
     }
 
     /// The output of a job that ended so long ago that only its output is left.
@@ -256,17 +301,19 @@ impl Jobs {
         Ok((sequence, table.jobs.values().cloned().collect()))
     }
 
-    /// The scheduler has recorded everything up to `sequence`: ends among it need
-    /// not be kept any more.
-    pub(super) async fn acknowledge(&self, sequence: u64) {
+    /// The scheduler has recorded everything up to `sequence`, and its store had
+    /// committed so many transactions by then (0: it does not say): of ends among it
+    /// only the short form need be kept.
+    pub(super) async fn acknowledge(&self, sequence: u64, commit: u64) {
+        let journal = &self.launch.journal;
         let ended = self.changes.acknowledge(sequence);
+        let is_news = commit > 0 && self.commit.swap(commit, Ordering::Relaxed) != commit;
         if !ended.is_empty() {
+            let jobs = ended;
             // Where there is no room for it they are told again one day, no more.
-            let _ = self
-                .launch
-                .journal
-                .append(Record::Acknowledged(ended))
-                .await;
+            let _ = journal.append(Record::Delivered { jobs, commit }).await;
+        } else if is_news {
+            journal.note(Record::Commit(commit)).await;
         }
     }
 

@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     io,
     path::{Path, PathBuf},
+    sync::MutexGuard,
     thread,
 };
 
@@ -20,8 +21,14 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::format::fuzz;
 use self::writer::{Ask, BATCH, Writer, load};
 pub(crate) use self::writer::{Broken, is_full};
-use super::job::{Began, End, Spec};
+use super::{
+    job::{Began, End, Spec},
+    ran::{Memory, Ran, Remembered},
+};
 use crate::ids::JobId;
+
+/// How many jobs one record of those that ran holds, far below what one takes.
+const RAN_PER_RECORD: usize = 4096;
 
 /// A line of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,8 +60,22 @@ pub(super) enum Record {
         /// All its output, recorded or not.
         output_bytes: u64,
     },
-    /// The scheduler has durably recorded these ends.
+    /// The scheduler has durably recorded these ends. Of earlier versions.
     Acknowledged(Vec<JobId>),
+    /// The scheduler has durably recorded these ends.
+    Delivered {
+        /// The jobs.
+        jobs: Vec<JobId>,
+        /// How many transactions its store had committed by then; 0: it did not say.
+        commit: u64,
+    },
+    /// How many transactions the scheduler's store has committed. Not worth a sync:
+    /// a lower number makes the worker tell more than it need.
+    Commit(u64),
+    /// Jobs that ran here and whose ends were delivered.
+    Ran(Vec<Ran>),
+    /// Of the jobs delivered up to this commit not all are remembered.
+    RanForgotten(u64),
 }
 
 /// A job as the journal knows it.
@@ -72,7 +93,11 @@ pub(super) struct Known {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Contents {
     pub(super) epoch: u64,
+    /// How many transactions the scheduler's store had committed, as it told last.
+    pub(super) commit: u64,
     pub(super) jobs: HashMap<JobId, Known>,
+    /// Jobs that ran here and whose ends were delivered; clones share it.
+    pub(super) ran: Remembered,
 }
 
 impl Contents {
@@ -108,17 +133,40 @@ impl Contents {
                         .for_each(|value| *value = String::new());
                 }
             }
-            Record::Acknowledged(jobs) => {
-                for job_id in jobs {
-                    self.jobs.remove(&job_id);
-                }
+            Record::Acknowledged(jobs) => self.deliver(jobs, 0),
+            Record::Delivered { jobs, commit } => self.deliver(jobs, commit),
+            Record::Commit(commit) => self.commit = commit,
+            Record::Ran(jobs) => {
+                let mut memory = self.ran.lock();
+                jobs.into_iter().for_each(|ran| memory.add(ran));
+            }
+            Record::RanForgotten(commit) => self.ran.lock().forgot(commit),
+        }
+    }
+
+    fn deliver(&mut self, jobs: Vec<JobId>, commit: u64) {
+        if commit > 0 {
+            self.commit = commit;
+        }
+        for job_id in jobs {
+            if let Some(known) = self.jobs.remove(&job_id)
+                && let Some((end, output_bytes)) = known.end
+            {
+                self.ran
+                    .lock()
+                    .add(Ran::new(&known.spec, &end, output_bytes, commit));
             }
         }
     }
 
     /// The shortest journal with these contents.
     fn records(&self) -> Vec<Record> {
-        let mut records = vec![Record::Epoch(self.epoch)];
+        let mut records = vec![Record::Epoch(self.epoch), Record::Commit(self.commit)];
+        let memory = self.ran.lock();
+        if memory.since() > 0 {
+            records.push(Record::RanForgotten(memory.since()));
+        }
+        records.extend(memory.parts(RAN_PER_RECORD).map(Record::Ran));
         for (job_id, known) in &self.jobs {
             records.push(Record::Intent {
                 spec: known.spec.clone(),
@@ -192,6 +240,7 @@ pub(super) enum AppendError {
 #[derive(Clone)]
 pub(super) struct Journal {
     sender: mpsc::Sender<Ask>,
+    ran: Remembered,
 }
 
 impl Journal {
@@ -211,7 +260,14 @@ impl Journal {
                 path: path.to_owned(),
                 source,
             })?;
-        Ok((Self { sender }, contents))
+        let ran = contents.ran.clone();
+        Ok((Self { sender, ran }, contents))
+    }
+
+    /// The jobs that ran here and whose ends were delivered. The lock is held for a
+    /// moment: nothing waits under it.
+    pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.ran.lock()
     }
 
     /// Reads the file without a change to it. Where there is none, nothing is known.
@@ -358,6 +414,38 @@ mod tests {
         assert_eq!((&c.began, &c.end), (&None, &None));
         // What was read back is written back the same.
         assert_eq!(open(&path).unwrap().1, contents);
+    }
+
+    #[tokio::test]
+    async fn how_a_job_ended_stays_after_the_scheduler_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let (journal, _) = open(&path).unwrap();
+        let (a, b) = (spec(), spec());
+        for spec in [&a, &b] {
+            journal.append(intent(spec)).await.unwrap();
+            journal.append(ended(spec)).await.unwrap();
+        }
+        let delivered = |spec: &Spec, commit| Record::Delivered {
+            jobs: vec![spec.id],
+            commit,
+        };
+        journal.append(delivered(&a, 7)).await.unwrap();
+        journal.append(delivered(&b, 9)).await.unwrap();
+        // A scheduler whose records are older.
+        journal.append(Record::Commit(4)).await.unwrap();
+        for _ in 0..2 {
+            let (journal, contents) = open(&path).unwrap();
+            assert!(contents.jobs.is_empty());
+            assert_eq!(contents.commit, 4);
+            let (unknown, _) = journal.memory().unknown_at(7, 0, 10);
+            assert_eq!(
+                unknown.iter().map(|ran| ran.run).collect::<Vec<_>>(),
+                [b.id]
+            );
+            let (_, (_, bytes)) = journal.memory().get(a.id).unwrap().parts();
+            assert_eq!(bytes, 5);
+        }
     }
 
     #[test]

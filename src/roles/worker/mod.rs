@@ -15,10 +15,12 @@ mod member;
 mod not_started;
 mod output;
 mod output_sync;
+mod ran;
 mod rules;
 mod scripts;
 mod session;
 mod shim;
+mod strays;
 mod users;
 
 use std::{
@@ -193,7 +195,13 @@ pub async fn run(
         None => reachable(&listener, &scheduler).map_err(Error::Listener)?,
     };
     let (broken_sender, mut broken) = oneshot::channel();
-    let (journal, contents) = Journal::open(&folders.journal(), move |error| {
+    let id = match &tls {
+        Some(tls) => Id::Certified(tls.credentials().identity.id),
+        None => Id::Told(folders.data().join("worker-id")),
+    };
+    // Before anything of a job is touched that may be another worker's.
+    let _alone = strays::alone(&id.known()?)?;
+    let (journal, mut contents) = Journal::open(&folders.journal(), move |error| {
         // Where the worker has ended already nobody needs to know.
         let _ = broken_sender.send(error);
     })?;
@@ -236,6 +244,14 @@ pub async fn run(
         output_sync,
         closing: closing.clone(),
     };
+    strays::gather(
+        &mut contents,
+        &launch.journal,
+        &launch.place,
+        &boot_id,
+        launch.grace,
+    )
+    .await;
     let jobs = Jobs::new(launch, config.keep_finished, tasks.clone());
     jobs.take_over(contents).await;
 
@@ -245,10 +261,7 @@ pub async fn run(
     let identity = Identity {
         name: name.clone(),
         address,
-        id: match &tls {
-            Some(tls) => Id::Certified(tls.credentials().identity.id),
-            None => Id::Told(folders.data().join("worker-id")),
-        },
+        id,
         boot_id,
         labels: config.labels,
         slots: config.slots,

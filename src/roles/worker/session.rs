@@ -19,7 +19,7 @@ use tonic::{
 
 use super::{
     error::RunError,
-    grpc::{full_report, report},
+    grpc::{full_report, report, short_report},
     job::Job,
     jobs::Jobs,
     listing::Listing,
@@ -104,7 +104,7 @@ pub(super) async fn run(
     loop {
         let registering = register(
             &mut client,
-            &scheduler,
+            (&scheduler, &jobs),
             &identity,
             &listing,
             !registered_before,
@@ -168,7 +168,7 @@ fn pauses() -> ExponentialBackoff {
 /// Tries until it succeeds.
 async fn register(
     client: &mut SchedulerClient<Channel>,
-    scheduler: &str,
+    (scheduler, jobs): (&str, &Jobs),
     identity: &Identity,
     listing: &Listing,
     first: bool,
@@ -176,6 +176,7 @@ async fn register(
     let mut pauses = pauses();
     let mut last_error = String::new();
     loop {
+        let known = jobs.known_scheduler();
         let request = proto::RegisterWorkerRequest {
             address: identity.address.clone(),
             name: identity.name.clone(),
@@ -189,6 +190,9 @@ async fn register(
             os: consts::OS.to_owned(),
             arch: consts::ARCH.to_owned(),
             scripts: Some((**listing.list()).clone()),
+            known_epoch: known.epoch,
+            known_commit: known.commit,
+            remembers_since: known.remembers_since,
         };
         let error = match timeout(CALL_DEADLINE, client.register_worker(request)).await {
             Ok(Ok(response)) => {
@@ -267,6 +271,7 @@ async fn heartbeats(
         sequence,
         forgotten: Vec::new(),
         scripts: None,
+        has_told: false,
         memory_available_bytes: memory_available_bytes(),
     };
     // The scheduler answers the call with the first message, not before it.
@@ -299,6 +304,8 @@ struct Upward<'a> {
     forgotten: Vec<JobId>,
     /// What the script folder holds, where that is news.
     scripts: Option<proto::ScriptList>,
+    /// The scheduler has been sent the jobs that its records are too old for.
+    has_told: bool,
     /// As of the last beat.
     memory_available_bytes: u64,
 }
@@ -349,7 +356,10 @@ impl Upward<'_> {
                     if response.renew {
                         self.identity.renew.notify_one();
                     }
-                    self.jobs.acknowledge(response.acknowledged).await;
+                    self.jobs.acknowledge(response.acknowledged, response.commit).await;
+                    if let Some(since) = response.tell_since {
+                        self.tell_since(since).await?;
+                    }
                     let forget = response.forget.iter().filter_map(|id| id.parse().ok());
                     self.forgotten = self.jobs.forget(forget.collect()).await;
                     if !self.forgotten.is_empty() {
@@ -418,27 +428,71 @@ impl Upward<'_> {
         sent
     }
 
+    /// Tells a scheduler whose records are older than what this worker knows of the
+    /// jobs that ran here since.
+    async fn tell_since(&mut self, commit: u64) -> Result<(), Status> {
+        if std::mem::replace(&mut self.has_told, true) {
+            return Ok(());
+        }
+        let (mut next, mut count) = (Some(0), 0);
+        while let Some(from) = next {
+            let ran;
+            (ran, next) = self.jobs.ran_since(commit, from, JOBS_PER_MESSAGE);
+            count += ran.len();
+            let message = proto::HeartbeatRequest {
+                ran: ran.iter().map(short_report).collect(),
+                ran_complete: next.is_none(),
+                ..self.message()
+            };
+            self.pass(message).await?;
+        }
+        tracing::warn!(
+            jobs = count,
+            commit,
+            "the scheduler's records are older than what this worker knows: it was told"
+        );
+        Ok(())
+    }
+
+    /// A sign of life that acknowledges nothing and reports nothing.
+    fn message(&self) -> proto::HeartbeatRequest {
+        proto::HeartbeatRequest {
+            worker_id: self.worker_id.clone(),
+            session: self.session.clone(),
+            sequence: 0,
+            jobs: Vec::new(),
+            snapshot_complete: false,
+            running: u32::try_from(self.jobs.running()).unwrap_or(u32::MAX),
+            load_milli: load_milli(),
+            forgotten: Vec::new(),
+            memory_available_bytes: self.memory_available_bytes,
+            draining: self.identity.ending.is_cancelled(),
+            scripts: None,
+            ran: Vec::new(),
+            ran_complete: false,
+        }
+    }
+
     async fn send(
         &mut self,
         jobs: Vec<proto::JobReport>,
         snapshot_complete: bool,
     ) -> Result<(), Status> {
         let request = proto::HeartbeatRequest {
-            worker_id: self.worker_id.clone(),
-            session: self.session.clone(),
             sequence: self.sequence,
             jobs,
             snapshot_complete,
-            running: u32::try_from(self.jobs.running()).unwrap_or(u32::MAX),
-            load_milli: load_milli(),
             forgotten: std::mem::take(&mut self.forgotten)
                 .iter()
                 .map(JobId::to_string)
                 .collect(),
-            memory_available_bytes: self.memory_available_bytes,
-            draining: self.identity.ending.is_cancelled(),
             scripts: self.scripts.take(),
+            ..self.message()
         };
+        self.pass(request).await
+    }
+
+    async fn pass(&self, request: proto::HeartbeatRequest) -> Result<(), Status> {
         self.sender
             .send(request)
             .await

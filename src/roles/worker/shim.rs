@@ -100,6 +100,8 @@ impl Shim {
             .arg("shim")
             // So that a list of processes says whose it is.
             .arg(spec.id.to_string())
+            // And that its worker finds it, whatever became of its data folder.
+            .arg(&launch.place.output)
             .env_clear()
             // Its files are there; any other folder would be held for no reason.
             .current_dir(&launch.place.output)
@@ -203,6 +205,24 @@ pub(super) async fn end_unfollowed(id: JobId, grace: Duration) -> io::Result<()>
     while let Some(event) = shim.event().await {
         match event? {
             Event::Ended(_) | Event::NotStarted { .. } => return Ok(()),
+            Event::Started { .. } | Event::Output { .. } | Event::Stopping => {}
+        }
+    }
+    Err(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Ends a job that no worker will ever report, and lets its shim go. Returns once
+/// nothing of it is left.
+pub(super) async fn end_stray(id: JobId, grace: Duration) -> io::Result<()> {
+    let mut shim = Shim::call(id)?;
+    let term = rustix::process::Signal::TERM.as_raw();
+    shim.stop(term, grace).await?;
+    while let Some(event) = shim.event().await {
+        match event? {
+            Event::Ended(_) | Event::NotStarted { .. } => {
+                shim.receipt().await;
+                return Ok(());
+            }
             Event::Started { .. } | Event::Output { .. } | Event::Stopping => {}
         }
     }

@@ -37,7 +37,8 @@ pub(in super::super) fn list_workers(
         Some(asked) => Some(scheduler.registry.find(&asked)?.id),
     };
     let workers = scheduler.registry.list(only, &wanted);
-    Ok(api::WorkersResponse { workers })
+    let notice = scheduler.registry.notice();
+    Ok(api::WorkersResponse { workers, notice })
 }
 
 pub(super) async fn label(

@@ -104,6 +104,9 @@ impl Table {
         let Some(record) = self.get(id).filter(|record| record.state == State::Queued) else {
             return;
         };
+        if self.take_early(&record) {
+            return;
+        }
         // Asked for while it was not known whether it had begun.
         if record.stop.is_some() {
             return self.apply(id, record.stopped_before_start(None));
@@ -129,6 +132,9 @@ impl Table {
             return self.alarms.set(id, Some(at));
         }
         self.alarms.set(id, given_up_at);
+        if self.recovery.holds(id) {
+            return;
+        }
         self.line_up(&record);
     }
 

@@ -8,6 +8,7 @@ mod groups;
 mod later;
 mod prerequisites;
 mod record;
+mod recovery;
 mod table;
 #[cfg(test)]
 pub(super) use self::record::{Member, tests};
@@ -37,6 +38,7 @@ pub(super) use self::{
 use self::{
     prerequisites::Prerequisite,
     record::{Event, RecordedStop, STOP_RECORDED},
+    recovery::{Claim, Recovery},
     table::{Changed, Due, Ended, Table},
     turns::Turns,
 };
@@ -140,6 +142,9 @@ struct Accepted {
 pub(super) struct Report {
     /// The id under which the worker has it: of this very attempt.
     pub(super) run: JobId,
+    /// The job that it is an attempt of; None: the worker does not say, or it is
+    /// that of a job's first attempt.
+    pub(super) of: Option<JobId>,
     pub(super) status: Status,
     /// What was asked for, and when; for a scheduler that forgot it.
     pub(super) spec: Option<(Spec, Timestamp)>,
@@ -179,6 +184,9 @@ impl Jobs {
         for group in groups {
             table.insert_group(group);
         }
+        let loaded = live.iter().map(|(record, _)| record.id);
+        let is_older = needs.store.history().older_than.is_some();
+        table.recovery = Recovery::new(loaded.collect(), needs.registry.expected(), is_older);
         let mut waiting = Vec::new();
         for (mut record, env) in live {
             let state = record.state.clone();
@@ -861,41 +869,9 @@ impl Jobs {
         unknown: &HashSet<JobId>,
     ) -> bool {
         let id = report.run;
-        let known = |table: &Table| table.get(table.job_of(id)?);
-        self.change(|table| match (known(table), report.spec) {
-            (Some(record), _) if record.worker() == Some(worker.id) => {
-                table.report(id, report.status, Some(worker.session));
-            }
-            (Some(record), _) => {
-                let owner_id = record.worker().map(tracing::field::display);
-                tracing::warn!(job_id = %id, worker_id = %worker.id, owner_id,
-                    "a worker reports another worker's job");
-            }
-            (None, Some((spec, created_at))) if unknown.contains(&id) => {
-                tracing::debug!(job_id = %id, worker_id = %worker.id, "job adopted");
-                table.adopt(Record {
-                    id,
-                    spec: Arc::new(spec),
-                    member: None,
-                    wanted: None,
-                    place: Some(Place {
-                        worker: worker.id,
-                        worker_name: worker.name.clone(),
-                        session: worker.session,
-                        run: None,
-                    }),
-                    state: report.status.state,
-                    output_bytes: report.status.output_bytes,
-                    created_at,
-                    stop: None,
-                    attempts: Vec::new(),
-                    retry_at: None,
-                    is_last: false,
-                    after: Vec::new(),
-                });
-            }
-            (None, _) => {
-                tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a finished job, or of an earlier attempt");
+        self.change(|table| {
+            if table.claim(worker, &report) != Claim::Kept {
+                take_in(table, worker, report, unknown);
             }
         });
         self.owes_stop(id)
@@ -942,6 +918,17 @@ impl Jobs {
         });
     }
 
+    /// A worker proves that the records are older than what it did.
+    pub(super) fn records_are_older(&self) {
+        self.change(Table::records_are_older);
+    }
+
+    /// Jobs from before the start wait no longer for workers that have not
+    /// named their jobs since, unless the records are known to be older.
+    pub(super) fn stop_waiting(&self) {
+        self.change(Table::stop_waiting);
+    }
+
     /// The worker does not answer: its jobs may live or not.
     pub(super) fn unreachable(&self, worker: WorkerId, why: &str) {
         self.change(|table| table.unreachable(worker, why));
@@ -962,6 +949,10 @@ impl Jobs {
             });
         }
         table.tell_dependents();
+        if table.recovery.is_over_now() {
+            tracing::info!("every worker on record has told what it did: nothing is held up");
+            self.0.store.older_than(None);
+        }
         for changed in table.changed() {
             let Inner { store, events, .. } = &*self.0;
             let (ticket, ended) = match changed {
@@ -1005,6 +996,48 @@ impl Jobs {
         let mut table = self.0.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.evict(|ticket| self.0.store.is_committed(ticket));
         table
+    }
+}
+
+/// Takes in what `worker` says of a run, as [`Jobs::report`] says.
+fn take_in(table: &mut Table, worker: &WorkerHandle, report: Report, unknown: &HashSet<JobId>) {
+    let id = report.run;
+    let known = table.job_of(id).and_then(|id| table.get(id));
+    match (known, report.spec) {
+        (Some(record), _) if record.worker() == Some(worker.id) => {
+            table.report(id, report.status, Some(worker.session));
+        }
+        (Some(record), _) => {
+            let owner_id = record.worker().map(tracing::field::display);
+            tracing::warn!(job_id = %id, worker_id = %worker.id, owner_id,
+                "a worker reports another worker's job");
+        }
+        (None, Some((spec, created_at))) if unknown.contains(&id) => {
+            tracing::debug!(job_id = %id, worker_id = %worker.id, "job adopted");
+            table.adopt(Record {
+                id,
+                spec: Arc::new(spec),
+                member: None,
+                wanted: None,
+                place: Some(Place {
+                    worker: worker.id,
+                    worker_name: worker.name.clone(),
+                    session: worker.session,
+                    run: None,
+                }),
+                state: report.status.state,
+                output_bytes: report.status.output_bytes,
+                created_at,
+                stop: None,
+                attempts: Vec::new(),
+                retry_at: None,
+                is_last: false,
+                after: Vec::new(),
+            });
+        }
+        (None, _) => {
+            tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a finished job, or of an earlier attempt");
+        }
     }
 }
 

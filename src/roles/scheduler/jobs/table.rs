@@ -16,6 +16,7 @@ use super::{
     later::Alarms,
     prerequisites::{Dependents, group_as_job},
     record::{Event, Place, Record, RecordedStop, State, Status, now},
+    recovery::Recovery,
 };
 use crate::{
     api::{self, PassedOver},
@@ -53,6 +54,8 @@ pub(super) struct Table {
     /// When jobs that wait for a time are looked at.
     pub(super) alarms: Alarms,
     pub(super) dependents: Dependents,
+    /// What is known of the time before this start.
+    pub(super) recovery: Recovery,
     /// The workers that placement knows.
     workers: HashMap<WorkerId, WorkerHandle>,
     on_worker: HashMap<WorkerId, OnWorker>,
@@ -293,6 +296,7 @@ impl Table {
     /// What a job that has no worker waits for, in one line.
     pub(super) fn why(&self, record: &Record) -> String {
         let not_yet = record.why_not_free().or_else(|| record.why_not_yet(now()));
+        let not_yet = not_yet.or_else(|| self.why_held(record));
         not_yet.unwrap_or_else(|| self.queue.why(&record.wanted()))
     }
 
@@ -354,6 +358,7 @@ impl Table {
         let key = (record.created_at, id);
         self.by_time.remove(&key);
         self.dependents.removed(id);
+        self.recovery.removed(id);
         match &record.state {
             State::Queued => self.dequeue(&entry.record),
             State::Pending { .. } | State::Running(_) | State::Unknown { .. } => {
@@ -592,6 +597,31 @@ impl Table {
                 self.apply(id, Event::Gone(gone.clone()));
             }
         }
+        self.heard_of(worker);
+    }
+
+    /// What people call a worker that is known.
+    pub(super) fn worker_name(&self, id: WorkerId) -> Option<Arc<str>> {
+        self.workers.get(&id).map(|worker| worker.name.clone())
+    }
+
+    /// A job that waited is on a worker, which proves it.
+    pub(super) fn put_on_worker(&mut self, id: JobId, place: Place) {
+        let Some(entry) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let record = Arc::make_mut(&mut entry.record);
+        let worker = place.worker;
+        if let Some(run) = place.run {
+            self.runs.insert(run, id);
+        }
+        record.place = Some(place);
+        record.retry_at = None;
+        record.state = State::Pending { call_open: false };
+        self.on_worker.entry(worker).or_default().live.insert(id);
+        self.queue.occupy(worker, record.bound_by());
+        entry.announce();
+        self.changed.push(Changed::Job(entry.record.clone()));
     }
 
     /// What the worker is owed under `session`, of all whose jobs it has told:

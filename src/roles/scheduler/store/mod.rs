@@ -24,7 +24,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension as _};
 use tokio::sync::{oneshot, watch};
 
 #[cfg(test)]
@@ -149,13 +149,25 @@ pub(super) struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
+/// How far the records went when the store was opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct History {
+    /// How many transactions had been committed since the store was made.
+    pub(super) commits: u64,
+    /// With so many they were older than what workers did, and not all workers have
+    /// reported that yet.
+    pub(super) older_than: Option<u64>,
+}
+
 /// What the store held when it was opened.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    /// One more than at the start before.
+    /// Higher than at any start before.
     pub(super) epoch: u64,
     /// How many transactions had been committed.
     pub(super) commits: u64,
+    /// See [`History::older_than`].
+    pub(super) older_than: Option<u64>,
     pub(super) workers: Vec<StoredWorker>,
     /// The jobs that had not ended, and for those that may be started, or started
     /// again, the values of their environment.
@@ -178,6 +190,7 @@ struct Inner {
     /// Deleted with the last handle.
     #[cfg(test)]
     folder: std::sync::OnceLock<tempfile::TempDir>,
+    history: History,
 }
 
 #[derive(Debug)]
@@ -300,6 +313,10 @@ pub(super) fn open(
         readers,
         #[cfg(test)]
         folder: std::sync::OnceLock::new(),
+        history: History {
+            commits: loaded.commits,
+            older_than: loaded.older_than,
+        },
     }));
     let writing = Writing {
         store: store.clone(),
@@ -339,8 +356,10 @@ fn restrict(folder: &Path) -> io::Result<()> {
 }
 
 fn load(connection: &Connection) -> Result<Loaded, Error> {
+    // The time, so that an epoch that was used after a copy was made of this store
+    // is not used again when the copy is put back.
     let epoch: i64 = connection.query_row(
-        "UPDATE meta SET value = value + 1 WHERE key = 'epoch' RETURNING value",
+        "UPDATE meta SET value = max(value + 1, unixepoch()) WHERE key = 'epoch' RETURNING value",
         (),
         |row| row.get(0),
     )?;
@@ -348,6 +367,13 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         connection.query_row("SELECT value FROM meta WHERE key = 'commits'", (), |row| {
             row.get(0)
         })?;
+    let older_than: Option<i64> = connection
+        .query_row(
+            "SELECT value FROM meta WHERE key = 'older_than'",
+            (),
+            |row| row.get(0),
+        )
+        .optional()?;
     let workers = load_workers(connection)?;
     let (groups, shared) = load_groups(connection)?;
     let mut jobs = connection
@@ -376,6 +402,7 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
         certificates,
         epoch: epoch.unsigned_abs(),
         commits: commits.unsigned_abs(),
+        older_than: older_than.map(i64::unsigned_abs),
         workers,
         live,
         groups,
@@ -548,9 +575,24 @@ impl Store {
         self.hand_over(Change::Forgotten(worker, jobs))
     }
 
+    /// From now on the scheduler's epoch is at least this, also after a restart.
+    pub(super) fn raise_epoch(&self, epoch: u64) -> Ticket {
+        self.hand_over(Change::Epoch(epoch))
+    }
+
+    /// How far the records went when the store was opened.
+    pub(super) fn history(&self) -> History {
+        self.0.history
+    }
+
+    /// The records were older than what workers did, with so many transactions; None:
+    /// all of that was taken in.
+    pub(super) fn older_than(&self, commits: Option<u64>) -> Ticket {
+        self.hand_over(Change::OlderThan(commits))
+    }
+
     /// The number of the last transaction that is on the disk, counted since the
     /// store was made.
-    #[expect(dead_code, reason = "workers are to be told of it")]
     pub(super) fn commits(&self) -> u64 {
         self.0.progress.borrow().commits
     }

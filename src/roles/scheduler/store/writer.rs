@@ -109,6 +109,11 @@ pub(super) enum Change {
     WorkerGone(WorkerId),
     /// A worker has deleted the output of these.
     Forgotten(WorkerId, Vec<JobId>),
+    /// A worker has heard of a higher epoch: this one is above it.
+    Epoch(u64),
+    /// The records were older than what workers did, with so many transactions; None:
+    /// all of that was taken in.
+    OlderThan(Option<u64>),
 }
 
 /// What comes to the writer.
@@ -482,6 +487,25 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
             for job in jobs {
                 write.execute([job.as_bytes(), worker.as_bytes()])?;
             }
+            Ok(0)
+        }
+        Change::OlderThan(commits) => {
+            match commits {
+                Some(commits) => {
+                    let commits = i64::try_from(*commits).unwrap_or(i64::MAX);
+                    to.execute(
+                        "INSERT OR REPLACE INTO meta VALUES ('older_than', ?)",
+                        [commits],
+                    )?
+                }
+                None => to.execute("DELETE FROM meta WHERE key = 'older_than'", ())?,
+            };
+            Ok(0)
+        }
+        Change::Epoch(epoch) => {
+            let epoch = i64::try_from(*epoch).unwrap_or(i64::MAX);
+            to.prepare_cached("UPDATE meta SET value = max(value, ?) WHERE key = 'epoch'")?
+                .execute([epoch])?;
             Ok(0)
         }
     }

@@ -52,7 +52,7 @@ async fn whoever_was_revoked_while_it_registered_has_left() {
     let store = store::scratch();
     let calls = Calls {
         deadline: LIMIT,
-        epoch: 1,
+        epoch: crate::roles::scheduler::lineage::Epoch::new(1),
         followers: 1,
         job_followers: 1,
         security: dial::Security::Insecure,

@@ -248,7 +248,8 @@ impl Writer {
 
     /// Records on the disk, in the file that has the journal's name.
     fn commit(&mut self, records: &[Record]) -> Result<(), Failure> {
-        let needs_sync = |record: &Record| !matches!(record, Record::Began { .. });
+        let needs_sync =
+            |record: &Record| !matches!(record, Record::Began { .. } | Record::Commit(_));
         for _ in 0..TAKEN_AWAY {
             self.keep_place()?;
             self.write(records)?;
