@@ -615,6 +615,7 @@ complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_see
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l processes -d 'The most processes and threads of a job [default: no limit]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l open-files -d 'The most open files of each process of a job [default: as the worker]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l cpus -d 'Processors that a job may keep busy, as 1.5 [default: all]' -r
+complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l oom-score-adj -d 'How readily the kernel ends a job where memory is short, from -1000 to 1000 [default: 0]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l keep-finished -d 'How many finished jobs to keep [default: 10000]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l handshake -d 'How long a TLS handshake may take [default: 5s]' -r
 complete -c jobctl -n "__fish_jobctl_using_subcommand worker; and not __fish_seen_subcommand_from kill-all help" -l headers -d 'How long the headers of a request may take [default: 10s]' -r

@@ -56,7 +56,7 @@ impl Pair {
     /// Returns once the worker needs to know of a job no more.
     async fn is_acknowledged(&self) {
         let journal = self.dir.path().join("w1/journal");
-        let word = b"acknowledged";
+        let word = b"delivered";
         let has = |bytes: Vec<u8>| bytes.windows(word.len()).any(|at| at == word);
         eventually(|| fs::read(&journal).is_ok_and(has)).await;
     }
