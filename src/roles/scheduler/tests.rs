@@ -6,6 +6,7 @@ mod durable;
 mod events;
 mod jobs;
 mod later;
+mod model;
 mod output;
 mod queue;
 mod retries;
