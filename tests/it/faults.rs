@@ -478,16 +478,16 @@ async fn a_full_disk_of_a_worker_is_a_gap_and_no_end() {
     // More than what is left of the last page.
     let mut large = sh("true");
     large.args.push("x".repeat(50_000));
-    let error = client.start(&large).await.unwrap_err();
-    assert!(
-        matches!(error, Error::Refused { status: 503, .. }),
-        "{error}"
-    );
-    assert_eq!(error.code(), Some("worker_short"));
+    let waits = client.start(&large).await.unwrap();
+    assert_eq!(waits.state, JobState::Pending);
+    let why = waits.reason.unwrap();
+    assert!(why.contains("cannot start jobs now"), "{why}");
     worker.resize_disk(&data, "64m");
     std::io::Write::write_all(&mut &held, b"\n").unwrap();
     let job = within(end_of(&client, id)).await;
     assert_eq!((job.state, job.exit_code), (JobState::Failed, Some(3)));
+    let begun = within(end_of(&client, waits.job_id)).await;
+    assert_eq!(begun.state, JobState::Succeeded, "with room it is begun");
     assert_eq!(
         job.output_bytes, 5_000_006,
         "every byte it wrote is counted"

@@ -665,7 +665,6 @@ async fn everything_is_done_and_nothing_twice_after_faults_that_heal() {
 }
 
 #[tokio::test]
-#[ignore = "fails: such a stop waits until the worker registers again"]
 async fn a_stop_is_delivered_though_only_the_way_to_the_worker_was_cut() {
     survive(Plan {
         seed: 2,

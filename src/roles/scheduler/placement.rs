@@ -112,6 +112,8 @@ enum Fitting {
 struct Place {
     /// None: nothing is known of the worker but that it has jobs.
     seat: Option<Seat>,
+    /// Why it gets no job for a while, whatever it offers.
+    resting: Option<Arc<str>>,
     /// Jobs there that have not ended.
     live: u32,
     /// Those among them whose start has not been answered.
@@ -136,7 +138,8 @@ impl Place {
     /// None: it takes no job now.
     fn rank(&self, worker: WorkerId) -> Option<Rank> {
         let seat = self.seat.as_ref()?;
-        if seat.openness != Openness::Ready || self.starting >= MAX_STARTING {
+        let is_open = seat.openness == Openness::Ready && self.resting.is_none();
+        if !is_open || self.starting >= MAX_STARTING {
             return None;
         }
         let capacity = match seat.slots {
@@ -165,6 +168,11 @@ impl Queue {
                 seat.openness = Openness::Draining;
             }
         });
+    }
+
+    /// It gets no job, for this reason, whatever it offers; None: it may again.
+    pub(super) fn rest(&mut self, worker: WorkerId, why: Option<Arc<str>>) {
+        self.change(worker, |place| place.resting = why);
     }
 
     /// No more than so many jobs of this group are to be on workers.
@@ -465,13 +473,17 @@ impl Queue {
     }
 
     fn why_of_one(&self, worker: WorkerId, wanted: &Wanted) -> String {
-        let seat = self.places.get(&worker).and_then(|p| p.seat.as_ref());
-        let Some(seat) = seat else {
+        let place = self.places.get(&worker);
+        let Some((place, seat)) = place.and_then(|place| Some((place, place.seat.as_ref()?)))
+        else {
             return format!("worker {worker} is not known");
         };
         let name = &seat.name;
         if !wanted.fits(seat) {
             return format!("worker {name} does not match {}", wanted.asked());
+        }
+        if let (Openness::Ready, Some(why)) = (seat.openness, &place.resting) {
+            return format!("worker {name} cannot start jobs now: {why}");
         }
         match (seat.openness, seat.slots) {
             (Openness::Joining, _) => format!("worker {name} is not ready yet"),
@@ -494,9 +506,10 @@ impl Queue {
     }
 
     fn why_of_many(&self, wanted: &Wanted) -> String {
-        let known = self.places.values().filter_map(|place| place.seat.as_ref());
-        let known = known.filter(|seat| seat.openness != Openness::Left);
-        let matching: Vec<&Seat> = known.filter(|seat| wanted.fits(seat)).collect();
+        let known = self.places.values();
+        let known = known.filter_map(|place| Some((place, place.seat.as_ref()?)));
+        let known = known.filter(|(_, seat)| seat.openness != Openness::Left);
+        let matching: Vec<(&Place, &Seat)> = known.filter(|(_, seat)| wanted.fits(seat)).collect();
         let match_it = match wanted.labels.is_empty() {
             true => String::new(),
             false => format!(
@@ -516,10 +529,15 @@ impl Queue {
             1 => format!("1 worker{match_it}"),
             many => format!("{many} workers{match_it}"),
         };
-        let ready = matching
-            .iter()
-            .filter(|seat| seat.openness == Openness::Ready);
-        let slots: Vec<Slots> = ready.map(|seat| seat.slots).collect();
+        let is_ready = |(_, seat): &&(&Place, &Seat)| seat.openness == Openness::Ready;
+        let ready: Vec<_> = matching.iter().filter(is_ready).collect();
+        let able = ready.iter().filter(|(place, _)| place.resting.is_none());
+        let slots: Vec<Slots> = able.map(|(_, seat)| seat.slots).collect();
+        if slots.is_empty()
+            && let Some(why) = ready.iter().find_map(|(place, _)| place.resting.as_ref())
+        {
+            return format!("{workers}, none can start jobs now: {why}");
+        }
         if slots.is_empty() {
             let none = verb(matching.len(), "not", "none is");
             return format!("{workers}, {none} ready");

@@ -6,6 +6,7 @@ mod attempts;
 mod group;
 mod groups;
 mod later;
+mod pauses;
 mod prerequisites;
 mod record;
 mod recovery;
@@ -36,6 +37,7 @@ pub(super) use self::{
     table::Filter,
 };
 use self::{
+    pauses::Pauses,
     prerequisites::Prerequisite,
     record::{Event, RecordedStop, STOP_RECORDED},
     recovery::{Claim, Recovery},
@@ -79,6 +81,7 @@ struct Inner {
     events: Events,
     /// Starts that bear the same key go one after the other.
     turns: Turns,
+    pauses: Pauses,
     keep_for: Duration,
     /// How long a start that was asked for before is waited for.
     patience: Duration,
@@ -209,6 +212,7 @@ impl Jobs {
             events: needs.registry.events(),
             registry: needs.registry,
             turns: Turns::default(),
+            pauses: Pauses::default(),
             keep_for: needs.keep_for,
             patience: needs.call_deadline,
             tracker: needs.tracker,
@@ -457,10 +461,18 @@ impl Jobs {
                     state: State::Running(Process::default()),
                     output_bytes: 0,
                 });
+                self.0.pauses.works(worker.id);
                 self.change(|table| table.report(run, status, None));
                 if self.owes_stop(run) {
                     self.catch_up(worker.id);
                 }
+                Ok(id)
+            }
+            // It lacks what it needs to start any job, and has not begun this one.
+            Err(Error::Refused { code, message, .. }) if code == api::code::WORKER_SHORT => {
+                self.rest(worker.id, &message);
+                self.change(|table| table.given_back(run));
+                self.recorded().await?;
                 Ok(id)
             }
             Err(Error::Refused { code, .. }) if code == api::code::WORKER_DRAINING => {
@@ -516,23 +528,32 @@ impl Jobs {
     /// Does for a worker that is ready what was left undone while it was away:
     /// starts of which it has proved to know nothing, and stops.
     pub(super) fn catch_up(&self, worker: WorkerId) {
+        for delivery in self.due(worker) {
+            self.0.tracker.spawn(delivery);
+        }
+    }
+
+    /// The deliveries that a worker that is ready is owed; each is handed out once.
+    fn due(&self, worker: WorkerId) -> Vec<BoxFuture<'static, ()>> {
         let Ok(worker) = self.0.registry.get(worker) else {
-            return;
+            return Vec::new();
         };
         if worker.is_ready().is_err() {
-            return;
+            return Vec::new();
         }
         let mut due = Vec::new();
         self.change(|table| due = table.due(worker.id, worker.session));
-        for due in due {
+        let deliver = |due| {
             let (jobs, worker) = (self.clone(), worker.clone());
-            self.0.tracker.spawn(async move {
+            async move {
                 match due {
                     Due::Start(record) => jobs.start_again(&record, &worker).await,
                     Due::Stop(record, stop) => jobs.stop_now(&record, stop, &worker).await,
                 }
-            });
-        }
+            }
+            .boxed()
+        };
+        due.into_iter().map(deliver).collect()
     }
 
     async fn start_again(&self, record: &Record, worker: &WorkerHandle) {
@@ -563,6 +584,9 @@ impl Jobs {
             }
         };
         self.change(|table| table.want_stop(id, left));
+        if left.is_some() {
+            self.deliver_again(worker.id);
+        }
     }
 
     /// Ends a job. With [`Wait::Gone`] it returns when all of the job is gone.

@@ -544,6 +544,16 @@ impl Table {
         self.apply(id, Event::TurnedAway);
     }
 
+    /// The worker that the job was sent to could not begin it: it waits again.
+    pub(super) fn given_back(&mut self, run: JobId) {
+        self.apply_to_run(run, Event::TurnedAway);
+    }
+
+    /// A worker that cannot start jobs, for this reason, gets none; None: it may again.
+    pub(super) fn rest(&mut self, worker: WorkerId, why: Option<Arc<str>>) {
+        self.queue.rest(worker, why);
+    }
+
     /// As [`Table::apply`], to the job of this run.
     pub(super) fn apply_to_run(&mut self, run: JobId, event: Event) {
         if let Some(id) = self.job_of(run) {

@@ -1,0 +1,157 @@
+//! Workers that get a pause before something is tried again: those to which a recorded
+//! stop or start could not be delivered although their heartbeats come, and those that
+//! cannot start any job. Each has one task at a time, which ends when nothing is left to
+//! do.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use futures_util::future::join_all;
+
+use super::Jobs;
+use crate::ids::WorkerId;
+
+/// Between two deliveries to a worker that cannot be reached, growing from the first to
+/// the last.
+const DELIVER_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// A worker that cannot start jobs gets none for this time, growing from the first to the
+/// last until it starts one.
+const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+fn growing((first, last): (Duration, Duration)) -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(first)
+        .with_max_delay(last)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+/// Which workers have a pause.
+#[derive(Debug, Default)]
+pub(super) struct Pauses {
+    /// To these something is delivered again.
+    owed: Mutex<HashSet<WorkerId>>,
+    resting: Mutex<HashMap<WorkerId, Rest>>,
+}
+
+#[derive(Debug)]
+struct Rest {
+    pauses: ExponentialBackoff,
+    /// It is waited for now.
+    is_on: bool,
+}
+
+impl Pauses {
+    fn owed(&self) -> MutexGuard<'_, HashSet<WorkerId>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn resting(&self) -> MutexGuard<'_, HashMap<WorkerId, Rest>> {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The worker has started a job: its next rest is a short one.
+    pub(super) fn works(&self, worker: WorkerId) {
+        let mut resting = self.resting();
+        if resting.get(&worker).is_some_and(|rest| !rest.is_on) {
+            resting.remove(&worker);
+        }
+    }
+
+    /// The next rest of the worker; None: it has one already.
+    fn rest(&self, worker: WorkerId) -> Option<Duration> {
+        let mut resting = self.resting();
+        let rest = resting.entry(worker).or_insert_with(|| Rest {
+            pauses: growing(REST),
+            is_on: false,
+        });
+        if std::mem::replace(&mut rest.is_on, true) {
+            return None;
+        }
+        rest.pauses.next()
+    }
+}
+
+impl Jobs {
+    /// Has what is owed to a worker delivered again, with growing pauses, until nothing
+    /// is owed or the worker is not ready any more: what is then still owed is due when
+    /// it is ready again.
+    pub(super) fn deliver_again(&self, worker: WorkerId) {
+        if !self.0.pauses.owed().insert(worker) {
+            return;
+        }
+        let jobs = self.clone();
+        self.0.tracker.spawn(async move {
+            for pause in growing(DELIVER_AGAIN) {
+                tokio::select! {
+                    () = jobs.0.closing.cancelled() => break,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                // Whoever fails to deliver from here on finds this task, or none.
+                let due = {
+                    let mut owed = jobs.0.pauses.owed();
+                    let due = jobs.due(worker);
+                    if due.is_empty() {
+                        owed.remove(&worker);
+                        return;
+                    }
+                    due
+                };
+                join_all(due).await;
+            }
+            jobs.0.pauses.owed().remove(&worker);
+        });
+    }
+
+    /// Gives a worker that cannot start jobs, for the reason `why`, none for a while.
+    pub(super) fn rest(&self, worker: WorkerId, why: &str) {
+        let Some(pause) = self.0.pauses.rest(worker) else {
+            return;
+        };
+        tracing::warn!(worker_id = %worker, ?pause, why, "a worker cannot start jobs, and gets none for a while");
+        let why: Arc<str> = why.into();
+        self.change(|table| table.rest(worker, Some(why)));
+        let jobs = self.clone();
+        self.0.tracker.spawn(async move {
+            tokio::select! {
+                () = jobs.0.closing.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            if let Some(rest) = jobs.0.pauses.resting().get_mut(&worker) {
+                rest.is_on = false;
+            }
+            jobs.change(|table| table.rest(worker, None));
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_rests_longer_each_time_until_it_works() {
+        let pauses = Pauses::default();
+        let worker = WorkerId::random();
+        let first = pauses.rest(worker).unwrap();
+        assert_eq!(pauses.rest(worker), None, "it rests already");
+        pauses.works(worker);
+        assert_eq!(pauses.rest(worker), None, "an older start changes nothing");
+        let over = || pauses.resting().get_mut(&worker).unwrap().is_on = false;
+        let mut last = first;
+        for _ in 0..10 {
+            over();
+            last = pauses.rest(worker).unwrap();
+        }
+        assert!(last > first && last >= REST.1, "{first:?} {last:?}");
+        over();
+        pauses.works(worker);
+        assert!(pauses.rest(worker).unwrap() < last);
+    }
+}
