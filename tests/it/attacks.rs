@@ -587,6 +587,7 @@ async fn a_worker_speaks_for_no_other() {
     }
     let goodbye = proto::DeregisterWorkerRequest {
         worker_id: w1.clone(),
+        ..Default::default()
     };
     denied(within(client.deregister_worker(goodbye)).await.unwrap_err());
     // Not under another name than its own either, whosever that is.

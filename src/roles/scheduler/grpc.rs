@@ -130,7 +130,7 @@ impl SchedulerService for Service {
         if let Some(own) = caller.worker()
             && self.scheduler.access.is_revoked(own.into())
         {
-            self.scheduler.leave(own)?;
+            self.scheduler.leave(own, None)?;
             return Err(self.scheduler.access.why_cut(&caller).into());
         }
         let interval = api::whole_milliseconds(self.heartbeat_interval);
@@ -148,8 +148,10 @@ impl SchedulerService for Service {
         request: Request<proto::DeregisterWorkerRequest>,
     ) -> Result<Response<proto::DeregisterWorkerResponse>, Status> {
         let caller = caller(&request);
-        let id = itself(&caller, &request.into_inner().worker_id)?;
-        self.scheduler.leave(id)?;
+        let asked = request.into_inner();
+        let id = itself(&caller, &asked.worker_id)?;
+        let session = Some(&*asked.session).filter(|session| !session.is_empty());
+        self.scheduler.leave(id, session)?;
         Ok(Response::new(proto::DeregisterWorkerResponse {
             success: true,
         }))

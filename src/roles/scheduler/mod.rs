@@ -170,10 +170,10 @@ struct Scheduler {
 
 impl Scheduler {
     /// The worker of this id has left: its name is free, and its jobs are lost.
-    fn leave(&self, worker: WorkerId) -> Result<(), error::Error> {
-        self.registry.deregister(worker)?;
-        self.jobs.left(worker);
-        Ok(())
+    /// With a `session` only if it is still registered under that one.
+    fn leave(&self, worker: WorkerId, session: Option<&str>) -> Result<(), error::Error> {
+        let left = || self.jobs.left(worker);
+        self.registry.deregister(worker, session, left)
     }
 }
 

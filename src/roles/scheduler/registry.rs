@@ -641,10 +641,21 @@ impl Registry {
         Ok((id, session))
     }
 
-    /// The worker says goodbye. Its heartbeat stream is over.
-    pub(super) fn deregister(&self, id: WorkerId) -> Result<(), Error> {
+    /// The worker says goodbye, under its present registration unless `session` names
+    /// one: that of an earlier one changes nothing. Its heartbeat stream is over, and
+    /// `left` draws conclusions for its jobs before it can register again.
+    pub(super) fn deregister(
+        &self,
+        id: WorkerId,
+        session: Option<&str>,
+        left: impl FnOnce(),
+    ) -> Result<(), Error> {
         let mut members = self.members();
         let member = members.get_mut(&id).ok_or_else(|| unknown(id))?;
+        if session.is_some_and(|session| session.parse() != Ok(member.session)) {
+            tracing::info!(worker_id = %id, "a goodbye of an earlier registration");
+            return Ok(());
+        }
         member.link.cancel();
         member.is_connected = false;
         member.session = Session::random();
@@ -652,6 +663,7 @@ impl Registry {
         member.become_state(api::WorkerState::Left);
         self.0.store.worker(member.stored());
         self.changed(member);
+        left();
         for surplus in surplus_left(&members) {
             self.forget(&mut members, surplus);
         }
@@ -1108,7 +1120,7 @@ mod tests {
         assert_eq!(id, first);
         expire(&registry, Instant::now() + INTERVAL * 3);
         assert!(registry.register(asked("w1")).is_err(), "unreachable");
-        registry.deregister(first).unwrap();
+        registry.deregister(first, None, || ()).unwrap();
         registry.register(asked("w1")).unwrap();
         assert!(registry.get(first).is_err(), "forgotten");
     }
@@ -1203,11 +1215,11 @@ mod tests {
         let (id, _) = registry.register(asked("w1")).unwrap();
         let joining = registry.get(id).unwrap();
         assert!(matches!(joining.is_ready(), Err(Error::WorkerNotReady(_))));
-        registry.deregister(id).unwrap();
+        registry.deregister(id, None, || ()).unwrap();
         let left = registry.get(id).unwrap();
         assert!(matches!(left.is_ready(), Err(Error::WorkerLeft(_))));
         assert!(matches!(
-            registry.deregister(WorkerId::random()),
+            registry.deregister(WorkerId::random(), None, || ()),
             Err(Error::WorkerNotFound { .. })
         ));
     }
@@ -1275,7 +1287,7 @@ mod tests {
         expire(&registry, Instant::now() + INTERVAL * 3);
         let since = registry.list(None, &[])[0].since;
         assert_eq!(news(&registry), Some(Openness::Unreachable { since }));
-        registry.deregister(id).unwrap();
+        registry.deregister(id, None, || ()).unwrap();
         assert_eq!(news(&registry), Some(Openness::Left));
         registry.remove(id, |_| ()).unwrap();
         let taken = registry.offers().take();

@@ -116,6 +116,7 @@ pub(super) async fn run(
         };
         registered_before = true;
         let (worker_id, began) = (registered.worker_id.clone(), Instant::now());
+        let session = registered.session.clone();
         tracing::info!(%worker_id, scheduler, "registered");
         let stayed = heartbeats(
             &mut client,
@@ -130,6 +131,7 @@ pub(super) async fn run(
             Ok(()) => {
                 let request = proto::DeregisterWorkerRequest {
                     worker_id: worker_id.clone(),
+                    session,
                 };
                 match timeout(CALL_DEADLINE, client.deregister_worker(request)).await {
                     Ok(Ok(_)) => tracing::info!(%worker_id, "deregistered"),

@@ -151,7 +151,7 @@ pub(super) async fn revoke_certificate(
 ) -> Result<Json<api::DoneResponse>, Error> {
     scheduler.access.revoke(&caller, asked.id).await?;
     // A worker that is not accepted any more has left: its name is free, its jobs are lost.
-    match scheduler.leave(WorkerId::from(asked.id)) {
+    match scheduler.leave(WorkerId::from(asked.id), None) {
         // It is a user's, or the worker's that never registered.
         Ok(()) | Err(Error::WorkerNotFound { .. }) => {}
         Err(error) => return Err(error),

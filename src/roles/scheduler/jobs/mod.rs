@@ -201,7 +201,7 @@ impl Jobs {
             table.enqueue(id);
             // A crash may have come before all of a group was told to stop.
             if table.is_to_stop(id) {
-                table.want_stop(id, Some(RecordedStop::default()));
+                table.want_stop(id, RecordedStop::default());
             }
         }
         Self(Arc::new(Inner {
@@ -571,20 +571,20 @@ impl Jobs {
             wait: Wait::Sent,
         };
         let run = record.run().unwrap_or(id);
-        let left = match worker.rpc.stop(run, stop).await {
+        let has_arrived = match worker.rpc.stop(run, stop).await {
             Ok(()) => {
                 tracing::info!(job_id = %id, worker_id = %worker.id, "recorded stop delivered");
-                None
+                true
             }
-            // It has ended meanwhile, or will never be stopped.
-            Err(Error::Refused { code, .. }) if !is_outdated(&code) => None,
+            // It has ended by now, or will never be stopped.
+            Err(Error::Refused { code, .. }) if !is_outdated(&code) => true,
             Err(error) => {
                 tracing::warn!(job_id = %id, %error, "a recorded stop was not delivered");
-                Some(recorded)
+                false
             }
         };
-        self.change(|table| table.want_stop(id, left));
-        if left.is_some() {
+        self.change(|table| table.stop_was_sent(id, has_arrived));
+        if self.owes_stop(run) {
             self.deliver_again(worker.id);
         }
     }
@@ -629,6 +629,11 @@ impl Jobs {
                 let why = "is not ready yet".to_owned();
                 return Err(self.stop_later(id, stop, &worker, why).await);
             }
+            // The worker listens to another registration, or scheduler, by now.
+            Err(Error::Refused { code, .. }) if is_outdated(&code) => {
+                let why = "has registered again".to_owned();
+                return Err(self.stop_later(id, stop, &worker, why).await);
+            }
             Err(error) => return Err(error.about(id)),
         }
         tracing::info!(job_id = %id, worker_id = %worker.id, "stop sent");
@@ -644,7 +649,7 @@ impl Jobs {
             signal: stop.signal,
             grace: stop.grace,
         };
-        self.change(|table| table.want_stop(id, Some(recorded)));
+        self.change(|table| table.want_stop(id, recorded));
         if let Err(error) = self.recorded().await {
             return error.about(id);
         }
@@ -893,11 +898,15 @@ impl Jobs {
         unknown: &HashSet<JobId>,
     ) -> bool {
         let id = report.run;
+        let mut is_over = false;
         self.change(|table| {
             if table.claim(worker, &report) != Claim::Kept {
-                take_in(table, worker, report, unknown);
+                is_over = take_in(table, worker, report, unknown);
             }
         });
+        if is_over {
+            self.end_what_is_over(id, worker);
+        }
         self.owes_stop(id)
     }
 
@@ -1023,13 +1032,21 @@ impl Jobs {
     }
 }
 
-/// Takes in what `worker` says of a run, as [`Jobs::report`] says.
-fn take_in(table: &mut Table, worker: &WorkerHandle, report: Report, unknown: &HashSet<JobId>) {
+/// Takes in what `worker` says of a run, as [`Jobs::report`] says. True: the run may
+/// live although it is over.
+fn take_in(
+    table: &mut Table,
+    worker: &WorkerHandle,
+    report: Report,
+    unknown: &HashSet<JobId>,
+) -> bool {
     let id = report.run;
     let known = table.job_of(id).and_then(|id| table.get(id));
+    let lives = matches!(report.status.state, State::Running(_));
     match (known, report.spec) {
         (Some(record), _) if record.worker() == Some(worker.id) => {
             table.report(id, report.status, Some(worker.session));
+            return lives && record.is_final();
         }
         (Some(record), _) => {
             let owner_id = record.worker().map(tracing::field::display);
@@ -1061,8 +1078,10 @@ fn take_in(table: &mut Table, worker: &WorkerHandle, report: Report, unknown: &H
         }
         (None, _) => {
             tracing::debug!(job_id = %id, worker_id = %worker.id, "report of a finished job, or of an earlier attempt");
+            return lives;
         }
     }
+    false
 }
 
 /// Adds what is not there yet.

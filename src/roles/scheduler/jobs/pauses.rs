@@ -12,8 +12,11 @@ use std::{
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures_util::future::join_all;
 
-use super::Jobs;
-use crate::ids::WorkerId;
+use super::{Jobs, Stop, Wait, is_outdated};
+use crate::{
+    ids::{JobId, WorkerId},
+    roles::scheduler::{error::Error, registry::WorkerHandle},
+};
 
 /// Between two deliveries to a worker that cannot be reached, growing from the first to
 /// the last.
@@ -38,6 +41,8 @@ pub(super) struct Pauses {
     /// To these something is delivered again.
     owed: Mutex<HashSet<WorkerId>>,
     resting: Mutex<HashMap<WorkerId, Rest>>,
+    /// Runs that are over and that their worker is told to end.
+    ending: Mutex<HashSet<JobId>>,
 }
 
 #[derive(Debug)]
@@ -50,6 +55,10 @@ struct Rest {
 impl Pauses {
     fn owed(&self) -> MutexGuard<'_, HashSet<WorkerId>> {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ending(&self) -> MutexGuard<'_, HashSet<JobId>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn resting(&self) -> MutexGuard<'_, HashMap<WorkerId, Rest>> {
@@ -107,6 +116,60 @@ impl Jobs {
             }
             jobs.0.pauses.owed().remove(&worker);
         });
+    }
+
+    /// Has a worker end a run that it says lives although its job has ended, or was given
+    /// to another since: what was lost, say, when the worker said goodbye or was removed.
+    /// What the worker reported before it heard of the end is none of these.
+    pub(super) fn end_what_is_over(&self, run: JobId, worker: &WorkerHandle) {
+        if !self.0.pauses.ending().insert(run) {
+            return;
+        }
+        let (jobs, worker) = (self.clone(), worker.clone());
+        self.0.tracker.spawn(async move {
+            tokio::select! {
+                () = jobs.0.closing.cancelled() => {}
+                () = jobs.end_over(run, &worker) => {}
+            }
+            jobs.0.pauses.ending().remove(&run);
+        });
+    }
+
+    async fn end_over(&self, run: JobId, worker: &WorkerHandle) {
+        let in_memory = self.table().job_of(run);
+        let in_memory = in_memory.and_then(|id| self.table().get(id));
+        let is_over = match in_memory {
+            Some(record) => record.is_final(),
+            // Of a job that was never recorded here nothing is known.
+            None => {
+                let known = self.0.store.known(vec![run]).await;
+                known.is_ok_and(|known| known.contains(&run))
+            }
+        };
+        if !is_over {
+            return;
+        }
+        let stop = Stop {
+            wait: Wait::Sent,
+            ..Stop::default()
+        };
+        for pause in growing(DELIVER_AGAIN) {
+            match worker.rpc.stop(run, stop).await {
+                Ok(()) => {
+                    tracing::warn!(job_id = %run, worker_id = %worker.id,
+                        "a worker ran a job that is over on record, and was told to end it");
+                    return;
+                }
+                Err(Error::Refused { code, .. }) if !is_outdated(&code) => return,
+                Err(_) => {}
+            }
+            // Another registration names it again.
+            let now = self.0.registry.get(worker.id);
+            if now.is_ok_and(|now| now.session != worker.session) {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+        }
     }
 
     /// Gives a worker that cannot start jobs, for the reason `why`, none for a while.

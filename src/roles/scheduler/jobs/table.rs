@@ -99,6 +99,8 @@ struct Entry {
     changes: Option<watch::Sender<Arc<Record>>>,
     /// The values of its environment, until it is not started any more.
     env: Arc<Env>,
+    /// The stop that is on its way, which stays recorded until it has arrived.
+    delivering: Option<RecordedStop>,
 }
 
 /// What happens on one worker.
@@ -338,6 +340,7 @@ impl Table {
             record: record.clone(),
             changes: None,
             env,
+            delivering: None,
         };
         self.jobs.insert(record.id, entry);
         record
@@ -661,7 +664,9 @@ impl Table {
                 return None;
             }
             let stop = record.stop?;
-            Arc::make_mut(&mut entry.record).stop = None;
+            if entry.delivering.replace(stop).is_some() {
+                return None;
+            }
             return Some(Due::Stop(entry.record.clone(), stop));
         }
         if !record.state.may_be_sent() {
@@ -677,12 +682,30 @@ impl Table {
         Some(Due::Start(self.get(id)?))
     }
 
-    /// Records a stop that cannot be delivered now; None takes it back.
-    pub(super) fn want_stop(&mut self, id: JobId, stop: Option<RecordedStop>) {
+    /// Records a stop that cannot be delivered now.
+    pub(super) fn want_stop(&mut self, id: JobId, stop: RecordedStop) {
         self.edit(id, |record| {
-            record.stop = stop;
+            record.stop = Some(stop);
             true
         });
+    }
+
+    /// A stop that was due has arrived, or has not. One that was recorded since is still
+    /// owed.
+    pub(super) fn stop_was_sent(&mut self, id: JobId, has_arrived: bool) {
+        let Some(entry) = self.jobs.get_mut(&id) else {
+            return;
+        };
+        let sent = entry.delivering.take();
+        if has_arrived {
+            self.edit(id, |record| {
+                let is_done = record.stop == sent;
+                if is_done {
+                    record.stop = None;
+                }
+                is_done
+            });
+        }
     }
 
     /// Changes something else than the state of a job that has not ended;
@@ -1044,7 +1067,7 @@ mod tests {
         let mut table = Table::default();
         let job = insert(&mut table, record(State::Pending { call_open: false }));
         let worker = job.worker().unwrap();
-        table.want_stop(job.id, Some(RecordedStop::default()));
+        table.want_stop(job.id, RecordedStop::default());
         table.settle(worker, Session::random(), &HashSet::new(), Gone::Left);
         let stopped = table.get(job.id).unwrap();
         assert_eq!(stopped.api_state(), api::JobState::Stopped);
@@ -1066,8 +1089,8 @@ mod tests {
             signal: Some(2),
             grace: None,
         };
-        table.want_stop(job.id, Some(stop));
-        table.want_stop(unsent.id, Some(stop));
+        table.want_stop(job.id, stop);
+        table.want_stop(unsent.id, stop);
         let session = Session::random();
         let present = HashSet::from([job.id]);
         table.settle(job.worker().unwrap(), session, &present, Gone::Restarted);
@@ -1077,6 +1100,35 @@ mod tests {
         assert_eq!(stopped.api_state(), api::JobState::Stopped);
         assert!(stopped.never_ran());
         assert!(table.due(job.worker().unwrap(), session).is_empty());
+    }
+
+    #[test]
+    fn a_stop_is_owed_until_it_has_arrived() {
+        let mut table = Table::default();
+        let job = insert(&mut table, running());
+        let (worker, session) = (job.worker().unwrap(), Session::random());
+        let [first, second] = [2, 9].map(|signal| RecordedStop {
+            signal: Some(signal),
+            grace: None,
+        });
+        table.settle(worker, session, &HashSet::from([job.id]), Gone::Restarted);
+        table.want_stop(job.id, first);
+        let sent = |table: &mut Table| match &table.due(worker, session)[..] {
+            [Due::Stop(_, stop)] => Some(*stop),
+            _ => None,
+        };
+        assert_eq!(sent(&mut table), Some(first));
+        let recorded = table.get(job.id).unwrap().stop;
+        assert_eq!(recorded, Some(first), "a crash does not forget it");
+        assert_eq!(sent(&mut table), None, "it is on its way");
+        table.stop_was_sent(job.id, false);
+        assert_eq!(sent(&mut table), Some(first));
+        table.want_stop(job.id, second);
+        table.stop_was_sent(job.id, true);
+        assert_eq!(sent(&mut table), Some(second), "which came since");
+        table.stop_was_sent(job.id, true);
+        assert_eq!(sent(&mut table), None);
+        assert_eq!(table.get(job.id).unwrap().stop, None);
     }
 
     #[test]

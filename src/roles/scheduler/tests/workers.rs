@@ -1,6 +1,7 @@
 //! Workers: who is let in, who is given up, and what becomes of their jobs.
 
 use super::*;
+use crate::ids::JobId;
 use crate::proto::scheduler_server::Scheduler as SchedulerService;
 
 #[tokio::test]
@@ -293,6 +294,7 @@ async fn a_worker_that_leaves_takes_its_jobs_along() {
     let mut grpc = scheduler.grpc().await;
     let goodbye = proto::DeregisterWorkerRequest {
         worker_id: worker.id.clone(),
+        ..Default::default()
     };
     assert!(
         soon(grpc.deregister_worker(goodbye))
@@ -313,6 +315,7 @@ async fn a_worker_that_leaves_takes_its_jobs_along() {
     );
     let stranger = proto::DeregisterWorkerRequest {
         worker_id: nobody(),
+        ..Default::default()
     };
     let status = soon(grpc.deregister_worker(stranger)).await.unwrap_err();
     assert_eq!(status.code(), Code::NotFound);
@@ -449,5 +452,64 @@ async fn orders_that_make_no_sense_are_refused() {
         (status.as_u16(), &answer["code"]),
         (409, &json!("worker_ending"))
     );
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_goodbye_of_an_earlier_registration_ends_nothing() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let job = scheduler.start("true").await;
+    let earlier = worker.session.clone();
+    worker.register(&scheduler).await;
+    worker.beat(&scheduler).await;
+    let named = vec![status_report(&job)];
+    worker.beats.send(named, true).await.unwrap();
+    let mut grpc = scheduler.grpc().await;
+    let goodbye = |session: &str| proto::DeregisterWorkerRequest {
+        worker_id: worker.id.clone(),
+        session: session.to_owned(),
+    };
+    let late = soon(grpc.deregister_worker(goodbye(&earlier))).await;
+    assert!(late.unwrap().into_inner().success);
+    let (_, body) = scheduler.get("/workers").await;
+    assert_eq!(body["workers"][0]["state"], "ready");
+    scheduler.job(&job, "running").await;
+    let now = soon(grpc.deregister_worker(goodbye(&worker.session))).await;
+    assert!(now.unwrap().into_inner().success);
+    scheduler.job(&job, "lost").await;
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_over_and_lives_is_ended() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let job = scheduler.start("true").await;
+    let mut grpc = scheduler.grpc().await;
+    let goodbye = proto::DeregisterWorkerRequest {
+        worker_id: worker.id.clone(),
+        ..Default::default()
+    };
+    soon(grpc.deregister_worker(goodbye)).await.unwrap();
+    scheduler.job(&job, "lost").await;
+    // It had not left after all: the job is named once in the list of all jobs, and
+    // once more when there is no record in memory any more.
+    for _ in 0..2 {
+        worker.register(&scheduler).await;
+        worker.beat(&scheduler).await;
+        let named = vec![status_report(&job)];
+        worker.beats.send(named, true).await.unwrap();
+        let stop = soon(worker.stopped.recv()).await.unwrap();
+        assert_eq!(stop.job_id, job);
+    }
+    // Of a job that was never recorded nothing is known, and it is left alone.
+    let strange = vec![status_report(&JobId::random().to_string())];
+    worker.beats.send(strange, false).await.unwrap();
+    let next = scheduler.start("true").await;
+    let stop = json!({ "job_id": next, "no_wait": true });
+    assert_eq!(scheduler.post("/stop", stop).await.0, StatusCode::OK);
+    let stop = soon(worker.stopped.recv()).await.unwrap();
+    assert_eq!(stop.job_id, next);
     scheduler.end().await;
 }
