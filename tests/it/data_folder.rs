@@ -9,15 +9,18 @@ use std::{
 
 use jobctl::{
     api::{JobState, StopRequest},
-    client::{Client, Error},
+    client::Client,
+    identity::Role,
     ids::JobId,
-    proto,
+    proto::{self, worker_client::WorkerClient},
 };
 
 use crate::{
+    attacker::{self, Shown},
     cluster::{Place, Process, connected, end_of, job_is, sh},
     support::{Folder, binary, eventually, gone, processes_of, within},
     takeover::{self, BY_PROCESS, Succession, first_words, query},
+    worker,
 };
 
 /// A scheduler, and a worker whose disk has not a byte and not an inode left.
@@ -76,15 +79,19 @@ impl Crammed {
     }
 
     /// Starts jobs until the disk has no room for what is to be known of another one.
+    /// They are asked of the worker itself: the scheduler would have them wait.
     async fn refuses_starts(&self) {
+        let scheduler = Shown::new(Role::Scheduler, "scheduler");
+        let channel = attacker::channel(&self.place.worker(1), Some(scheduler));
+        let mut worker = WorkerClient::new(channel);
         for size in [50_000, 2_000, 300, 0] {
-            let mut request = sh("true");
+            let mut request = worker::sh("true");
             request.args.push("x".repeat(size));
             let mut refused = false;
             for _ in 0..100 {
-                match within(self.client.start(&request)).await {
+                match within(worker.start_job(request.clone())).await {
                     Ok(_) => {}
-                    Err(Error::Refused { status: 503, error }) if error.code == "worker_short" => {
+                    Err(error) if worker::code(&error) == "worker_short" => {
                         refused = true;
                         break;
                     }
