@@ -1052,6 +1052,8 @@ fn take_in(
             let owner_id = record.worker().map(tracing::field::display);
             tracing::warn!(job_id = %id, worker_id = %worker.id, owner_id,
                 "a worker reports another worker's job");
+            // One that was revoked, say, and has joined again.
+            return lives && record.is_final();
         }
         (None, Some((spec, created_at))) if unknown.contains(&id) => {
             tracing::debug!(job_id = %id, worker_id = %worker.id, "job adopted");
