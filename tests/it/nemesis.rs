@@ -308,7 +308,7 @@ impl Cluster {
         format!("{} wires of worker {number}: {wire:?}", proxies.len())
     }
 
-    /// As somebody does who cleans up too much. What is in it is lost, and the worker may
+    /// As a cleaner of old files does. What is in it is lost, and the worker may
     /// end for it; then it is started again, which is said.
     async fn remove_a_folder(&mut self, chance: &mut Chance) -> String {
         let number = chance.below(WORKERS as u64) as usize;

@@ -34,6 +34,7 @@ use uuid::Uuid;
 use crate::{
     cluster::{Place, Process, connected, end_of, job, sh},
     support::{Folder, LIMIT, eventually, kill, within},
+    takeover,
 };
 
 /// Whether output is synced, so that it can be checked what of it is left.
@@ -358,17 +359,7 @@ impl Alone {
     }
 
     async fn client(&self) -> WorkerClient<Channel> {
-        let address = format!("http://{}", self.place.worker(1));
-        within(async {
-            let mut pause = tokio::time::interval(Duration::from_millis(10));
-            loop {
-                pause.tick().await;
-                if let Ok(client) = WorkerClient::connect(address.clone()).await {
-                    return client;
-                }
-            }
-        })
-        .await
+        takeover::worker_at(self.place).await
     }
 
     async fn start(&self, client: &WorkerClient<Channel>, script: &str) -> JobId {

@@ -29,6 +29,21 @@ use crate::{
     support::{Folder, LIMIT, eventually, gone, kill, within},
 };
 
+/// The first worker of a place, called without a scheduler; returns once it answers.
+pub(crate) async fn worker_at(place: Place) -> WorkerClient<Channel> {
+    let address = format!("http://{}", place.worker(1));
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            pause.tick().await;
+            if let Ok(client) = WorkerClient::connect(address.clone()).await {
+                return client;
+            }
+        }
+    })
+    .await
+}
+
 /// A data folder, and the workers that hold it one after the other.
 pub(crate) struct Succession {
     pub(crate) place: Place,
@@ -64,17 +79,7 @@ impl Succession {
     }
 
     pub(crate) async fn client(&self) -> WorkerClient<Channel> {
-        let address = format!("http://{}", self.place.worker(1));
-        within(async {
-            let mut pause = tokio::time::interval(Duration::from_millis(10));
-            loop {
-                pause.tick().await;
-                if let Ok(client) = WorkerClient::connect(address.clone()).await {
-                    return client;
-                }
-            }
-        })
-        .await
+        worker_at(self.place).await
     }
 
     pub(crate) fn shim_of(&self, id: JobId) -> i32 {

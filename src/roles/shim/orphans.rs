@@ -69,11 +69,11 @@ pub fn kill_orphans(
         let pidfds: Vec<_> = pidfds.collect();
         for signal in [Signal::STOP, Signal::KILL] {
             for pidfd in &pidfds {
-                // Gone meanwhile is as good.
+                // It has ended by itself, which is as good.
                 let _ = pidfd_send_signal(pidfd, signal);
             }
         }
-        // No event says when somebody else's children are gone.
+        // No event says when the children of another process are gone.
         std::thread::sleep(Duration::from_millis(5));
     }
     Err(io::Error::other("some of its processes cannot be killed"))

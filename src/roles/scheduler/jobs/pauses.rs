@@ -30,7 +30,6 @@ fn growing((first, last): (Duration, Duration)) -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(first)
         .with_max_delay(last)
-        .with_jitter()
         .without_max_times()
         .build()
 }
@@ -102,7 +101,8 @@ impl Jobs {
                     () = jobs.0.closing.cancelled() => break,
                     () = tokio::time::sleep(pause) => {}
                 }
-                // Whoever fails to deliver from here on finds this task, or none.
+                // A delivery that fails after this finds that the task goes on, or that there
+                // is none.
                 let due = {
                     let mut owed = jobs.0.pauses.owed();
                     let due = jobs.due(worker);

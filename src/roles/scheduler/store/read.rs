@@ -82,7 +82,7 @@ impl Readers {
         done.await.unwrap_or(Err(Error::Ended))
     }
 
-    /// Waits until nobody reads, and keeps everybody from it. Blocks.
+    /// Waits until no read is under way; as long as it is held none begins. Blocks.
     pub(super) fn none(&self) -> RwLockWriteGuard<'_, ()> {
         self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }

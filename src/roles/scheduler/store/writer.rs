@@ -337,7 +337,8 @@ impl Writer {
         let wall = wall + self.clock_is_off;
         let now = aged.then(|| self.clock.advance(wall, Instant::now()));
         let before = now.and_then(|now| now.checked_sub(self.keep.time).ok());
-        done.deleted = delete(&change, surplus, before)?;
+        let time = now.unwrap_or(self.clock.at());
+        done.deleted = delete(&change, surplus, before, time)?;
         if let Some(now) = now {
             if let Ok(before) = now.checked_sub(self.keep.audit) {
                 access::delete(&change, before, now)?;
@@ -606,8 +607,13 @@ fn update(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<u64> {
 }
 
 /// Deletes the records that ended first: `surplus` of them, and those that
-/// ended before `before`. Their workers are to delete the output.
-fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusqlite::Result<u64> {
+/// ended before `before`; it is `now`. Their workers are to delete the output.
+fn delete(
+    to: &Transaction<'_>,
+    surplus: u64,
+    before: Option<Timestamp>,
+    now: Timestamp,
+) -> rusqlite::Result<u64> {
     let surplus = surplus.min(DELETED_AT_ONCE);
     if surplus == 0 && before.is_none() {
         return Ok(0);
@@ -628,7 +634,7 @@ fn delete(to: &Transaction<'_>, surplus: u64, before: Option<Timestamp>) -> rusq
          AND NOT EXISTS (SELECT 1 FROM jobs WHERE job_group = ?1)",
     )?;
     let mut ends = to.prepare_cached("DELETE FROM group_ends WHERE job_group = ?")?;
-    let gone_us = Timestamp::now().as_microsecond();
+    let gone_us = now.as_microsecond();
     let mut keys = to.prepare_cached(
         "UPDATE keys SET gone_us = ? WHERE job = ? AND job_group IS NULL AND gone_us IS NULL",
     )?;

@@ -396,6 +396,27 @@ async fn nothing_is_acknowledged_and_nothing_started_while_the_disk_is_full() {
 }
 
 #[tokio::test]
+async fn a_stop_that_there_is_no_room_to_record_is_delivered() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let id = scheduler.start("true").await;
+    scheduler.store.limit_pages(1);
+    let body = json!({"command": "true", "args": ["x".repeat(100_000)]});
+    let (status, _) = scheduler.post("/start", body).await;
+    assert_eq!(status.as_u16(), 507);
+    let stop = json!({ "job_id": id, "no_wait": true });
+    let (status, answer) = scheduler.post("/stop", stop).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(soon(worker.stopped.recv()).await.unwrap().job_id, id);
+    scheduler.store.limit_pages(1_000_000);
+    // Written in its order, and so before this one.
+    scheduler.start("true").await;
+    let lines = "SELECT count(*) FROM audit WHERE line ->> '$.action' = 'stop'";
+    assert_eq!(scheduler.sql(lines), 1);
+    scheduler.end().await;
+}
+
+#[tokio::test]
 async fn deleted_jobs_are_forgotten_on_their_worker_too() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let scheduler = TestScheduler::on(dir, Duration::from_secs(60), 2).await;

@@ -123,7 +123,7 @@ struct Perfect {
     /// Something is to be said, or the way to say it is another.
     news: Arc<Notify>,
     /// The connection that counts is another.
-    anew: Arc<Notify>,
+    reconnect: Arc<Notify>,
 }
 
 impl Perfect {
@@ -148,7 +148,7 @@ impl Perfect {
                 grpc: Some(grpc),
             })),
             news: Arc::default(),
-            anew: Arc::default(),
+            reconnect: Arc::default(),
         };
         let service = WorkerServer::new(worker.clone());
         let serving = Server::builder()
@@ -159,12 +159,12 @@ impl Perfect {
         tasks.spawn(async move {
             loop {
                 let Some(to) = speaker.listener() else {
-                    speaker.anew.notified().await;
+                    speaker.reconnect.notified().await;
                     continue;
                 };
                 tokio::select! {
                     biased;
-                    () = speaker.anew.notified() => {}
+                    () = speaker.reconnect.notified() => {}
                     _ = speaker.speak(to) => {}
                 }
                 // A scheduler that is being replaced is asked again in a moment.
@@ -524,16 +524,16 @@ impl World {
             Step::Calls(worker, calls) => self.workers[worker].truth().calls = calls,
             Step::Silence(worker) => {
                 self.workers[worker].truth().speaks = false;
-                self.workers[worker].anew.notify_one();
+                self.workers[worker].reconnect.notify_one();
             }
             Step::Speak(worker) => {
                 self.workers[worker].truth().speaks = true;
-                self.workers[worker].anew.notify_one();
+                self.workers[worker].reconnect.notify_one();
             }
             Step::RestartWorker(worker) => {
                 let worker = &self.workers[worker];
                 worker.truth().runs.retain(|_, run| !run.acknowledged);
-                worker.anew.notify_one();
+                worker.reconnect.notify_one();
             }
             Step::Crash => self.crash().await,
         }
@@ -565,7 +565,7 @@ impl World {
         self.calls.abort_all();
         for worker in &self.workers {
             worker.truth().grpc = None;
-            worker.anew.notify_one();
+            worker.reconnect.notify_one();
         }
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let from = self.scheduler.dir.path().join("store.sqlite");
@@ -578,7 +578,7 @@ impl World {
         self.scheduler = TestScheduler::on(dir, HEARTBEAT, KEEP).await;
         for worker in &self.workers {
             worker.truth().grpc = Some(self.scheduler.grpc);
-            worker.anew.notify_one();
+            worker.reconnect.notify_one();
         }
     }
 
@@ -626,7 +626,7 @@ impl World {
             let mut truth = worker.truth();
             truth.calls = Calls::Answered;
             if !std::mem::replace(&mut truth.speaks, true) {
-                worker.anew.notify_one();
+                worker.reconnect.notify_one();
             }
         }
         // Each start is asked for until it has an answer that names it.
