@@ -369,6 +369,7 @@ async fn a_clone_of_a_worker_takes_nothing_from_the_one_that_runs() {
     let mut cluster = Cluster::start(1).await;
     let job = cluster.start_job(&sh("sleep 600")).await;
     job_is(&cluster.client, job, JobState::Running).await;
+    eventually(|| !processes_of(job).is_empty()).await;
     cluster.copy("w1", "w2");
     let mut clone = Process::worker_command(cluster.place, 2, &cluster.path("w2"));
     clone.stdin(Stdio::null()).stderr(Stdio::piped());
@@ -380,6 +381,7 @@ async fn a_clone_of_a_worker_takes_nothing_from_the_one_that_runs() {
     job_is(&cluster.client, job, JobState::Running).await;
     // With the first one gone the clone is that worker.
     cluster.kill_worker(1);
+    cluster.is(1, WorkerState::Unreachable).await;
     fs::remove_dir_all(cluster.path("w1")).unwrap();
     fs::rename(cluster.path("w2"), cluster.path("w1")).unwrap();
     cluster.start_worker(1);
