@@ -1052,13 +1052,14 @@ pub struct JobsResponse {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
-    /// Registered, and not yet heard of since.
+    /// Registered; has not told of all its jobs yet, or has not answered a call.
     Joining,
     /// Takes jobs.
     Ready,
     /// Takes no more jobs; those it has go on.
     Draining,
-    /// Three heartbeats were missed.
+    /// Its connection broke, three heartbeats were missed, or the scheduler cannot call
+    /// it.
     Unreachable,
     /// It said goodbye.
     Left,
@@ -1101,6 +1102,9 @@ pub struct Worker {
     pub state: WorkerState,
     /// Since when it has been in that state.
     pub since: Timestamp,
+    /// Why it takes no jobs, where its state does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Where the scheduler dials it.
     pub address: String,
     /// The version of jobctl it runs.

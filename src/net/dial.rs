@@ -9,10 +9,13 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint, Uri},
+};
 use tower::service_fn;
 
-use crate::identity::tls::{Peer, Tls};
+use crate::identity::tls::{Distrust, Peer, Tls};
 
 /// How the other side is reached.
 #[derive(Clone, Debug)]
@@ -51,6 +54,25 @@ pub fn channel(endpoint: &Endpoint, security: Security, peer: Peer) -> Channel {
         }
     };
     endpoint.connect_with_connector_lazy(service_fn(dial))
+}
+
+/// Why a call failed, where tonic says "tcp connect error": its causes know.
+pub fn innermost(status: &Status) -> String {
+    if let Some(distrust) = Distrust::of(status) {
+        return distrust.why;
+    }
+    let mut cause = std::error::Error::source(status);
+    while let Some(deeper) = cause.and_then(|error| error.source()) {
+        cause = Some(deeper);
+    }
+    let is_cut = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+    match cause {
+        None => status.message().to_owned(),
+        Some(cause) if cause.downcast_ref().is_some_and(is_cut) => {
+            "the connection was closed".to_owned()
+        }
+        Some(cause) => cause.to_string(),
+    }
 }
 
 async fn connect(uri: &Uri, security: &Security, peer: Peer) -> io::Result<Box<dyn Stream>> {

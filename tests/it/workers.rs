@@ -1,18 +1,26 @@
 //! Who is in the cluster: joining, missing heartbeats, coming back, leaving.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use jobctl::{
     api::{
-        DrainWorkerRequest, JobState, LabelWorkerRequest, StartRequest, StopRequest, Worker,
-        WorkerState, code,
+        DrainWorkerRequest, JobState, LabelWorkerRequest, QueryAnswer, QueryRequest, StartRequest,
+        StopRequest, Worker, WorkerState, code,
     },
-    client::{Error, logs::Event},
+    client::{Client, Error, logs::Event},
+    identity::Role,
+    ids::JobId,
+    proto::{self, worker_client::WorkerClient},
     roles::worker,
 };
 use rustix::process::Signal;
 
 use crate::{
+    attacker::{self, Shown},
     cluster::{
         Place, Process, Running, TestCluster, connected, end_of, everything, job as job_of, job_is,
         output, rest, sh, start_worker_with, worker_is, worker_named,
@@ -20,6 +28,15 @@ use crate::{
     support::{Folder, eventually, processes_of, within},
     typed::Jobctl,
 };
+
+async fn stop(client: &Client, id: JobId) {
+    let stop = StopRequest {
+        job_id: id.to_string(),
+        ..Default::default()
+    };
+    within(client.stop(&stop)).await.unwrap();
+    assert_eq!(end_of(client, id).await.state, JobState::Stopped);
+}
 
 #[tokio::test]
 async fn a_worker_that_says_goodbye_has_left() {
@@ -661,4 +678,126 @@ async fn a_worker_that_is_gone_is_removed_and_its_jobs_are_lost() {
         .is(3, "");
     let audit = jobctl.ask(&["audit", "-n", "20"]).await.stdout;
     assert_eq!(audit.matches("remove worker").count(), 1, "{audit}");
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_be_dialled_says_so_and_gets_no_jobs() {
+    let cluster = TestCluster::start(1).await;
+    let dir = Folder::new();
+    let mut command = Process::worker_command(cluster.place, 2, &dir.path().join("w2"));
+    command.args(["--advertise", "127.0.0.1:1"]);
+    let worker = Process::from(command.stderr(Stdio::piped()).spawn().unwrap());
+    let why = "cannot be dialled at 127.0.0.1:1: Connection refused (os error 111)";
+    let shown = cluster.worker_is("w2", WorkerState::Unreachable).await;
+    assert_eq!(shown.reason.as_deref(), Some(why));
+    for _ in 0..8 {
+        let job = cluster.sh("true").await;
+        let job = cluster.end_of(job).await;
+        assert_eq!(
+            (job.state, job.worker.as_deref()),
+            (JobState::Succeeded, Some("w1"))
+        );
+    }
+    let jobctl = Jobctl::of(&cluster);
+    let listed = jobctl.ask(&["workers"]).await;
+    assert!(
+        listed.stderr.contains(&format!("worker w2 {why}")),
+        "{listed:?}"
+    );
+    let whole = jobctl.ask(&["workers", "show", "w2"]).await;
+    assert!(
+        whole.stdout.contains(&format!("Reason:     {why}\n")),
+        "{whole:?}"
+    );
+    let refused = jobctl.ask(&["workers", "remove", "-y", "w2"]).await;
+    refused.is(1, "");
+    let since = cluster.worker("w2").await.since;
+    worker.signal(Signal::TERM);
+    let (code, said) = worker.end_of().await;
+    assert_eq!(code, Some(0), "{said}");
+    let told = format!("the scheduler gives this worker no jobs, because it {why}");
+    assert_eq!(said.matches(&told).count(), 1, "{said}");
+    assert!(!said.contains("lost the scheduler"), "{said}");
+    let left = cluster.worker_is("w2", WorkerState::Left).await;
+    assert!(left.since > since && left.reason.is_none());
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_ends_and_leaves_its_jobs_is_unreachable_at_once() {
+    let place = Place::new();
+    let dir = Folder::new();
+    // Three missed heartbeats would be longer than this test may take.
+    let mut command = Process::scheduler_command(place, dir.path());
+    command.args(["--heartbeat-interval", "60s"]);
+    let _scheduler = Process::run(command);
+    let worker = Process::worker(place, 1, &dir.path().join("w1"));
+    let client = connected(place).await;
+    let id = client.start(&sh("sleep 600")).await.unwrap().job_id;
+    job_is(&client, id, JobState::Running).await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.code().await, Some(0));
+    let stopped = worker_is(&client, "w1", WorkerState::Unreachable).await;
+    let why = stopped.reason.unwrap();
+    assert!(
+        why.starts_with("was stopped at 2") && why.ends_with(", and its jobs go on"),
+        "{why}"
+    );
+    assert_eq!(job_of(&client, id).await.state, JobState::Running);
+    let jobctl = Jobctl::at(place.server());
+    let refused = jobctl.ask(&["start", "--all", "true"]).await;
+    refused.is(1, "");
+    assert!(
+        refused.stderr.contains("1 worker, not ready"),
+        "{refused:?}"
+    );
+    let listed = jobctl.ask(&["workers"]).await;
+    assert!(
+        listed.stderr.contains(&format!("worker w1 {why}")),
+        "{listed:?}"
+    );
+    let _worker = Process::worker(place, 1, &dir.path().join("w1"));
+    worker_is(&client, "w1", WorkerState::Ready).await;
+    stop(&client, id).await;
+}
+
+#[tokio::test]
+async fn a_job_that_somebody_starts_at_a_worker_is_listed_at_once() {
+    let cluster = TestCluster::start(1).await;
+    let scheduler = Shown::new(Role::Scheduler, "scheduler");
+    let channel = attacker::channel(&cluster.place.worker(1), Some(scheduler));
+    let mut worker = WorkerClient::new(channel);
+    let start = |script: &str| proto::StartJobRequest {
+        command: "sh".into(),
+        args: vec!["-c".into(), script.into()],
+        name: "direct".into(),
+        ..Default::default()
+    };
+    let live = within(worker.start_job(start("sleep 600"))).await.unwrap();
+    let live: JobId = live.into_inner().job_id.parse().unwrap();
+    let over = within(worker.start_job(start("exit 9"))).await.unwrap();
+    let over: JobId = over.into_inner().job_id.parse().unwrap();
+    let known = async |id: JobId| {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        loop {
+            pause.tick().await;
+            let request = QueryRequest {
+                job_id: id.to_string(),
+                ..Default::default()
+            };
+            if let Ok(QueryAnswer::Job(answer)) = cluster.client.query(&request).await {
+                return answer.job;
+            }
+        }
+    };
+    let job = within(known(live)).await;
+    assert_eq!(
+        (job.state, job.name.as_deref()),
+        (JobState::Running, Some("direct"))
+    );
+    assert_eq!(job.args, ["-c", "sleep 600"]);
+    within(known(over)).await;
+    assert_eq!(cluster.end_of(over).await.exit_code, Some(9));
+    stop(&cluster.client, live).await;
+    cluster.end().await;
 }

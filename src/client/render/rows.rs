@@ -32,9 +32,9 @@ pub(super) const WORKERS: [&str; 8] = [
     "NAME", "STATE", "SINCE", "SLOTS", "LOAD", "HEARD", "VERSION", "LABELS",
 ];
 
-pub(super) const WORKERS_WIDE: [&str; 13] = [
+pub(super) const WORKERS_WIDE: [&str; 14] = [
     "ID", "NAME", "STATE", "SINCE", "SLOTS", "LOAD", "CPUS", "MEMORY", "HEARD", "AGE", "VERSION",
-    "ADDRESS", "LABELS",
+    "ADDRESS", "REASON", "LABELS",
 ];
 
 pub(super) const CONTEXTS: [&str; 4] = ["NAME", "CURRENT", "SERVER", "CREDENTIAL"];
@@ -237,6 +237,7 @@ pub(super) fn worker_row(worker: &Worker, wide: bool, now: Timestamp) -> Vec<Cel
     row.push(cell(&worker.version));
     if wide {
         row.push(cell(&worker.address));
+        row.push(cell_or(worker.reason.as_ref()));
     }
     row.push(cell(labels(worker, ",")));
     row
@@ -293,6 +294,7 @@ pub(super) fn worker_block(worker: &Worker, now: Timestamp, colour: bool) -> Str
         ("Name", shown(&worker.name)),
         ("State", Some(state)),
         ("Since", Some(when(worker.since))),
+        ("Reason", worker.reason.as_deref().and_then(shown)),
         ("Draining", drains),
         ("Labels", shown(&labels(worker, " "))),
         ("Slots", Some(slots)),
@@ -689,6 +691,7 @@ pub(super) mod tests {
             name: "w1".into(),
             state: WorkerState::Draining,
             since: now() - SignedDuration::from_mins(3),
+            reason: None,
             address: "10.0.0.7:30000".into(),
             version: "0.1.0".into(),
             running: 2,
@@ -736,7 +739,7 @@ pub(super) mod tests {
         assert_eq!(wide.len(), WORKERS_WIDE.len());
         let text = laid_out(&shape(None), &WORKERS_WIDE, false, vec![wide]);
         assert!(
-            text.contains("  8  5.0GiB/16GiB  1s  2h  0.1.0  10.0.0.7:30000  gpu="),
+            text.contains("  8  5.0GiB/16GiB  1s  2h  0.1.0  10.0.0.7:30000  -  gpu="),
             "{text}"
         );
     }

@@ -13,7 +13,7 @@ use crate::{
     api::{Worker, WorkersQuery},
     client::{
         self,
-        render::{self, Many},
+        render::{self, Format, Many},
     },
 };
 
@@ -119,6 +119,13 @@ async fn list(labels: Vec<String>, shown: &Shown, caller: &Caller) -> anyhow::Re
     };
     let answer = caller.patiently(caller.client.workers_like(&query)).await?;
     render::workers(&answer.workers, shown.format(), Many::List)?;
+    for worker in &answer.workers {
+        // A table has no room for it.
+        if let (Some(reason), Format::Table { wide: false, .. }) = (&worker.reason, shown.format())
+        {
+            render::note(&format!("worker {} {reason}", worker.name));
+        }
+    }
     if let Some(notice) = &answer.notice {
         render::note(&format!("warning: {notice}"));
     }

@@ -452,6 +452,7 @@ mod tests {
             name: "w1".to_owned(),
             state: api::WorkerState::Ready,
             since: now,
+            reason: None,
             address: String::new(),
             version: String::new(),
             running: 0,

@@ -13,6 +13,7 @@ use axum::{
     http::HeaderMap,
     middleware::{Next, from_fn_with_state},
 };
+use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use futures_util::{
     FutureExt as _, StreamExt as _,
     future::{self, BoxFuture},
@@ -57,6 +58,10 @@ const MAX_FORGET: usize = 1000;
 
 /// Between two looks for more of them.
 const FORGET_PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two attempts to call a worker that can be heard, growing from the first to the
+/// last.
+const DIAL_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// A part of a worker's list of jobs, which travels with arguments and environments.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -202,6 +207,14 @@ impl SchedulerService for Service {
             is_listed: false,
             has_told: false,
             settled: None,
+            dial: future::pending().boxed(),
+            dial_again: ExponentialBuilder::default()
+                .with_min_delay(DIAL_AGAIN.0)
+                .with_max_delay(DIAL_AGAIN.1)
+                .without_max_times()
+                .build(),
+            trouble: String::new(),
+            is_ready: false,
             taken_in: 0,
             unrecorded: VecDeque::new(),
             acknowledged: 0,
@@ -303,6 +316,13 @@ struct Conversation {
     has_told: bool,
     /// What follows from the lists is on the disk with this.
     settled: Option<Ticket>,
+    /// Whether the worker can be called, once it has told of its jobs.
+    dial: BoxFuture<'static, Result<(), String>>,
+    dial_again: ExponentialBackoff,
+    /// Why it cannot.
+    trouble: String,
+    /// It has been called.
+    is_ready: bool,
     /// The highest sequence so far.
     taken_in: u64,
     /// The sequences whose changes are on their way to the disk, in order.
@@ -387,6 +407,10 @@ impl Conversation {
                 return Ok(Some(self.acknowledge()));
             }
             found = &mut self.forget => return Ok(Some(self.forget(found?))),
+            dialled = &mut self.dial => {
+                self.dialled(dialled)?;
+                return Ok(Some(self.sign_of_life()));
+            }
             message = self.messages.message() => message,
         };
         let message = message.inspect_err(|status| {
@@ -437,6 +461,8 @@ impl Conversation {
             renew: self.scheduler.access.is_behind(&self.caller),
             commit: self.commit(),
             tell_since: tell_since.filter(|_| !self.has_told),
+            trouble: self.trouble.clone(),
+            ready: self.is_ready,
         }
     }
 
@@ -457,12 +483,39 @@ impl Conversation {
             self.forget = next.boxed();
         }
         proto::HeartbeatResponse {
-            acknowledged: self.acknowledged,
             forget: found.jobs.iter().map(ToString::to_string).collect(),
-            renew: false,
-            commit: 0,
-            tell_since: None,
+            ..self.sign_of_life()
         }
+    }
+
+    /// A worker that answers calls gets jobs; another one is dialled again.
+    fn dialled(&mut self, dialled: Result<(), String>) -> Result<(), Error> {
+        let Scheduler { registry, jobs, .. } = &self.scheduler;
+        let Some(link) = &self.link else {
+            return Ok(());
+        };
+        match dialled {
+            Ok(()) => {
+                registry.ready(link)?;
+                self.trouble.clear();
+                self.is_ready = true;
+                self.dial = future::pending().boxed();
+                jobs.catch_up(link.worker.id);
+            }
+            Err(why) => {
+                registry.not_dialled(link, &why)?;
+                self.trouble = why;
+                jobs.give_back(&link.worker);
+                let rpc = link.worker.rpc.clone();
+                let pause = self.dial_again.next().unwrap_or(DIAL_AGAIN.1);
+                let again = async move {
+                    tokio::time::sleep(pause).await;
+                    rpc.dial().await
+                };
+                self.dial = again.boxed();
+            }
+        }
+        Ok(())
     }
 
     async fn take_in(&mut self, mut message: proto::HeartbeatRequest) -> Result<(), Error> {
@@ -517,8 +570,9 @@ impl Conversation {
             && let Some(named) = self.snapshot.take()
         {
             tracing::info!(worker_id = %link.worker.id, jobs = named.len(), "worker told of its jobs");
-            registry.ready(link, || jobs.settle(&link.worker, &named))?;
-            owed = true;
+            registry.listed(link, || jobs.settle(&link.worker, &named))?;
+            let rpc = link.worker.rpc.clone();
+            self.dial = async move { rpc.dial().await }.boxed();
             let store = self.scheduler.store.clone();
             self.settled = Some(store.now());
             self.forget = to_forget(store, link.worker.id, 0, None).boxed();

@@ -392,5 +392,6 @@ fn worker(worker: api::Worker) -> proto::WorkerInfo {
         registered_us: worker.registered_at.as_microsecond(),
         last_heartbeat_us: us(worker.last_heartbeat_at),
         removed: worker.removed,
+        reason: worker.reason.unwrap_or_default(),
     }
 }

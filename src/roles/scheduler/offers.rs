@@ -7,7 +7,6 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use super::registry::WorkerHandle;
@@ -33,16 +32,15 @@ pub(super) enum Slots {
 }
 
 /// Whether a worker takes jobs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Openness {
     Ready,
-    /// Not before it has told of its jobs.
+    /// Not before it has told of its jobs, and has answered a call.
     Joining,
     /// It keeps those it has.
     Draining,
-    Unreachable {
-        since: Timestamp,
-    },
+    /// With why, as it is said behind the worker's name.
+    Unreachable(Arc<str>),
     Left,
 }
 

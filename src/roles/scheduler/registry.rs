@@ -108,6 +108,10 @@ struct Member {
     is_drained: bool,
     state: api::WorkerState,
     since: Timestamp,
+    /// Why it is unreachable, where that is not its silence.
+    away: Option<Arc<str>>,
+    /// It was silent for too long, and that was acted upon.
+    is_given_up: bool,
     session: Session,
     /// Its heartbeat stream is open: nobody else may be this worker.
     is_connected: bool,
@@ -173,7 +177,7 @@ pub(super) struct WorkerHandle {
     pub(super) rpc: WorkerRpc,
     link: CancellationToken,
     state: api::WorkerState,
-    heard_at: Timestamp,
+    away: Arc<str>,
 }
 
 /// The heartbeat stream of a worker, as long as it counts.
@@ -197,7 +201,7 @@ impl WorkerHandle {
             api::WorkerState::Ready | api::WorkerState::Draining => Ok(()),
             api::WorkerState::Unreachable => Err(Error::WorkerUnreachable {
                 worker: self.name.to_string(),
-                why: self.silence(),
+                why: self.away.to_string(),
                 job: None,
             }),
             api::WorkerState::Left => Err(Error::WorkerLeft(self.name.to_string())),
@@ -214,12 +218,6 @@ impl WorkerHandle {
     pub(super) fn ask_anew(&self) {
         self.link.cancel();
     }
-
-    fn silence(&self) -> String {
-        let seconds = jiff::Unit::Second;
-        let since = self.heard_at.round(seconds).unwrap_or(self.heard_at);
-        format!("has not answered since {since}")
-    }
 }
 
 impl Member {
@@ -231,8 +229,16 @@ impl Member {
             rpc: self.rpc.clone(),
             link: self.link.clone(),
             state: self.state,
-            heard_at: self.last_heartbeat_at.unwrap_or(self.registered_at),
+            away: self.why_away(),
         }
+    }
+
+    /// What is said of it while it is unreachable, behind its name.
+    fn why_away(&self) -> Arc<str> {
+        self.away.clone().unwrap_or_else(|| {
+            let heard_at = self.last_heartbeat_at.unwrap_or(self.registered_at);
+            format!("has not answered since {}", seconds(heard_at)).into()
+        })
     }
 
     /// One of which nothing was heard since this scheduler began.
@@ -258,6 +264,8 @@ impl Member {
                 false => api::WorkerState::Unreachable,
             },
             since: worker.heard_at.unwrap_or(worker.registered_at),
+            away: None,
+            is_given_up: true,
             session: Session::random(),
             is_connected: false,
             link,
@@ -295,7 +303,7 @@ impl Member {
                 api::WorkerState::Joining => Openness::Joining,
                 api::WorkerState::Ready => Openness::Ready,
                 api::WorkerState::Draining => Openness::Draining,
-                api::WorkerState::Unreachable => Openness::Unreachable { since: self.since },
+                api::WorkerState::Unreachable => Openness::Unreachable(self.why_away()),
                 api::WorkerState::Left => Openness::Left,
             },
         }
@@ -309,6 +317,7 @@ impl Member {
             name: self.name.to_string(),
             state: self.state,
             since: self.since,
+            reason: self.reason(),
             address: self.address.clone(),
             version: self.version.clone(),
             running: self.running,
@@ -330,12 +339,24 @@ impl Member {
         }
     }
 
+    /// What people are told of why it takes no jobs.
+    fn reason(&self) -> Option<String> {
+        match self.state {
+            api::WorkerState::Unreachable => Some(self.why_away().to_string()),
+            api::WorkerState::Joining
+            | api::WorkerState::Ready
+            | api::WorkerState::Draining
+            | api::WorkerState::Left => None,
+        }
+    }
+
     fn is_draining(&self) -> bool {
         self.is_ending || self.orders.drain.is_some()
     }
 
     /// One that takes calls takes jobs as well, unless it is draining.
     fn open_or_not(&mut self) {
+        self.away = None;
         self.become_state(match self.is_draining() {
             true => api::WorkerState::Draining,
             false => api::WorkerState::Ready,
@@ -352,13 +373,16 @@ impl Member {
 
     fn is_gone(&self) -> Result<(), Error> {
         match self.state {
-            api::WorkerState::Unreachable | api::WorkerState::Left => Ok(()),
-            api::WorkerState::Joining | api::WorkerState::Ready | api::WorkerState::Draining => {
-                Err(Error::WorkerNotGone {
-                    worker: self.name.to_string(),
-                    state: self.state.as_str(),
-                })
-            }
+            // One that only cannot be called is there, and runs its jobs.
+            api::WorkerState::Unreachable if !self.is_connected => Ok(()),
+            api::WorkerState::Left => Ok(()),
+            api::WorkerState::Joining
+            | api::WorkerState::Ready
+            | api::WorkerState::Draining
+            | api::WorkerState::Unreachable => Err(Error::WorkerNotGone {
+                worker: self.name.to_string(),
+                state: self.state.as_str(),
+            }),
         }
     }
 
@@ -385,12 +409,8 @@ impl Member {
 
     /// None: it is not expected to say anything.
     fn deadline(&self, patience: Duration) -> Option<Instant> {
-        match self.state {
-            api::WorkerState::Joining | api::WorkerState::Ready | api::WorkerState::Draining => {
-                Some(self.heard + patience)
-            }
-            api::WorkerState::Unreachable | api::WorkerState::Left => None,
-        }
+        let is_expected = self.state != api::WorkerState::Left && !self.is_given_up;
+        is_expected.then(|| self.heard + patience)
     }
 }
 
@@ -575,6 +595,7 @@ impl Registry {
         let rpc = WorkerRpc::new(id, &name, &asked.address, self.0.calls.clone())?;
         if let Some(earlier) = members.get(&id)
             && earlier.is_connected
+            && !earlier.link.is_cancelled()
             && (&earlier.address, &earlier.boot_id) != (&asked.address, &asked.boot_id)
         {
             return Err(Error::WorkerIdInUse {
@@ -621,6 +642,8 @@ impl Registry {
             memory_available_bytes: 0,
             state: api::WorkerState::Joining,
             since: now,
+            away: None,
+            is_given_up: false,
             session,
             is_connected: false,
             link: CancellationToken::new(),
@@ -681,6 +704,8 @@ impl Registry {
         member.link.cancel();
         member.link = CancellationToken::new();
         member.is_connected = true;
+        member.is_given_up = false;
+        member.heard = Instant::now();
         // What they are called by is another link from now on.
         self.offer(member);
         Ok(Link {
@@ -719,33 +744,52 @@ impl Registry {
         })
     }
 
-    /// The worker has told of all its jobs, which `settle` draws conclusions
-    /// from unless the link is over: it takes new ones.
-    pub(super) fn ready(&self, link: &Link, settle: impl FnOnce()) -> Result<(), Error> {
+    /// The worker has told of all its jobs, which `settle` draws conclusions from
+    /// unless the link is over.
+    pub(super) fn listed(&self, link: &Link, settle: impl FnOnce()) -> Result<(), Error> {
         self.with(link, |member| {
             settle();
-            member.open_or_not();
             // It may have told of jobs that were not known when the time was over.
             member.is_drained = false;
-            self.changed(member);
         })?;
         self.0.deadlines.notify_one();
         Ok(())
     }
 
-    /// The stream broke: until the worker is heard again it gets no more jobs.
+    /// The worker has answered a call after it told of all its jobs: it takes new ones.
+    pub(super) fn ready(&self, link: &Link) -> Result<(), Error> {
+        self.with(link, |member| {
+            member.open_or_not();
+            self.changed(member);
+        })
+    }
+
+    /// The worker tells of itself, and cannot be called, because of `why`: it gets no
+    /// jobs, and those that it has go on.
+    pub(super) fn not_dialled(&self, link: &Link, why: &str) -> Result<(), Error> {
+        self.with(link, |member| {
+            if member.away.as_deref() != Some(why) {
+                tracing::warn!(worker_id = %member.id, worker = %member.name, why, "a worker cannot be called");
+                member.away = Some(why.into());
+                member.become_state(api::WorkerState::Unreachable);
+                self.changed(member);
+            }
+        })
+    }
+
+    /// The stream broke: until the worker is heard again it gets no more jobs. Its jobs
+    /// are not in doubt before it has been silent for too long.
     pub(super) fn broke(&self, link: &Link) {
         // A link that does not count any more says nothing about the worker.
         let _ = self.with(link, |member| {
             member.is_connected = false;
-            match member.state {
-                api::WorkerState::Ready | api::WorkerState::Draining => {
-                    member.become_state(api::WorkerState::Joining);
-                }
-                api::WorkerState::Joining
-                | api::WorkerState::Unreachable
-                | api::WorkerState::Left => {}
-            }
+            let at = seconds(Timestamp::now());
+            let why = match member.is_ending {
+                true => format!("was stopped at {at}, and its jobs go on"),
+                false => format!("lost its connection at {at}"),
+            };
+            member.away = Some(why.into());
+            member.become_state(api::WorkerState::Unreachable);
             self.changed(member);
         });
     }
@@ -813,10 +857,12 @@ impl Registry {
                     // snapshot, so that nothing told meanwhile is missed.
                     member.link.cancel();
                     member.is_connected = false;
+                    member.is_given_up = true;
+                    member.away = None;
                     member.become_state(api::WorkerState::Unreachable);
                     self.0.store.worker(member.stored());
                     self.changed(member);
-                    let why = format!("worker {} {}", member.name, member.handle().silence());
+                    let why = format!("worker {} {}", member.name, member.why_away());
                     // Under the lock: a worker that comes back this moment must
                     // not be ready before its jobs are in doubt.
                     act(Passed::Silence(member.id, why));
@@ -972,6 +1018,11 @@ impl Registry {
     }
 }
 
+/// To the second, as people are told of it.
+fn seconds(time: Timestamp) -> Timestamp {
+    time.round(jiff::Unit::Second).unwrap_or(time)
+}
+
 fn unknown(id: WorkerId) -> Error {
     Error::WorkerNotFound {
         asked: id.to_string(),
@@ -1058,7 +1109,7 @@ mod tests {
         let (id, session) = registry.register(asked(name)).unwrap();
         let link = registry.open(id, &session.to_string()).unwrap();
         registry.heard(&link, Beat::default(), || ()).unwrap();
-        registry.ready(&link, || ()).unwrap();
+        registry.ready(&link).unwrap();
         link
     }
 
@@ -1093,7 +1144,7 @@ mod tests {
         let untimely = || panic!("what an old link says is not taken in");
         for refused in [
             registry.heard(&link, Beat::default(), untimely),
-            registry.ready(&link, untimely),
+            registry.listed(&link, untimely),
         ] {
             assert!(matches!(refused, Err(Error::SessionOver(_))));
         }
@@ -1172,7 +1223,7 @@ mod tests {
         let link = registry.open(id, &link.worker.session.to_string()).unwrap();
         registry.heard(&link, Beat::default(), || ()).unwrap();
         assert_eq!(state(&registry, id), api::WorkerState::Unreachable);
-        registry.ready(&link, || ()).unwrap();
+        registry.ready(&link).unwrap();
         assert_eq!(state(&registry, id), api::WorkerState::Ready);
     }
 
@@ -1231,6 +1282,42 @@ mod tests {
         Some(offer.expect("it is known").openness)
     }
 
+    /// Why it is unreachable, as placement has heard just now.
+    fn unreachable(registry: &Registry) -> String {
+        let Some(Openness::Unreachable(why)) = news(registry) else {
+            panic!("it is not unreachable");
+        };
+        let [shown] = &*registry.list(None, &[]) else {
+            panic!("there is one");
+        };
+        assert_eq!(shown.state, api::WorkerState::Unreachable);
+        assert_eq!(shown.reason.as_deref(), Some(&*why));
+        why.to_string()
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_cannot_be_called_is_watched_and_comes_back() {
+        let registry = registry();
+        let link = join(&registry, "w1");
+        news(&registry);
+        registry.not_dialled(&link, "cannot be dialled").unwrap();
+        assert_eq!(unreachable(&registry), "cannot be dialled");
+        registry.not_dialled(&link, "cannot be dialled").unwrap();
+        assert_eq!(news(&registry), None, "said once");
+        let gone = registry.is_gone(link.worker.id);
+        assert!(gone.is_err(), "it runs its jobs");
+        registry.ready(&link).unwrap();
+        assert_eq!(news(&registry), Some(Openness::Ready));
+        assert_eq!(registry.list(None, &[])[0].reason, None);
+        registry.not_dialled(&link, "cannot be dialled").unwrap();
+        let (_, passed) = expire(&registry, Instant::now() + INTERVAL * 3);
+        assert!(
+            matches!(*passed, [Passed::Silence(..)]),
+            "its silence counts"
+        );
+        registry.is_gone(link.worker.id).unwrap();
+    }
+
     #[tokio::test]
     async fn placement_hears_of_every_change_and_of_no_heartbeat() {
         let registry = registry();
@@ -1249,7 +1336,7 @@ mod tests {
         registry.offers().take();
         registry.heard(&link, Beat::default(), || ()).unwrap();
         assert_eq!(news(&registry), None, "a sign of life alone");
-        registry.ready(&link, || ()).unwrap();
+        registry.ready(&link).unwrap();
         let offer = registry.offers().take().remove(&id).unwrap().unwrap();
         assert_eq!(offer.openness, Openness::Ready);
         assert_eq!((offer.slots, offer.cpus), (Slots::Limited(3), 1));
@@ -1283,10 +1370,10 @@ mod tests {
         assert_eq!(*offer.labels, [("gpu".to_owned(), "1".to_owned())].into());
 
         registry.broke(&link);
-        assert_eq!(news(&registry), Some(Openness::Joining));
-        expire(&registry, Instant::now() + INTERVAL * 3);
-        let since = registry.list(None, &[])[0].since;
-        assert_eq!(news(&registry), Some(Openness::Unreachable { since }));
+        assert!(unreachable(&registry).starts_with("lost its connection at 2"));
+        let (_, passed) = expire(&registry, Instant::now() + INTERVAL * 3);
+        assert!(matches!(*passed, [Passed::Silence(silent, _)] if silent == id));
+        assert!(unreachable(&registry).starts_with("has not answered since 2"));
         registry.deregister(id, None, || ()).unwrap();
         assert_eq!(news(&registry), Some(Openness::Left));
         registry.remove(id, |_| ()).unwrap();
@@ -1311,8 +1398,7 @@ mod tests {
         let stored = registry.members().values().map(Member::stored).collect();
         let calls = registry.0.calls.clone();
         let registry = Registry::new(INTERVAL, calls, registry.0.store.clone(), stored);
-        let since = registry.list(None, &[])[0].since;
-        assert_eq!(news(&registry), Some(Openness::Unreachable { since }));
+        assert!(unreachable(&registry).starts_with("has not answered since 2"));
         // Of the worker, which now has something to say about it itself.
         let again = Registration {
             id: Some(id),
@@ -1325,7 +1411,7 @@ mod tests {
         let (_, session) = registry.register(again).unwrap();
         let link = registry.open(id, &session.to_string()).unwrap();
         registry.heard(&link, Beat::default(), || ()).unwrap();
-        registry.ready(&link, || ()).unwrap();
+        registry.ready(&link).unwrap();
         let shown = &registry.list(Some(id), &[])[0];
         assert_eq!(shown.state, api::WorkerState::Draining);
         assert_eq!(shown.labels["zone"], "eu");
@@ -1350,11 +1436,11 @@ mod tests {
         registry.expire(now, until, &mut |what| passed.push(what));
         registry.expire(now, until, &mut |what| passed.push(what));
         assert_eq!(passed, [Passed::Drain(id)]);
-        registry.ready(&link, || ()).unwrap();
+        registry.listed(&link, || ()).unwrap();
         registry.expire(now, until, &mut |what| passed.push(what));
         assert_eq!(passed.len(), 2);
         registry.resume(id).unwrap();
-        registry.ready(&link, || ()).unwrap();
+        registry.listed(&link, || ()).unwrap();
         registry.expire(now, until, &mut |what| passed.push(what));
         assert_eq!(passed.len(), 2, "nothing to drain any more");
     }

@@ -235,6 +235,16 @@ struct FakeWorker {
     seen: Arc<Mutex<HashSet<String>>>,
 }
 
+impl FakeWorker {
+    fn serve(self, listener: TcpListener) {
+        tokio::spawn(
+            Server::builder()
+                .add_service(WorkerServer::new(self))
+                .serve_with_incoming(TcpIncoming::from(listener)),
+        );
+    }
+}
+
 struct Guard(watch::Sender<usize>);
 
 impl Drop for Guard {
@@ -363,6 +373,8 @@ struct Beats {
     sequence: u64,
     /// What it was told to forget.
     forget: Vec<String>,
+    /// It was called.
+    is_ready: bool,
 }
 
 fn status(state: proto::JobState) -> JobStatus {
@@ -435,10 +447,12 @@ impl Beats {
             answers,
             sequence: 0,
             forget: Vec::new(),
+            is_ready: false,
         }
     }
 
-    /// Sends a message, and returns when it was taken in.
+    /// Sends a message, and returns when it was taken in; with the last of the list of
+    /// jobs, when the worker is ready.
     async fn send(&mut self, jobs: Vec<JobReport>, snapshot_complete: bool) -> Result<(), Status> {
         self.sequence += 1;
         let message = HeartbeatRequest {
@@ -449,26 +463,31 @@ impl Beats {
         };
         // A stream that is over says so in its answers.
         let _ = self.requests.send(message).await;
-        self.acknowledged().await
+        self.acknowledged().await?;
+        while snapshot_complete && !self.is_ready {
+            self.answer().await?;
+        }
+        Ok(())
+    }
+
+    async fn answer(&mut self) -> Result<HeartbeatResponse, Status> {
+        let answer = soon(self.answers.message()).await?;
+        let mut answer = answer.ok_or_else(|| Status::aborted("closed"))?;
+        self.forget.append(&mut answer.forget);
+        self.is_ready |= answer.ready;
+        Ok(answer)
     }
 
     /// Returns when everything that was sent was taken in.
     async fn acknowledged(&mut self) -> Result<(), Status> {
-        loop {
-            let answer = soon(self.answers.message()).await?;
-            let answer = answer.ok_or_else(|| Status::aborted("closed"))?;
-            self.forget.extend(answer.forget);
-            if answer.acknowledged == self.sequence {
-                return Ok(());
-            }
-        }
+        while self.answer().await?.acknowledged != self.sequence {}
+        Ok(())
     }
 
     /// Waits until it was told to forget so many jobs.
     async fn forgets(&mut self, count: usize) -> Vec<String> {
         while self.forget.len() < count {
-            let answer = soon(self.answers.message()).await.unwrap().unwrap();
-            self.forget.extend(answer.forget);
+            self.answer().await.unwrap();
         }
         std::mem::take(&mut self.forget)
     }
@@ -489,26 +508,21 @@ impl Joined {
     async fn new(scheduler: &TestScheduler, name: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (started_tx, started) = mpsc::unbounded_channel();
-        let (stopped_tx, stopped) = mpsc::unbounded_channel();
-        let (streamed_tx, streamed) = mpsc::unbounded_channel();
-        let script: Arc<Mutex<Script>> = Arc::default();
-        let refusal: Arc<Mutex<Option<Status>>> = Arc::default();
-        let (followers_tx, followers) = watch::channel(0);
+        let (started, started_rx) = mpsc::unbounded_channel();
+        let (stopped, stopped_rx) = mpsc::unbounded_channel();
+        let (streamed, streamed_rx) = mpsc::unbounded_channel();
         let service = FakeWorker {
-            started: started_tx,
-            stopped: stopped_tx,
-            streamed: streamed_tx,
-            script: script.clone(),
-            refusal: refusal.clone(),
-            followers: followers_tx,
+            started,
+            stopped,
+            streamed,
+            script: Arc::default(),
+            refusal: Arc::default(),
+            followers: watch::channel(0).0,
             seen: Arc::default(),
         };
-        tokio::spawn(
-            Server::builder()
-                .add_service(WorkerServer::new(service))
-                .serve_with_incoming(TcpIncoming::from(listener)),
-        );
+        let (script, refusal) = (service.script.clone(), service.refusal.clone());
+        let followers = service.followers.subscribe();
+        service.serve(listener);
         let answer = scheduler
             .register(RegisterWorkerRequest {
                 address: address.to_string(),
@@ -523,9 +537,9 @@ impl Joined {
             id: answer.worker_id,
             session: answer.session,
             address,
-            started,
-            stopped,
-            streamed,
+            started: started_rx,
+            stopped: stopped_rx,
+            streamed: streamed_rx,
             script,
             refusal,
             followers,

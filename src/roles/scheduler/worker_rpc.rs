@@ -46,6 +46,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 #[derive(Clone, Debug)]
 pub(super) struct WorkerRpc {
     worker: Arc<str>,
+    address: Arc<str>,
     client: WorkerClient<Channel>,
     calls: Calls,
     followers: Arc<Mutex<Followers>>,
@@ -145,6 +146,7 @@ impl WorkerRpc {
         let channel = dial::channel(&endpoint, calls.security.clone(), peer);
         Ok(Self {
             worker: name.into(),
+            address: address.into(),
             client: WorkerClient::new(channel),
             calls,
             followers: Arc::default(),
@@ -182,6 +184,30 @@ impl WorkerRpc {
         });
         let answer = self.within(client.query_job(request)).await?;
         Ok(answer.status.as_ref().and_then(wire::status))
+    }
+
+    /// Returns when the worker has answered a call, whatever it said.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be called, in words that go behind its name.
+    pub(super) async fn dial(&self) -> Result<(), String> {
+        let mut client = self.client.clone();
+        // Nothing is asked but whether it answers: it knows no such job.
+        let request = self.request(proto::QueryJobRequest {
+            job_id: JobId::random().to_string(),
+            epoch: self.calls.epoch.get(),
+        });
+        let deadline = self.calls.deadline;
+        let why = match tokio::time::timeout(deadline, client.query_job(request)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(status)) => match Error::from_status(&self.worker, deadline, &status) {
+                Error::WorkerUnreachable { .. } => dial::innermost(&status),
+                _ => return Ok(()),
+            },
+            Err(_) => format!("no answer within {deadline:?}"),
+        };
+        Err(format!("cannot be dialled at {}: {why}", self.address))
     }
 
     /// Returns when the worker has agreed to send; the deadline does not bound

@@ -215,6 +215,8 @@ pub(super) struct Job {
     pub(super) spec: Arc<Spec>,
     pub(super) state: watch::Receiver<State>,
     pub(super) output: Output,
+    /// Somebody else than the scheduler has asked for it.
+    pub(super) is_from_elsewhere: bool,
     stops: mpsc::Sender<Stop>,
 }
 
@@ -251,6 +253,7 @@ impl Job {
             spec: Arc::new(spec),
             state,
             output,
+            is_from_elsewhere: false,
             stops,
         };
         let task = Task {

@@ -198,7 +198,9 @@ impl Jobs {
             if table.jobs.contains_key(&id) || self.launch.journal.memory().contains(id) {
                 return Err(Error::JobExists(id));
             }
-            let (job, task) = Job::new(spec, None, self.launch.clone(), self.changes.clone());
+            let (launch, changes) = (self.launch.clone(), self.changes.clone());
+            let (mut job, task) = Job::new(spec, None, launch, changes);
+            job.is_from_elsewhere = session.is_none();
             table.jobs.insert(id, job.clone());
             (job, task)
         };

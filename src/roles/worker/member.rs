@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::{
     error::RunError,
-    session::{innermost, is_revoked, word},
+    session::{is_revoked, word},
 };
 use crate::{
     identity::{
@@ -31,7 +31,7 @@ use crate::{
         token::Invitation,
     },
     ids::WorkerId,
-    net::dial,
+    net::dial::{self, innermost},
     proto::{self, scheduler_client::SchedulerClient},
 };
 

@@ -27,9 +27,9 @@ use super::{
     scripts::Scripts,
 };
 use crate::{
-    identity::tls::{Distrust, Peer},
+    identity::tls::Peer,
     ids::JobId,
-    net::dial,
+    net::dial::{self, innermost},
     proto::{self, scheduler_client::SchedulerClient},
 };
 
@@ -237,18 +237,6 @@ pub(super) fn is_revoked(status: &Status) -> bool {
     word(status) == Some(proto::REVOKED)
 }
 
-/// tonic says "tcp connect error"; its causes say why.
-pub(super) fn innermost(status: &Status) -> String {
-    if let Some(distrust) = Distrust::of(status) {
-        return distrust.why;
-    }
-    let mut cause = std::error::Error::source(status);
-    while let Some(deeper) = cause.and_then(|error| error.source()) {
-        cause = Some(deeper);
-    }
-    cause.map_or_else(|| status.message().to_owned(), ToString::to_string)
-}
-
 /// Runs one registration. `Ok`: the worker may say goodbye.
 async fn heartbeats(
     client: &mut SchedulerClient<Channel>,
@@ -275,6 +263,8 @@ async fn heartbeats(
         scripts: None,
         has_told: false,
         memory_available_bytes: memory_available_bytes(),
+        trouble: String::new(),
+        is_ready: false,
     };
     // The scheduler answers the call with the first message, not before it.
     let send_snapshot = async {
@@ -310,6 +300,9 @@ struct Upward<'a> {
     has_told: bool,
     /// As of the last beat.
     memory_available_bytes: u64,
+    /// Why the scheduler gives this worker no jobs, as it said last.
+    trouble: String,
+    is_ready: bool,
 }
 
 impl Upward<'_> {
@@ -348,6 +341,11 @@ impl Upward<'_> {
         loop {
             let left = leave.is_cancelled() && self.jobs.changes().is_empty();
             if left {
+                self.send(Vec::new(), false).await?;
+                // The scheduler has heard that this was meant when it closes its half.
+                drop(self);
+                let closed = async { while let Ok(Some(_)) = downward.message().await {} };
+                let _ = timeout(CALL_DEADLINE, closed).await;
                 return Ok(());
             }
             tokio::select! {
@@ -355,6 +353,7 @@ impl Upward<'_> {
                     let response = response?
                         .ok_or_else(|| Status::unavailable("the scheduler closed the connection"))?;
                     answered = Instant::now();
+                    self.hear_of_placement(response.ready, response.trouble);
                     if response.renew {
                         self.identity.renew.notify_one();
                     }
@@ -392,6 +391,21 @@ impl Upward<'_> {
         }
     }
 
+    /// Whether the scheduler gives this worker jobs is said when it changes, and not at
+    /// every beat.
+    fn hear_of_placement(&mut self, is_ready: bool, trouble: String) {
+        if is_ready && !std::mem::replace(&mut self.is_ready, is_ready) {
+            tracing::info!("ready: the scheduler can call this worker");
+        }
+        if !trouble.is_empty() && trouble != self.trouble {
+            tracing::warn!(
+                "the scheduler gives this worker no jobs, because it {trouble}; `--advertise` \
+                 says where the scheduler is to dial"
+            );
+        }
+        self.trouble = trouble;
+    }
+
     /// Whether the script folder holds something else by now.
     fn look(&self) -> AbortOnDropHandle<Option<Listing>> {
         let (listing, scripts) = (self.listing.clone(), self.identity.scripts.clone());
@@ -414,9 +428,25 @@ impl Upward<'_> {
             let Some((last, _)) = changes.last() else {
                 return Ok(());
             };
-            self.sequence = *last;
-            let known = changes.iter().filter_map(|(_, id)| self.jobs.get(*id).ok());
-            let reports = known.map(|job| report(&job)).collect();
+            let last = *last;
+            let (mut reports, mut bytes) = (Vec::new(), 0);
+            for (sequence, id) in changes {
+                let Ok(job) = self.jobs.get(id) else { continue };
+                // What somebody else had this worker start is news to the scheduler.
+                let report = match job.is_from_elsewhere {
+                    true => full_report(&job),
+                    false => report(&job),
+                };
+                let size = prost::Message::encoded_len(&report);
+                if bytes > 0 && bytes + size > BYTES_PER_MESSAGE {
+                    self.send(std::mem::take(&mut reports), false).await?;
+                    bytes = 0;
+                }
+                bytes += size;
+                reports.push(report);
+                self.sequence = sequence;
+            }
+            self.sequence = last;
             self.send(reports, false).await?;
         }
     }

@@ -556,6 +556,12 @@ impl Jobs {
         due.into_iter().map(deliver).collect()
     }
 
+    /// A worker that can be heard cannot be called: the starts of which it has proved to
+    /// know nothing wait for another worker.
+    pub(super) fn give_back(&self, worker: &WorkerHandle) {
+        self.change(|table| table.give_back(worker.id, worker.session));
+    }
+
     async fn start_again(&self, record: &Record, worker: &WorkerHandle) {
         tracing::info!(job_id = %record.id, worker_id = %worker.id, "start sent again");
         if let Err(error) = self.send(record, worker).await {

@@ -298,6 +298,8 @@ pub(crate) enum Event {
     Placed,
     /// Its worker takes no jobs now, and has not taken this one.
     TurnedAway,
+    /// Its worker has proved to know nothing of it, and cannot be called.
+    NotThere,
 }
 
 impl End {
@@ -406,7 +408,8 @@ impl State {
                 | Event::WorkerUnreachable { .. }
                 | Event::Gone(_)
                 | Event::SentAgain
-                | Event::TurnedAway => None,
+                | Event::TurnedAway
+                | Event::NotThere => None,
             };
         }
         let known = self.process();
@@ -416,6 +419,7 @@ impl State {
                 Self::Pending { call_open: true } => Some(Self::Queued),
                 _ => None,
             },
+            Event::NotThere => self.may_be_sent().then_some(Self::Queued),
             Event::Reported(Self::Queued) => None,
             Event::Reported(Self::Pending { .. }) => match self {
                 Self::Unknown { .. } => Some(Self::Pending { call_open: false }),
@@ -1004,6 +1008,7 @@ pub(crate) mod tests {
             }),
             Just(Event::Placed),
             Just(Event::TurnedAway),
+            Just(Event::NotThere),
         ]
     }
 

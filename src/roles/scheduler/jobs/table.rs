@@ -641,45 +641,71 @@ impl Table {
     /// starts of which it has proved to know nothing, and stops asked for while
     /// it was away. Each is handed out once.
     pub(super) fn due(&mut self, worker: WorkerId, session: Session) -> Vec<Due> {
+        let live = self.settled_under(worker, session);
+        live.into_iter()
+            .filter_map(|id| self.due_of(id, session))
+            .collect()
+    }
+
+    /// Has the starts that a worker has proved under `session` to know nothing of wait
+    /// for another one.
+    pub(super) fn give_back(&mut self, worker: WorkerId, session: Session) {
+        for id in self.settled_under(worker, session) {
+            if self.is_unknown_there(id, session) {
+                self.apply(id, Event::NotThere);
+            }
+        }
+    }
+
+    /// The live jobs of a worker that has told of all it has under `session`; of another
+    /// one nothing can be concluded.
+    fn settled_under(&self, worker: WorkerId, session: Session) -> Vec<JobId> {
         let Some(on_worker) = self.on_worker.get(&worker) else {
             return Vec::new();
         };
         let settled = on_worker.settled.as_ref().is_some_and(|settled| {
             settled.session == session && settled.gone == super::Gone::Restarted
         });
-        if !settled {
-            return Vec::new();
+        match settled {
+            true => on_worker.live.iter().copied().collect(),
+            false => Vec::new(),
         }
-        let live: Vec<JobId> = on_worker.live.iter().copied().collect();
-        live.into_iter()
-            .filter_map(|id| self.due_of(id, session))
-            .collect()
     }
 
-    fn due_of(&mut self, id: JobId, session: Session) -> Option<Due> {
-        let entry = self.jobs.get_mut(&id)?;
+    /// Whether the job was sent under an earlier session alone, and the worker has not
+    /// named it under this one. One that is to be stopped ends here.
+    fn is_unknown_there(&mut self, id: JobId, session: Session) -> bool {
+        let Some(entry) = self.jobs.get(&id) else {
+            return false;
+        };
         let record = &entry.record;
-        if entry.session() == Some(session) {
-            if !matches!(record.state, State::Running(_)) {
-                return None;
-            }
-            let stop = record.stop?;
-            if entry.delivering.replace(stop).is_some() {
-                return None;
-            }
-            return Some(Due::Stop(entry.record.clone(), stop));
-        }
-        if !record.state.may_be_sent() {
-            return None;
+        if entry.session() == Some(session) || !record.state.may_be_sent() {
+            return false;
         }
         if record.stop.is_some() {
             let stopped = record.stopped_before_start(None);
             self.apply(id, stopped);
+            return false;
+        }
+        true
+    }
+
+    fn due_of(&mut self, id: JobId, session: Session) -> Option<Due> {
+        if self.is_unknown_there(id, session) {
+            self.jobs.get_mut(&id)?.set_session(session);
+            self.apply(id, Event::SentAgain);
+            return Some(Due::Start(self.get(id)?));
+        }
+        let entry = self.jobs.get_mut(&id)?;
+        let record = &entry.record;
+        if entry.session() != Some(session) || !matches!(record.state, State::Running(_)) {
             return None;
         }
-        entry.set_session(session);
-        self.apply(id, Event::SentAgain);
-        Some(Due::Start(self.get(id)?))
+        let stop = record.stop?;
+        if entry.delivering.replace(stop).is_some() {
+            return None;
+        }
+        Some(Due::Stop(entry.record.clone(), stop))
     }
 
     /// Records a stop that cannot be delivered now.

@@ -148,7 +148,7 @@ async fn an_id_is_one_worker_s_as_long_as_it_is_connected() {
     worker.beat(&scheduler).await;
     worker.beats.send(Vec::new(), true).await.unwrap();
     drop(worker.beats);
-    scheduler.only_worker_is("joining").await;
+    scheduler.only_worker_is("unreachable").await;
     for other in [elsewhere, rebooted] {
         let answer = scheduler.register(other).await.unwrap();
         assert_eq!(answer.worker_id, worker.id);
@@ -279,10 +279,100 @@ async fn a_worker_whose_stream_broke_gets_no_jobs() {
     let scheduler = TestScheduler::with_heartbeat(Duration::from_secs(60)).await;
     let worker = Joined::new(&scheduler, "w1").await;
     drop(worker.beats);
-    scheduler.only_worker_is("joining").await;
+    scheduler.only_worker_is("unreachable").await;
     let (status, body) = scheduler.post("/start", json!({"command": "true"})).await;
     assert_eq!(status, StatusCode::CREATED);
     assert_eq!(body["reason"], "1 worker, not ready");
+    scheduler.end().await;
+}
+
+/// An address at which nothing listens.
+async fn deserted() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap()
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_be_called_gets_no_jobs_until_it_can() {
+    let scheduler = TestScheduler::new().await;
+    let address = deserted().await;
+    let request = RegisterWorkerRequest {
+        address: address.to_string(),
+        name: "w1".to_owned(),
+        ..Default::default()
+    };
+    let answer = scheduler.register(request).await.unwrap();
+    let mut beats = Beats::open(&scheduler, &answer.worker_id, &answer.session).await;
+    let last = HeartbeatRequest {
+        snapshot_complete: true,
+        ..Default::default()
+    };
+    beats.requests.send(last).await.unwrap();
+    let why = loop {
+        let answer = beats.answer().await.unwrap();
+        if !answer.trouble.is_empty() {
+            break answer.trouble;
+        }
+    };
+    let expected = format!("cannot be dialled at {address}: Connection refused (os error 111)");
+    assert_eq!(why, expected);
+    let (_, body) = scheduler.get("/workers").await;
+    assert_eq!(body["workers"][0]["state"], "unreachable");
+    assert_eq!(body["workers"][0]["reason"], expected);
+    let on_it = json!({ "command": "true", "worker_id": "w1" });
+    let (status, waiting) = scheduler.post("/start", on_it).await;
+    assert_eq!(status, StatusCode::CREATED);
+    assert_eq!(waiting["reason"], format!("worker w1 {expected}"));
+    // It is dialled again, without a word from it.
+    let (started, mut started_rx) = mpsc::unbounded_channel();
+    let service = FakeWorker {
+        started,
+        stopped: mpsc::unbounded_channel().0,
+        streamed: mpsc::unbounded_channel().0,
+        script: Arc::default(),
+        refusal: Arc::default(),
+        followers: watch::channel(0).0,
+        seen: Arc::default(),
+    };
+    service.serve(TcpListener::bind(address).await.unwrap());
+    while !beats.is_ready {
+        let answer = beats.answer().await.unwrap();
+        assert_eq!(answer.trouble.is_empty(), answer.ready);
+    }
+    assert_eq!(
+        soon(started_rx.recv()).await.unwrap().job_id,
+        waiting["job_id"]
+    );
+    let (_, body) = scheduler.get("/workers").await;
+    assert_eq!(body["workers"][0]["state"], "ready");
+    assert_eq!(body["workers"][0]["reason"], Value::Null);
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_start_that_was_never_delivered_goes_to_another_worker() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let start = scheduler.post("/start", json!({ "command": "once" }));
+    let (status, body) = start.await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT, "{body}");
+    let id = body["job_id"].as_str().unwrap().to_owned();
+    soon(worker.started.recv()).await.unwrap();
+    // It comes back without that job, from where it cannot be called.
+    worker.address = deserted().await;
+    worker.register(&scheduler).await;
+    worker.beat(&scheduler).await;
+    let last = HeartbeatRequest {
+        snapshot_complete: true,
+        ..Default::default()
+    };
+    worker.beats.requests.send(last).await.unwrap();
+    scheduler.only_worker_is("unreachable").await;
+    let body = scheduler.job(&id, "pending").await;
+    assert_eq!(body["job"]["worker"], Value::Null, "{body}");
+    let mut other = Joined::new(&scheduler, "w2").await;
+    let sent = soon(other.started.recv()).await.unwrap();
+    assert_eq!(sent.command, "once");
     scheduler.end().await;
 }
 
