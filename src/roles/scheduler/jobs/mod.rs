@@ -5,6 +5,7 @@
 mod attempts;
 mod group;
 mod groups;
+mod index;
 mod later;
 mod pauses;
 mod prerequisites;
@@ -32,9 +33,9 @@ pub(super) use self::{
     attempts::Part,
     group::Group,
     groups::{Kind, StartGroup},
+    index::Filter,
     prerequisites::Awaited,
     record::{Doubt, End, Exit, Gone, Place, Process, Record, Spec, State, Status, now},
-    table::Filter,
 };
 use self::{
     pauses::Pauses,
@@ -51,7 +52,7 @@ use super::{
     events::Events,
     offers::Offers,
     registry::{self, Registry, Session, WorkerHandle},
-    store::{self, Env, Key, Store},
+    store::{self, Env, Key, Range, Store},
 };
 use crate::{
     api,
@@ -835,10 +836,11 @@ impl Jobs {
         // Memory first: what ends and moves to the disk meanwhile is there twice
         // rather than not at all.
         let mut page = self.table().page(&filter, limit + 1, after);
-        add(
-            &mut page,
-            self.0.store.page(filter, limit + 1, after).await?,
-        );
+        // Where those fill it, what is older than all of them is on no page yet.
+        let newer_than = page.get(limit).map(|last| (last.created_at, last.id));
+        let range = Range { newer_than, after };
+        let ended = self.0.store.page(filter, limit + 1, range);
+        add(&mut page, ended.await?);
         page.sort_by_key(|record| std::cmp::Reverse((record.created_at, record.id)));
         let more = page.len() > limit;
         page.truncate(limit);
@@ -847,15 +849,7 @@ impl Jobs {
 
     /// The jobs of a worker that have not ended.
     pub(super) fn live_on(&self, worker: WorkerId) -> Vec<JobId> {
-        let live = api::JobState::ALL.into_iter();
-        let filter = Filter {
-            states: Some(live.filter(|state| !state.is_final()).collect()),
-            worker: Some(worker),
-            name: None,
-        };
-        // Those are all in memory.
-        let live = self.table().page(&filter, usize::MAX, None);
-        live.iter().map(|record| record.id).collect()
+        self.table().live_on(worker)
     }
 
     /// The record as the HTTP API shows it.

@@ -31,7 +31,7 @@ use tokio::sync::{oneshot, watch};
 pub(super) use self::tests::scratch;
 pub(super) use self::{
     access::{AccessChange, AuditEntry, Certificate, Token, Written},
-    read::{Cursor, KeptKey},
+    read::{Cursor, KeptKey, Range},
     writer::{Env, Key},
 };
 use self::{
@@ -697,17 +697,17 @@ impl Store {
         found.await
     }
 
-    /// At most `limit` finished jobs, the newest first, behind `after`.
+    /// At most `limit` finished jobs of that range, the newest first.
     pub(super) async fn page(
         &self,
         filter: Filter,
         limit: usize,
-        after: Option<Cursor>,
+        range: Range,
     ) -> Result<Vec<Record>, Error> {
         let page = self
             .0
             .readers
-            .with(move |read| read.page(&filter, limit, after));
+            .with(move |read| read.page(&filter, limit, range));
         page.await
     }
 

@@ -26,6 +26,15 @@ const AT_ONCE: usize = 8;
 /// Where a page begins: behind this job.
 pub(in crate::roles::scheduler) type Cursor = (Timestamp, JobId);
 
+/// The jobs between two, in the order of a page: the newest first.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::roles::scheduler) struct Range {
+    /// None: up to the oldest.
+    pub(in crate::roles::scheduler) newer_than: Option<Cursor>,
+    /// None: from the newest.
+    pub(in crate::roles::scheduler) after: Option<Cursor>,
+}
+
 /// The job of an idempotency key, and the digest of what was asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::roles::scheduler) struct KeptKey {
@@ -110,7 +119,7 @@ impl Reader {
             name,
             ..Filter::default()
         };
-        Ok(self.page(&filter, 1, None)?.pop())
+        Ok(self.page(&filter, 1, Range::default())?.pop())
     }
 
     /// At most `limit` finished jobs whose ids begin with `digits`.
@@ -181,18 +190,18 @@ impl Reader {
         rows.map(|row| record(row?)).collect()
     }
 
-    /// At most `limit` finished jobs, the newest first.
+    /// At most `limit` finished jobs of that range, the newest first.
     pub(super) fn page(
         &self,
         filter: &Filter,
         limit: usize,
-        after: Option<Cursor>,
+        range: Range,
     ) -> Result<Vec<Record>, Error> {
         // A state at a time, because each index is in order within a state only.
         let mut found: Vec<(i64, JobId, i64)> = Vec::new();
         for state in api::JobState::ALL {
             if state.is_final() && filter.has_state(state) {
-                found.extend(self.page_of(state, filter, limit, after)?);
+                found.extend(self.page_of(state, filter, limit, range)?);
             }
         }
         found.sort_unstable_by_key(|(created_us, id, _)| Reverse((*created_us, *id)));
@@ -215,21 +224,24 @@ impl Reader {
         state: api::JobState,
         filter: &Filter,
         limit: usize,
-        after: Option<Cursor>,
+        range: Range,
     ) -> Result<Vec<(i64, JobId, i64)>, Error> {
         let state = state.as_str();
         let limit = count(limit);
-        let (before_us, before_id) = match after {
+        let edge = |end: Option<Cursor>, open: i64| match end {
             Some((time, id)) => (time.as_microsecond(), id.as_bytes().to_vec()),
-            None => (i64::MAX, Vec::new()),
+            None => (open, Vec::new()),
         };
+        let (before_us, before_id) = edge(range.after, i64::MAX);
+        let (from_us, from_id) = edge(range.newer_than, i64::MIN);
         let worker = filter.worker.map(|worker| worker.as_bytes().to_vec());
-        let mut values: Vec<&dyn ToSql> = vec![&state, &before_us, &before_id, &limit];
+        let mut values: Vec<&dyn ToSql> =
+            vec![&state, &before_us, &before_id, &limit, &from_us, &from_id];
         let mut also = String::new();
         let mut index = "jobs_by_state";
         if let Some(worker) = &worker {
             values.push(worker);
-            also.push_str(" AND worker = ?5");
+            also.push_str(" AND worker = ?7");
             index = "jobs_by_worker";
         }
         if let Some(name) = &filter.name {
@@ -243,6 +255,7 @@ impl Reader {
         let mut query = self.0.prepare_cached(&format!(
             "SELECT created_us, id, number FROM jobs INDEXED BY {index}
              WHERE ended_us IS NOT NULL AND state = ?1{also} AND (created_us, id) < (?2, ?3)
+                 AND (created_us, id) > (?5, ?6)
              ORDER BY created_us DESC, id DESC LIMIT ?4"
         ))?;
         let rows = query.query_map(values.as_slice(), |row| {
