@@ -11,12 +11,14 @@ mod pauses;
 mod prerequisites;
 mod record;
 mod recovery;
+mod room;
 mod table;
 #[cfg(test)]
 pub(super) use self::record::{Member, tests};
 mod turns;
 
 use std::{
+    cmp::Reverse,
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -36,6 +38,7 @@ pub(super) use self::{
     index::Filter,
     prerequisites::Awaited,
     record::{Doubt, End, Exit, Gone, Place, Process, Record, Spec, State, Status, now},
+    room::{Cut, Room},
 };
 use self::{
     pauses::Pauses,
@@ -799,10 +802,9 @@ impl Jobs {
 
     /// The error that names a job whose name is like `asked`, one of the newest.
     async fn meant(&self, asked: &str) -> Result<Option<Error>, Error> {
-        let (newest, _) = self.page(Filter::default(), MAX_LIKENED, None).await?;
-        let names = newest
-            .iter()
-            .filter_map(|record| record.spec.name.as_deref());
+        let mut names = self.table().newest_names(MAX_LIKENED);
+        names.extend(self.0.store.newest_names(MAX_LIKENED).await?);
+        let names = names.iter().map(String::as_str);
         Ok(
             registry::meant(asked, names).map(|meant| Error::JobNameNotFound {
                 asked: asked.to_owned(),
@@ -818,33 +820,28 @@ impl Jobs {
         Ok(both.max_by_key(|record| (record.created_at, record.id)))
     }
 
-    /// At most `limit` jobs, the newest first, behind the job `after`; and
-    /// whether there are more.
+    /// At most `limit` jobs, the newest first, behind the job `after`: as many as a
+    /// page has room for.
     pub(super) async fn page(
         &self,
         filter: Filter,
         limit: usize,
         after: Option<JobId>,
-    ) -> Result<(Vec<Arc<Record>>, bool), Error> {
+    ) -> Result<Cut<Arc<Record>>, Error> {
         let after = match after {
             None => None,
-            Some(id) => {
-                let record = self.get(id).await?;
-                Some((record.created_at, record.id))
-            }
+            Some(id) => Some(self.get(id).await?.cursor()),
         };
+        let room = Room::of(limit);
         // Memory first: what ends and moves to the disk meanwhile is there twice
         // rather than not at all.
-        let mut page = self.table().page(&filter, limit + 1, after);
-        // Where those fill it, what is older than all of them is on no page yet.
-        let newer_than = page.get(limit).map(|last| (last.created_at, last.id));
+        let live = self.table().page(&filter, room, after);
+        let newer_than = live.edge(|record| record.cursor());
         let range = Range { newer_than, after };
-        let ended = self.0.store.page(filter, limit + 1, range);
-        add(&mut page, ended.await?);
-        page.sort_by_key(|record| std::cmp::Reverse((record.created_at, record.id)));
-        let more = page.len() > limit;
-        page.truncate(limit);
-        Ok((page, more))
+        let ended = self.0.store.page(filter, room, range).await?;
+        Ok(room::merge(room, live, ended, |record| {
+            Reverse(record.cursor())
+        }))
     }
 
     /// The jobs of a worker that have not ended.

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    convert::Infallible,
     sync::Arc,
 };
 
@@ -16,6 +17,7 @@ use super::{
     prerequisites::{Dependents, group_as_job},
     record::{Event, Place, Record, RecordedStop, State, Status, now},
     recovery::Recovery,
+    room::{Cut, Room},
 };
 use crate::{
     api::{self, PassedOver},
@@ -167,14 +169,12 @@ impl Table {
         Some(changes.subscribe())
     }
 
-    /// At most `limit` of the group's jobs that are in memory, in their order,
-    /// from that number on.
-    pub(super) fn members(&self, group: GroupId, from: u32, limit: usize) -> Vec<Arc<Record>> {
-        let Some(entry) = self.groups.get(&group) else {
-            return Vec::new();
-        };
-        let members = entry.members.range(from..).take(limit);
-        members.filter_map(|(_, id)| self.get(*id)).collect()
+    /// The group's jobs that are in memory from that number on, in their order, as
+    /// many as there is room for.
+    pub(super) fn members(&self, group: GroupId, from: u32, room: Room) -> Cut<Arc<Record>> {
+        let entry = self.groups.get(&group).into_iter();
+        let members = entry.flat_map(|entry| entry.members.range(from..));
+        self.as_many(room, members.map(|(_, id)| *id))
     }
 
     /// No job of the group starts any more. Those that wait have ended when this
@@ -758,15 +758,32 @@ impl Table {
             .collect()
     }
 
-    /// At most `limit` jobs, the newest first, behind `after`.
+    /// The newest jobs behind `after`, the newest first, as many as there is room for.
     pub(super) fn page(
         &self,
         filter: &Filter,
-        limit: usize,
+        room: Room,
         after: Option<Cursor>,
-    ) -> Vec<Arc<Record>> {
-        let page = self.index.page(filter, limit, after);
-        page.into_iter().filter_map(|id| self.get(id)).collect()
+    ) -> Cut<Arc<Record>> {
+        let page = self.index.page(filter, room.jobs() + 1, after);
+        self.as_many(room, page.into_iter())
+    }
+
+    fn as_many(&self, room: Room, ids: impl Iterator<Item = JobId>) -> Cut<Arc<Record>> {
+        let jobs = ids.filter_map(|id| self.get(id)).map(|record| {
+            let bytes = record.shown_bytes();
+            Ok::<_, Infallible>((record, bytes))
+        });
+        let Ok(cut) = room.fill(jobs);
+        cut
+    }
+
+    /// The names of the newest jobs, of at most so many.
+    pub(super) fn newest_names(&self, limit: usize) -> Vec<String> {
+        let newest = self.index.page(&Filter::default(), limit, None).into_iter();
+        let newest = newest.filter_map(|id| self.jobs.get(&id));
+        let names = newest.filter_map(|entry| entry.record.spec.name.clone());
+        names.collect()
     }
 
     /// The jobs on a worker that have not ended.
@@ -891,7 +908,7 @@ mod tests {
         all.reverse();
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
-            let page = table.page(&Filter::default(), 10, after);
+            let page = table.page(&Filter::default(), Room::of(10), after).jobs;
             let keys = page.iter().map(|record| (record.created_at, record.id));
             seen.extend(keys);
             if page.is_empty() {
@@ -914,7 +931,7 @@ mod tests {
         let done = insert(&mut table, running());
         table.report(done.id, ended(), None);
         let ids = |filter: Filter| -> Vec<JobId> {
-            let page = table.page(&filter, 10, None);
+            let page = table.page(&filter, Room::of(10), None).jobs;
             page.iter().map(|record| record.id).collect()
         };
         let states = Some(vec![api::JobState::Succeeded]);
@@ -1117,7 +1134,7 @@ mod tests {
                 let (n, name) = (n / names.len(), names[n % names.len()]);
                 let (states, name) = (states[n].clone(), name.map(str::to_owned));
                 let filter = Filter { states, worker, name };
-                let page = table.page(&filter, 7, after);
+                let page = table.page(&filter, Room::of(7), after).jobs;
                 let page: Vec<JobId> = page.iter().map(|record| record.id).collect();
                 prop_assert_eq!(page, looked_through(&table, &filter, 7, after), "{:?}", filter);
             }
@@ -1150,7 +1167,7 @@ mod tests {
             };
             let once = || {
                 let began = Instant::now();
-                assert!(table.page(&filter, 50, None).is_empty());
+                assert!(table.page(&filter, Room::of(50), None).jobs.is_empty());
                 began.elapsed()
             };
             (0..20).map(|_| once()).min().unwrap()

@@ -17,7 +17,7 @@ use super::{Env, Error, schema};
 use crate::{
     api,
     ids::{GroupId, JobId, WorkerId},
-    roles::scheduler::jobs::{Filter, Group, Record},
+    roles::scheduler::jobs::{Cut, Filter, Group, Record, Room},
 };
 
 /// So many reads at once; more would only wait for the same disk.
@@ -119,7 +119,10 @@ impl Reader {
             name,
             ..Filter::default()
         };
-        Ok(self.page(&filter, 1, Range::default())?.pop())
+        Ok(self
+            .page(&filter, Room::of(1), Range::default())?
+            .jobs
+            .pop())
     }
 
     /// At most `limit` finished jobs whose ids begin with `digits`.
@@ -174,29 +177,62 @@ impl Reader {
         Ok(found)
     }
 
-    /// At most `limit` finished jobs of the group from that number on.
+    /// The finished jobs of the group from that number on, as many as there is room for.
     pub(super) fn members(
         &self,
         group: GroupId,
         from: u32,
-        limit: usize,
-    ) -> Result<Vec<Record>, Error> {
+        room: Room,
+    ) -> Result<Cut<Record>, Error> {
         let mut query = self.0.prepare_cached(&format!(
             "SELECT {STORED} FROM jobs INDEXED BY jobs_by_group
              WHERE job_group = ? AND group_index >= ? AND ended_us IS NOT NULL
              ORDER BY group_index LIMIT ?"
         ))?;
-        let rows = query.query_map(params![group.as_bytes(), from, count(limit)], stored)?;
-        rows.map(|row| record(row?)).collect()
+        let limit = count(room.jobs() + 1);
+        let rows = query.query_map(params![group.as_bytes(), from, limit], stored)?;
+        room.fill(rows.map(|row| sized(record(row?)?)))
     }
 
-    /// At most `limit` finished jobs of that range, the newest first.
+    /// The names of the newest finished jobs, of at most `limit`.
+    pub(super) fn newest_names(&self, limit: usize) -> Result<Vec<String>, Error> {
+        let mut query = self
+            .0
+            .prepare_cached("SELECT name FROM jobs WHERE number = ?")?;
+        let mut names = Vec::new();
+        for number in self.keys(&Filter::default(), limit, Range::default())? {
+            let found = query.query_row([number], |row| row.get::<_, Option<String>>(0));
+            names.extend(found.optional()?.flatten());
+        }
+        Ok(names)
+    }
+
+    /// The newest finished jobs of that range, the newest first, as many as there is
+    /// room for.
     pub(super) fn page(
         &self,
         filter: &Filter,
-        limit: usize,
+        room: Room,
         range: Range,
-    ) -> Result<Vec<Record>, Error> {
+    ) -> Result<Cut<Record>, Error> {
+        let mut query = self
+            .0
+            .prepare_cached(&format!("SELECT {STORED} FROM jobs WHERE number = ?"))?;
+        let keys = self.keys(filter, room.jobs() + 1, range)?;
+        let found = keys.into_iter().filter_map(|number| {
+            // One that was deleted this very moment is no longer there.
+            let found = query.query_row([number], stored).optional().transpose()?;
+            Some(
+                found
+                    .map_err(Error::from)
+                    .and_then(|found| sized(record(found)?)),
+            )
+        });
+        room.fill(found)
+    }
+
+    /// At most `limit` finished jobs of that range, the newest first, by their numbers.
+    fn keys(&self, filter: &Filter, limit: usize, range: Range) -> Result<Vec<i64>, Error> {
         // A state at a time, because each index is in order within a state only.
         let mut found: Vec<(i64, JobId, i64)> = Vec::new();
         for state in api::JobState::ALL {
@@ -206,17 +242,7 @@ impl Reader {
         }
         found.sort_unstable_by_key(|(created_us, id, _)| Reverse((*created_us, *id)));
         found.truncate(limit);
-        let mut query = self
-            .0
-            .prepare_cached(&format!("SELECT {STORED} FROM jobs WHERE number = ?"))?;
-        let mut page = Vec::with_capacity(found.len());
-        for (_, _, number) in found {
-            // One that was deleted this very moment is no longer there.
-            if let Some(found) = query.query_row([number], stored).optional()? {
-                page.push(record(found)?);
-            }
-        }
-        Ok(page)
+        Ok(found.into_iter().map(|(_, _, number)| number).collect())
     }
 
     fn page_of(
@@ -322,6 +348,11 @@ const STORED: &str =
 
 fn stored(row: &Row<'_>) -> rusqlite::Result<[String; 2]> {
     Ok([row.get("record")?, row.get("spec")?])
+}
+
+fn sized(record: Record) -> Result<(Record, usize), Error> {
+    let bytes = record.shown_bytes();
+    Ok((record, bytes))
 }
 
 pub(super) fn record([record, spec]: [String; 2]) -> Result<Record, Error> {

@@ -193,7 +193,8 @@ async fn a_page_is_between_two_jobs_also_of_the_same_moment() {
     all.sort_unstable_by(|a, b| b.cmp(a));
     let page = async |newer_than, after| -> Vec<Cursor> {
         let range = Range { newer_than, after };
-        let page = store.page(Filter::default(), 50, range).await.unwrap();
+        let page = store.page(Filter::default(), Room::of(50), range);
+        let page = page.await.unwrap().jobs;
         page.iter().map(|job| (job.created_at, job.id)).collect()
     };
     assert_eq!(page(None, None).await, all);
@@ -319,7 +320,10 @@ async fn a_million_records() {
                 after,
                 ..Range::default()
             };
-            store.page(filter.clone(), 50, range).await.unwrap();
+            store
+                .page(filter.clone(), Room::of(50), range)
+                .await
+                .unwrap();
             took.push(began.elapsed());
         }
         say(what, took);
@@ -528,7 +532,14 @@ async fn nine_end(store: &Store, jobs: &[Record]) {
 async fn rows_left(store: &Store, group: GroupId, wanted: usize) {
     let mut progress = store.progress();
     let gone = async {
-        while store.members(group, 0, 20).await.unwrap().len() != wanted {
+        while store
+            .members(group, 0, Room::of(20))
+            .await
+            .unwrap()
+            .jobs
+            .len()
+            != wanted
+        {
             progress.changed().await.unwrap();
         }
     };
