@@ -920,6 +920,12 @@ impl Jobs {
         self.table().seen(run, bytes);
     }
 
+    /// The runs that `worker` has on record, of an earlier session, and that are not
+    /// among `named`.
+    pub(super) fn missing(&self, worker: &WorkerHandle, named: &HashSet<JobId>) -> Vec<JobId> {
+        self.table().missing(worker.id, worker.session, named)
+    }
+
     /// `worker` has told of all its jobs: those it did not name, and that were
     /// sent to an earlier session, are lost, or are to be sent again.
     pub(super) fn settle(&self, worker: &WorkerHandle, present: &HashSet<JobId>) {

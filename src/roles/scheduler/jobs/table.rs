@@ -575,6 +575,21 @@ impl Table {
         }
     }
 
+    /// The runs that were sent to the worker under another session than this one, have
+    /// not ended, and are not `named`.
+    pub(super) fn missing(
+        &self,
+        worker: WorkerId,
+        session: Session,
+        named: &HashSet<JobId>,
+    ) -> Vec<JobId> {
+        let live = self.live_on(worker).into_iter();
+        let live = live.filter_map(|id| self.jobs.get(&id));
+        let earlier = live.filter(|entry| entry.session() != Some(session));
+        let runs = earlier.filter_map(|entry| entry.record.run());
+        runs.filter(|run| !named.contains(run)).collect()
+    }
+
     /// The worker has told of all its jobs under `session`, or none will ever
     /// be told of again: what is not `present`, a run, and was sent under another
     /// session is gone, or is to be sent again.
