@@ -33,6 +33,10 @@ pub const MAX_WAIT_MS: u64 = 60_000;
 /// The most jobs on one page of `GET /jobs`.
 pub const MAX_PAGE: usize = 1000;
 
+/// About the most bytes of jobs on one page of `GET /jobs`, unless a single job is
+/// larger.
+pub const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
+
 /// A duration as the API has it: in whole milliseconds.
 pub fn whole_milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -700,7 +704,7 @@ pub enum QueryAnswer {
 }
 
 /// The states of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     /// Recorded, not yet on a worker.
@@ -1031,7 +1035,8 @@ pub struct JobsQuery {
     /// Only jobs of this group, the first first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_id: Option<String>,
-    /// At most so many; 1 to [`MAX_PAGE`], by default 50.
+    /// At most so many; 1 to [`MAX_PAGE`], by default 50. A page has fewer where they
+    /// take more than [`MAX_PAGE_BYTES`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// Go on behind this job: the `next` of the page before.

@@ -42,6 +42,7 @@ mod stop;
 mod support;
 mod takeover;
 mod terminal;
+mod told;
 mod typed;
 mod wait;
 mod worker;

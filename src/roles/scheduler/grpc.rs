@@ -56,6 +56,9 @@ const MAX_UNRECORDED: usize = 4096;
 /// The most jobs one message tells a worker to forget.
 const MAX_FORGET: usize = 1000;
 
+/// The most jobs that one message asks a worker for.
+pub(super) const MAX_ASKED: usize = 10_000;
+
 /// Between two looks for more of them.
 const FORGET_PAUSE: Duration = Duration::from_millis(100);
 
@@ -206,6 +209,9 @@ impl SchedulerService for Service {
             snapshot: Some(HashSet::new()),
             is_listed: false,
             has_told: false,
+            leaves_out_ends: false,
+            missing: None,
+            is_asked: false,
             settled: None,
             dial: future::pending().boxed(),
             dial_again: ExponentialBuilder::default()
@@ -314,6 +320,13 @@ struct Conversation {
     is_listed: bool,
     /// So is that of the jobs that ran there, where it was asked for.
     has_told: bool,
+    /// Ended jobs may be missing from the list of all jobs.
+    leaves_out_ends: bool,
+    /// Those that are on record there and not in the list, and that the worker is yet to
+    /// be asked for; None: that was not looked for.
+    missing: Option<Vec<JobId>>,
+    /// It was asked for some of them, and has not answered.
+    is_asked: bool,
     /// What follows from the lists is on the disk with this.
     settled: Option<Ticket>,
     /// Whether the worker can be called, once it has told of its jobs.
@@ -453,7 +466,7 @@ impl Conversation {
         self.sign_of_life()
     }
 
-    fn sign_of_life(&self) -> proto::HeartbeatResponse {
+    fn sign_of_life(&mut self) -> proto::HeartbeatResponse {
         let tell_since = self.link.as_ref().and_then(|link| link.tell_since);
         proto::HeartbeatResponse {
             acknowledged: self.acknowledged,
@@ -463,7 +476,20 @@ impl Conversation {
             tell_since: tell_since.filter(|_| !self.has_told),
             trouble: self.trouble.clone(),
             ready: self.is_ready,
+            tell_of: self.next_missing(),
         }
+    }
+
+    /// The jobs that the worker is asked for next, if it has answered for those before.
+    fn next_missing(&mut self) -> Vec<String> {
+        let missing = self.missing.as_mut().filter(|_| !self.is_asked);
+        let Some(missing) = missing.filter(|missing| !missing.is_empty()) else {
+            return Vec::new();
+        };
+        self.is_asked = true;
+        let left = missing.len().saturating_sub(MAX_ASKED);
+        let asked = missing.drain(left..);
+        asked.map(|id| id.to_string()).collect()
     }
 
     /// How far the records are; 0 as long as those may go back before what the worker
@@ -565,8 +591,20 @@ impl Conversation {
         }
         self.is_listed |= message.snapshot_complete;
         self.has_told |= message.ran_complete;
-        if self.is_listed
-            && (self.has_told || link.tell_since.is_none())
+        self.leaves_out_ends |= message.ends_left_out;
+        self.is_asked &= !message.told_of;
+        if !self.is_listed || (!self.has_told && link.tell_since.is_some()) {
+            // It has more to tell.
+        } else if let Some(named) = &self.snapshot
+            && self.leaves_out_ends
+            && self.missing.is_none()
+            && let missing = jobs.missing(&link.worker, named)
+            && !missing.is_empty()
+        {
+            // An acknowledged end may be on record no more: a copy was put back, say.
+            self.missing = Some(missing);
+        } else if !self.is_asked
+            && self.missing.as_ref().is_none_or(Vec::is_empty)
             && let Some(named) = self.snapshot.take()
         {
             tracing::info!(worker_id = %link.worker.id, jobs = named.len(), "worker told of its jobs");

@@ -6,6 +6,7 @@
 //! each line is enough: a line that has to wait never holds up another.
 
 use std::{
+    cell::RefCell,
     cmp::Reverse,
     collections::{BTreeSet, BinaryHeap, HashMap, HashSet},
     sync::Arc,
@@ -80,6 +81,8 @@ pub(super) struct Queue {
     freed: HashSet<WorkerId>,
     /// Jobs placed since the start.
     placed: u64,
+    /// Changes with what any worker offers.
+    offers: u64,
 }
 
 type LineId = u64;
@@ -89,6 +92,20 @@ type LineId = u64;
 struct Line {
     wanted: Wanted,
     turns: BTreeSet<Turn>,
+    /// Those that get no worker before [`Queue::release`].
+    held: BTreeSet<Turn>,
+    /// What was found when all workers were looked at for it last.
+    seen: RefCell<Option<Seen>>,
+}
+
+/// What all workers together are to a line, as long as none offers anything else.
+#[derive(Clone, Debug)]
+struct Seen {
+    offers: u64,
+    /// Why its jobs wait.
+    why: Arc<str>,
+    /// Some worker is there to take them, now or when it has room.
+    has_workers: bool,
 }
 
 /// How many jobs of a group may be on workers, and are.
@@ -158,11 +175,13 @@ impl Place {
 impl Queue {
     /// What a worker offers has changed; None: it is known no more.
     pub(super) fn offer(&mut self, worker: WorkerId, seat: Option<Seat>) {
+        self.offers += 1;
         self.change(worker, |place| place.seat = seat);
     }
 
     /// It takes no jobs, whatever was said before.
     pub(super) fn close(&mut self, worker: WorkerId) {
+        self.offers += 1;
         self.change(worker, |place| {
             if let Some(seat) = &mut place.seat {
                 seat.openness = Openness::Draining;
@@ -172,6 +191,7 @@ impl Queue {
 
     /// It gets no job, for this reason, whatever it offers; None: it may again.
     pub(super) fn rest(&mut self, worker: WorkerId, why: Option<Arc<str>>) {
+        self.offers += 1;
         self.change(worker, |place| place.resting = why);
     }
 
@@ -242,13 +262,35 @@ impl Queue {
 
     /// Has a job wait.
     pub(super) fn add(&mut self, wanted: &Wanted, turn: Turn) {
-        let line = match self.by_wanted.get(wanted) {
+        let id = self.line(wanted);
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.turns.insert(turn);
+            self.touched.insert(id);
+        }
+    }
+
+    /// Has a job wait, and not be placed before [`Queue::release`].
+    pub(super) fn hold(&mut self, wanted: &Wanted, turn: Turn) {
+        let id = self.line(wanted);
+        if let Some(line) = self.lines.get_mut(&id) {
+            line.held.insert(turn);
+        }
+    }
+
+    /// What was held may be placed.
+    pub(super) fn release(&mut self) {
+        for (id, line) in &mut self.lines {
+            if !line.held.is_empty() {
+                line.turns.append(&mut line.held);
+                self.touched.insert(*id);
+            }
+        }
+    }
+
+    fn line(&mut self, wanted: &Wanted) -> LineId {
+        match self.by_wanted.get(wanted) {
             Some(line) => *line,
             None => self.open_line(wanted),
-        };
-        if let Some(found) = self.lines.get_mut(&line) {
-            found.turns.insert(turn);
-            self.touched.insert(line);
         }
     }
 
@@ -263,9 +305,13 @@ impl Queue {
         if let Some(bound) = self.bound_of(wanted) {
             bound.lines.insert(line);
         }
-        let wanted = wanted.clone();
-        let turns = BTreeSet::new();
-        self.lines.insert(line, Line { wanted, turns });
+        let opened = Line {
+            wanted: wanted.clone(),
+            turns: BTreeSet::new(),
+            held: BTreeSet::new(),
+            seen: RefCell::default(),
+        };
+        self.lines.insert(line, opened);
         line
     }
 
@@ -285,7 +331,8 @@ impl Queue {
             return;
         };
         line.turns.remove(&turn);
-        if !line.turns.is_empty() {
+        line.held.remove(&turn);
+        if !line.turns.is_empty() || !line.held.is_empty() {
             return;
         }
         let Some(line) = self.lines.remove(&id) else {
@@ -437,8 +484,35 @@ impl Queue {
         }
         match wanted.worker {
             Some(worker) => self.why_of_one(worker, wanted),
-            None => self.why_of_many(wanted),
+            None => self.seen(wanted).why.to_string(),
         }
+    }
+
+    /// Whether some worker is there to take a job that wants this, now or when it has
+    /// room.
+    pub(super) fn has_workers(&self, wanted: &Wanted) -> bool {
+        self.seen(wanted).has_workers
+    }
+
+    /// Looks at all workers for a line once, and again when one offers something else:
+    /// a page may show a thousand of its jobs.
+    fn seen(&self, wanted: &Wanted) -> Seen {
+        let line = self.by_wanted.get(wanted);
+        let line = line.and_then(|line| self.lines.get(line));
+        let seen = line.and_then(|line| line.seen.borrow().clone());
+        if let Some(seen) = seen.filter(|seen| seen.offers == self.offers) {
+            return seen;
+        }
+        let mut seats = self.places.values().filter_map(|place| place.seat.as_ref());
+        let seen = Seen {
+            offers: self.offers,
+            why: self.why_of_many(wanted).into(),
+            has_workers: seats.any(|seat| wanted.fits(seat) && seat.is_there()),
+        };
+        if let Some(line) = line {
+            *line.seen.borrow_mut() = Some(seen.clone());
+        }
+        seen
     }
 
     /// The workers with these labels, by name, that are there to take jobs, now or
@@ -455,18 +529,13 @@ impl Queue {
         found.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
         let (mut there, mut passed_over) = (Vec::new(), Vec::new());
         for (id, seat) in found {
-            match (&seat.openness, seat.slots) {
-                (Openness::Left, _) => {}
-                (Openness::Ready | Openness::Joining, Slots::Limited(1..) | Slots::Unlimited) => {
-                    there.push(id);
-                }
-                (Openness::Ready | Openness::Joining, Slots::Limited(0))
-                | (Openness::Draining | Openness::Unreachable(_), _) => {
-                    passed_over.push(PassedOver {
-                        worker: seat.name.to_string(),
-                        reason: self.why_of_one(id, &wanted),
-                    });
-                }
+            if seat.is_there() {
+                there.push(id);
+            } else if seat.openness != Openness::Left {
+                passed_over.push(PassedOver {
+                    worker: seat.name.to_string(),
+                    reason: self.why_of_one(id, &wanted),
+                });
             }
         }
         (there, passed_over)
@@ -547,6 +616,17 @@ impl Queue {
             Some(1) => format!("{workers}, its one slot busy"),
             Some(all) => format!("{workers}, all {all} slots busy"),
             None => format!("{workers}, starting many jobs"),
+        }
+    }
+}
+
+impl Seat {
+    /// It takes jobs, now or when it has room.
+    fn is_there(&self) -> bool {
+        match (&self.openness, self.slots) {
+            (Openness::Ready | Openness::Joining, Slots::Limited(1..) | Slots::Unlimited) => true,
+            (Openness::Ready | Openness::Joining, Slots::Limited(0))
+            | (Openness::Draining | Openness::Unreachable(_) | Openness::Left, _) => false,
         }
     }
 }
@@ -773,6 +853,48 @@ mod tests {
         assert!(fleet.placed().is_empty());
         assert!(fleet.queue.lines.is_empty() && fleet.queue.by_wanted.is_empty());
         assert!(fleet.queue.shared.is_empty() && fleet.queue.named.is_empty());
+    }
+
+    #[test]
+    fn what_is_held_is_placed_once_it_is_released_in_its_turn() {
+        let mut fleet = Fleet::default();
+        let worker = fleet.worker("w", 1, &[]);
+        let [first, second, gone] = [0; 3].map(|priority| fleet.job(&Wanted::default(), priority));
+        for turn in [first, gone] {
+            fleet.queue.remove(&Wanted::default(), turn);
+            fleet.queue.hold(&Wanted::default(), turn);
+        }
+        assert_eq!(fleet.placed(), [(second.job, "w".to_owned())]);
+        fleet.queue.vacate(worker, None);
+        assert!(fleet.placed().is_empty(), "the others are held");
+        fleet.queue.remove(&Wanted::default(), gone);
+        let last = fleet.job(&Wanted::default(), 0);
+        fleet.queue.release();
+        assert_eq!(fleet.placed(), [(first.job, "w".to_owned())]);
+        fleet.queue.vacate(worker, None);
+        assert_eq!(fleet.placed(), [(last.job, "w".to_owned())]);
+        assert!(fleet.queue.lines.is_empty() && fleet.queue.by_wanted.is_empty());
+    }
+
+    #[test]
+    fn what_is_said_of_a_line_follows_every_change_of_a_worker() {
+        let mut fleet = Fleet::default();
+        fleet.jobs(1, &Wanted::default());
+        let why = |fleet: &Fleet| fleet.queue.why(&Wanted::default());
+        assert_eq!(why(&fleet), "there is no worker");
+        let a = fleet.worker("a", 0, &[]);
+        assert_eq!(why(&fleet), "1 worker, without a slot");
+        fleet.queue.rest(a, Some("no disk".into()));
+        assert_eq!(why(&fleet), "1 worker, none can start jobs now: no disk");
+        fleet.queue.rest(a, None);
+        assert_eq!(why(&fleet), "1 worker, without a slot");
+        assert!(!fleet.queue.has_workers(&Wanted::default()));
+        fleet.worker("b", 1, &[]);
+        assert!(fleet.queue.has_workers(&Wanted::default()));
+        fleet.queue.close(a);
+        assert_eq!(why(&fleet), "2 workers, its one slot busy");
+        fleet.queue.offer(a, None);
+        assert_eq!(why(&fleet), "1 worker, its one slot busy");
     }
 
     #[test]

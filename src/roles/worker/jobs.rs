@@ -53,6 +53,15 @@ pub(super) struct KnownScheduler {
     pub(super) remembers_since: u64,
 }
 
+/// What a scheduler is told first of a registration.
+pub(super) struct Snapshot {
+    /// The last change that is in it.
+    pub(super) sequence: u64,
+    pub(super) jobs: Vec<Job>,
+    /// Jobs are not in it whose ends the scheduler has acknowledged.
+    pub(super) leaves_out_ends: bool,
+}
+
 struct Table {
     jobs: HashMap<JobId, Job>,
     /// In the order of their ends.
@@ -280,8 +289,8 @@ impl Jobs {
         &self.changes
     }
 
-    /// From now on only StartJobs of this registration are taken. Returns every
-    /// job there is, and the number of the last change they contain.
+    /// From now on only StartJobs of this registration are taken. Returns what the
+    /// scheduler is to be told first.
     ///
     /// # Errors
     ///
@@ -290,17 +299,43 @@ impl Jobs {
         &self,
         session: String,
         epoch: u64,
-    ) -> Result<(u64, Vec<Job>), Error> {
+    ) -> Result<Snapshot, Error> {
         self.check_epoch(epoch)?;
         if self.epoch.fetch_max(epoch, Ordering::Relaxed) < epoch {
             // Without room for it, it counts as long as this worker lives.
             let _ = self.launch.journal.append(Record::Epoch(epoch)).await;
         }
+        // Without it the scheduler cannot know that its records are older.
+        let leaves_out_ends = self.commit.load(Ordering::Relaxed) > 0;
         let mut table = self.table();
         table.session = Some(session);
         // Before the states are read: a change in between is sent twice, not lost.
         let sequence = self.changes.latest();
-        Ok((sequence, table.jobs.values().cloned().collect()))
+        let jobs = table.jobs.iter();
+        let told = jobs.filter(|(id, job)| !(leaves_out_ends && self.is_over(**id, job)));
+        Ok(Snapshot {
+            sequence,
+            jobs: told.map(|(_, job)| job.clone()).collect(),
+            leaves_out_ends,
+        })
+    }
+
+    /// It has ended, and the scheduler has acknowledged that.
+    fn is_over(&self, id: JobId, job: &Job) -> bool {
+        // An end that was not noted yet is told as a change.
+        matches!(*job.state.borrow(), State::Ended(_)) && !self.changes.contains(id)
+    }
+
+    /// The jobs left out of every [`Snapshot`] whose ends a scheduler may not know whose
+    /// store has made so many transactions.
+    pub(super) fn over_since(&self, commit: u64) -> Vec<Job> {
+        let table = self.table();
+        let memory = self.launch.journal.memory();
+        let over = table.jobs.iter().filter(|(id, job)| {
+            let ran = memory.get(**id);
+            self.is_over(**id, job) && ran.is_none_or(|ran| ran.is_unknown_at(commit))
+        });
+        over.map(|(_, job)| job.clone()).collect()
     }
 
     /// The scheduler has recorded everything up to `sequence`, and its store had

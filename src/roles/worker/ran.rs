@@ -113,7 +113,7 @@ impl Ran {
     }
 
     /// A scheduler whose store has made so many transactions may not know the end.
-    fn is_unknown_at(&self, commit: u64) -> bool {
+    pub(super) fn is_unknown_at(&self, commit: u64) -> bool {
         self.commit == 0 || self.commit > commit
     }
 }

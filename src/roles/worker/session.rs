@@ -21,7 +21,7 @@ use super::{
     error::RunError,
     grpc::{full_report, report, short_report},
     job::Job,
-    jobs::Jobs,
+    jobs::{Jobs, Snapshot},
     listing::Listing,
     member::Id,
     scripts::Scripts,
@@ -246,7 +246,7 @@ async fn heartbeats(
     listing: &mut Listing,
     leave: &CancellationToken,
 ) -> Result<(), Status> {
-    let (sequence, known) = jobs
+    let snapshot = jobs
         .begin_session(registered.session.clone(), registered.epoch)
         .await?;
     let (sender, receiver) = mpsc::channel(4);
@@ -258,7 +258,7 @@ async fn heartbeats(
         sender,
         worker_id: registered.worker_id,
         session: registered.session,
-        sequence,
+        sequence: snapshot.sequence,
         forgotten: Vec::new(),
         scripts: None,
         has_told: false,
@@ -268,7 +268,7 @@ async fn heartbeats(
     };
     // The scheduler answers the call with the first message, not before it.
     let send_snapshot = async {
-        upward.snapshot(known).await?;
+        upward.snapshot(snapshot).await?;
         Ok(upward)
     };
     let call = async {
@@ -306,11 +306,28 @@ struct Upward<'a> {
 }
 
 impl Upward<'_> {
-    async fn snapshot(&mut self, known: Vec<Job>) -> Result<(), Status> {
+    async fn snapshot(&mut self, snapshot: Snapshot) -> Result<(), Status> {
+        let jobs = self.send_all_but_last(snapshot.jobs, full_report).await?;
+        let request = proto::HeartbeatRequest {
+            sequence: self.sequence,
+            jobs,
+            snapshot_complete: true,
+            ends_left_out: snapshot.leaves_out_ends,
+            ..self.message()
+        };
+        self.pass(request).await
+    }
+
+    /// Sends reports in parts, and returns the last part.
+    async fn send_all_but_last(
+        &self,
+        jobs: Vec<Job>,
+        report: impl Fn(&Job) -> proto::JobReport,
+    ) -> Result<Vec<proto::JobReport>, Status> {
         let mut reports = Vec::new();
         let mut bytes = 0;
-        for job in known {
-            let report = full_report(&job);
+        for job in jobs {
+            let report = report(&job);
             let size = prost::Message::encoded_len(&report);
             if reports.len() == JOBS_PER_MESSAGE || bytes + size > BYTES_PER_MESSAGE {
                 self.send_part(std::mem::take(&mut reports)).await?;
@@ -319,7 +336,7 @@ impl Upward<'_> {
             bytes += size;
             reports.push(report);
         }
-        self.send(reports, true).await
+        Ok(reports)
     }
 
     async fn keep_going(
@@ -341,7 +358,7 @@ impl Upward<'_> {
         loop {
             let left = leave.is_cancelled() && self.jobs.changes().is_empty();
             if left {
-                self.send(Vec::new(), false).await?;
+                self.send(Vec::new()).await?;
                 // The scheduler has heard that this was meant when it closes its half.
                 drop(self);
                 let closed = async { while let Ok(Some(_)) = downward.message().await {} };
@@ -361,10 +378,13 @@ impl Upward<'_> {
                     if let Some(since) = response.tell_since {
                         self.tell_since(since).await?;
                     }
+                    if !response.tell_of.is_empty() {
+                        self.tell_of(&response.tell_of).await?;
+                    }
                     let forget = response.forget.iter().filter_map(|id| id.parse().ok());
                     self.forgotten = self.jobs.forget(forget.collect()).await;
                     if !self.forgotten.is_empty() {
-                        self.send(Vec::new(), false).await?;
+                        self.send(Vec::new()).await?;
                     }
                 }
                 Ok(()) = changes.changed() => self.send_changes().await?,
@@ -373,7 +393,7 @@ impl Upward<'_> {
                         return Err(Status::deadline_exceeded("the scheduler does not answer"));
                     }
                     self.memory_available_bytes = memory_available_bytes();
-                    self.send(Vec::new(), false).await?;
+                    self.send(Vec::new()).await?;
                     look.get_or_insert_with(|| self.look());
                 }
                 found = async { look.as_mut()?.await.ok()? }, if look.is_some() => {
@@ -384,7 +404,7 @@ impl Upward<'_> {
                 }
                 () = ending.cancelled(), if !told_of_the_end => {
                     told_of_the_end = true;
-                    self.send(Vec::new(), false).await?;
+                    self.send(Vec::new()).await?;
                 }
                 () = leave.cancelled(), if !leave.is_cancelled() => {}
             }
@@ -417,7 +437,7 @@ impl Upward<'_> {
         *self.listing = found;
         if is_news {
             self.scripts = Some((**self.listing.list()).clone());
-            self.send(Vec::new(), false).await?;
+            self.send(Vec::new()).await?;
         }
         Ok(())
     }
@@ -439,7 +459,7 @@ impl Upward<'_> {
                 };
                 let size = prost::Message::encoded_len(&report);
                 if bytes > 0 && bytes + size > BYTES_PER_MESSAGE {
-                    self.send(std::mem::take(&mut reports), false).await?;
+                    self.send(std::mem::take(&mut reports)).await?;
                     bytes = 0;
                 }
                 bytes += size;
@@ -447,17 +467,30 @@ impl Upward<'_> {
                 self.sequence = sequence;
             }
             self.sequence = last;
-            self.send(reports, false).await?;
+            self.send(reports).await?;
         }
     }
 
-    /// A part of the snapshot. It has no sequence: only with the last part has the
-    /// scheduler heard of everything up to one.
-    async fn send_part(&mut self, jobs: Vec<proto::JobReport>) -> Result<(), Status> {
-        let sequence = std::mem::take(&mut self.sequence);
-        let sent = self.send(jobs, false).await;
-        self.sequence = sequence;
-        sent
+    /// A part of a list of jobs. It has no sequence: only with the last part of the
+    /// snapshot has the scheduler heard of everything up to one.
+    async fn send_part(&self, jobs: Vec<proto::JobReport>) -> Result<(), Status> {
+        let part = proto::HeartbeatRequest {
+            jobs,
+            ..self.message()
+        };
+        self.pass(part).await
+    }
+
+    /// Tells what this worker knows of jobs that the scheduler has here on record.
+    async fn tell_of(&self, ids: &[String]) -> Result<(), Status> {
+        let ids = ids.iter().filter_map(|id| id.parse().ok());
+        let known = ids.filter_map(|id| self.jobs.get(id).ok()).collect();
+        let request = proto::HeartbeatRequest {
+            jobs: self.send_all_but_last(known, report).await?,
+            told_of: true,
+            ..self.message()
+        };
+        self.pass(request).await
     }
 
     /// Tells a scheduler whose records are older than what this worker knows of the
@@ -466,6 +499,10 @@ impl Upward<'_> {
         if std::mem::replace(&mut self.has_told, true) {
             return Ok(());
         }
+        // Of these what was asked for is still known.
+        let over = self.jobs.over_since(commit);
+        let last = self.send_all_but_last(over, full_report).await?;
+        self.send_part(last).await?;
         let (mut next, mut count) = (Some(0), 0);
         while let Some(from) = next {
             let ran;
@@ -502,18 +539,15 @@ impl Upward<'_> {
             scripts: None,
             ran: Vec::new(),
             ran_complete: false,
+            ends_left_out: false,
+            told_of: false,
         }
     }
 
-    async fn send(
-        &mut self,
-        jobs: Vec<proto::JobReport>,
-        snapshot_complete: bool,
-    ) -> Result<(), Status> {
+    async fn send(&mut self, jobs: Vec<proto::JobReport>) -> Result<(), Status> {
         let request = proto::HeartbeatRequest {
             sequence: self.sequence,
             jobs,
-            snapshot_complete,
             forgotten: std::mem::take(&mut self.forgotten)
                 .iter()
                 .map(JobId::to_string)

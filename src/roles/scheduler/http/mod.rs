@@ -42,7 +42,8 @@ use super::{
     access::Caller,
     error::Error,
     jobs::{
-        Awaited, Filter, Group, Kind, Named, Record, Spec, Start, StartGroup, Stop, Unplaced, Wait,
+        Awaited, Cut, Filter, Group, Kind, Named, Record, Spec, Start, StartGroup, Stop, Unplaced,
+        Wait,
     },
     logs, signal,
     store::Key,
@@ -469,8 +470,8 @@ pub(super) async fn list_jobs(
         },
         name: asked.name,
     };
-    let (page, more) = scheduler.jobs.page(filter, limit, asked.after).await?;
-    Ok(shown(scheduler, &page, more))
+    let page = scheduler.jobs.page(filter, limit, asked.after).await?;
+    Ok(shown(scheduler, &page))
 }
 
 async fn group_jobs(
@@ -486,15 +487,15 @@ async fn group_jobs(
     let Named::Group(group) = scheduler.jobs.find(group).await? else {
         return Err(Error::NotAGroup(group.to_owned()));
     };
-    let (page, more) = scheduler.jobs.members(group.id, limit, asked.after).await?;
-    Ok(shown(scheduler, &page, more))
+    let page = scheduler.jobs.members(group.id, limit, asked.after).await?;
+    Ok(shown(scheduler, &page))
 }
 
-fn shown(scheduler: &Scheduler, page: &[Arc<Record>], more: bool) -> api::JobsResponse {
-    let last = page.last().filter(|_| more);
+fn shown(scheduler: &Scheduler, page: &Cut<Arc<Record>>) -> api::JobsResponse {
     api::JobsResponse {
-        next: last.map(|record| record.id),
+        next: page.edge(|record| record.id),
         jobs: page
+            .jobs
             .iter()
             .map(|record| api::Job {
                 attempts: Vec::new(),

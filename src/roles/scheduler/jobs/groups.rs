@@ -8,9 +8,10 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::{
-    Group, Jobs, Named, Record, Spec, State, Stop, Wait, add,
+    Cut, Group, Jobs, Named, Record, Room, Spec, State, Stop, Wait,
     prerequisites::{Awaited, Prerequisite},
     record::{Member, now},
+    room::merge,
 };
 use crate::{
     api::{Counts, PassedOver},
@@ -216,14 +217,14 @@ impl Jobs {
         }
     }
 
-    /// At most `limit` jobs of the group, in their order, behind the job `after`;
-    /// and whether there are more.
+    /// At most `limit` jobs of the group, in their order, behind the job `after`: as
+    /// many as a page has room for.
     pub(in crate::roles::scheduler) async fn members(
         &self,
         group: GroupId,
         limit: usize,
         after: Option<JobId>,
-    ) -> Result<(Vec<Arc<Record>>, bool), Error> {
+    ) -> Result<Cut<Arc<Record>>, Error> {
         let from = match after {
             None => 0,
             Some(id) => {
@@ -236,10 +237,7 @@ impl Jobs {
                 member.index.saturating_add(1)
             }
         };
-        let mut page = self.members_from(group, from, limit + 1).await?;
-        let more = page.len() > limit;
-        page.truncate(limit);
-        Ok((page, more))
+        self.members_from(group, from, limit).await
     }
 
     async fn members_from(
@@ -247,14 +245,13 @@ impl Jobs {
         group: GroupId,
         from: u32,
         limit: usize,
-    ) -> Result<Vec<Arc<Record>>, Error> {
+    ) -> Result<Cut<Arc<Record>>, Error> {
+        let room = Room::of(limit);
         // Memory first: what ends and moves to the disk meanwhile is there twice
         // rather than not at all.
-        let mut found = self.table().members(group, from, limit);
-        add(&mut found, self.0.store.members(group, from, limit).await?);
-        found.sort_by_key(|record| record.index());
-        found.truncate(limit);
-        Ok(found)
+        let live = self.table().members(group, from, room);
+        let ended = self.0.store.members(group, from, room).await?;
+        Ok(merge(room, live, ended, Record::index))
     }
 
     /// The job of that number in the group that `asked` means.
@@ -265,8 +262,9 @@ impl Jobs {
             return Err(not_found());
         };
         let found = self.members_from(group.id, index, 1).await?;
-        let found = found.into_iter().find(|record| record.index() == index);
-        found.ok_or_else(not_found)
+        let found = found.jobs.into_iter();
+        let mut found = found.filter(|record| record.index() == index);
+        found.next().ok_or_else(not_found)
     }
 
     /// Ends a group: what waits ends at once, what is on workers as [`Jobs::stop`]

@@ -132,10 +132,10 @@ impl Table {
             return self.alarms.set(id, Some(at));
         }
         self.alarms.set(id, given_up_at);
-        if self.recovery.holds(id) {
-            return;
+        match self.recovery.holds(id) {
+            true => self.hold(&record),
+            false => self.line_up(&record),
         }
-        self.line_up(&record);
     }
 
     fn ring(&mut self) {

@@ -5,17 +5,20 @@
 mod attempts;
 mod group;
 mod groups;
+mod index;
 mod later;
 mod pauses;
 mod prerequisites;
 mod record;
 mod recovery;
+mod room;
 mod table;
 #[cfg(test)]
 pub(super) use self::record::{Member, tests};
 mod turns;
 
 use std::{
+    cmp::Reverse,
     collections::HashSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -32,9 +35,10 @@ pub(super) use self::{
     attempts::Part,
     group::Group,
     groups::{Kind, StartGroup},
+    index::Filter,
     prerequisites::Awaited,
     record::{Doubt, End, Exit, Gone, Place, Process, Record, Spec, State, Status, now},
-    table::Filter,
+    room::{Cut, Room},
 };
 use self::{
     pauses::Pauses,
@@ -51,7 +55,7 @@ use super::{
     events::Events,
     offers::Offers,
     registry::{self, Registry, Session, WorkerHandle},
-    store::{self, Env, Key, Store},
+    store::{self, Env, Key, Range, Store},
 };
 use crate::{
     api,
@@ -804,10 +808,9 @@ impl Jobs {
 
     /// The error that names a job whose name is like `asked`, one of the newest.
     async fn meant(&self, asked: &str) -> Result<Option<Error>, Error> {
-        let (newest, _) = self.page(Filter::default(), MAX_LIKENED, None).await?;
-        let names = newest
-            .iter()
-            .filter_map(|record| record.spec.name.as_deref());
+        let mut names = self.table().newest_names(MAX_LIKENED);
+        names.extend(self.0.store.newest_names(MAX_LIKENED).await?);
+        let names = names.iter().map(String::as_str);
         Ok(
             registry::meant(asked, names).map(|meant| Error::JobNameNotFound {
                 asked: asked.to_owned(),
@@ -823,45 +826,33 @@ impl Jobs {
         Ok(both.max_by_key(|record| (record.created_at, record.id)))
     }
 
-    /// At most `limit` jobs, the newest first, behind the job `after`; and
-    /// whether there are more.
+    /// At most `limit` jobs, the newest first, behind the job `after`: as many as a
+    /// page has room for.
     pub(super) async fn page(
         &self,
         filter: Filter,
         limit: usize,
         after: Option<JobId>,
-    ) -> Result<(Vec<Arc<Record>>, bool), Error> {
+    ) -> Result<Cut<Arc<Record>>, Error> {
         let after = match after {
             None => None,
-            Some(id) => {
-                let record = self.get(id).await?;
-                Some((record.created_at, record.id))
-            }
+            Some(id) => Some(self.get(id).await?.cursor()),
         };
+        let room = Room::of(limit);
         // Memory first: what ends and moves to the disk meanwhile is there twice
         // rather than not at all.
-        let mut page = self.table().page(&filter, limit + 1, after);
-        add(
-            &mut page,
-            self.0.store.page(filter, limit + 1, after).await?,
-        );
-        page.sort_by_key(|record| std::cmp::Reverse((record.created_at, record.id)));
-        let more = page.len() > limit;
-        page.truncate(limit);
-        Ok((page, more))
+        let live = self.table().page(&filter, room, after);
+        let newer_than = live.edge(|record| record.cursor());
+        let range = Range { newer_than, after };
+        let ended = self.0.store.page(filter, room, range).await?;
+        Ok(room::merge(room, live, ended, |record| {
+            Reverse(record.cursor())
+        }))
     }
 
     /// The jobs of a worker that have not ended.
     pub(super) fn live_on(&self, worker: WorkerId) -> Vec<JobId> {
-        let live = api::JobState::ALL.into_iter();
-        let filter = Filter {
-            states: Some(live.filter(|state| !state.is_final()).collect()),
-            worker: Some(worker),
-            name: None,
-        };
-        // Those are all in memory.
-        let live = self.table().page(&filter, usize::MAX, None);
-        live.iter().map(|record| record.id).collect()
+        self.table().live_on(worker)
     }
 
     /// The record as the HTTP API shows it.
@@ -933,6 +924,12 @@ impl Jobs {
     /// change.
     pub(super) fn seen(&self, run: JobId, bytes: u64) {
         self.table().seen(run, bytes);
+    }
+
+    /// The runs that `worker` has on record, of an earlier session, and that are not
+    /// among `named`.
+    pub(super) fn missing(&self, worker: &WorkerHandle, named: &HashSet<JobId>) -> Vec<JobId> {
+        self.table().missing(worker.id, worker.session, named)
     }
 
     /// `worker` has told of all its jobs: those it did not name, and that were

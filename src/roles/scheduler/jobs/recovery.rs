@@ -15,6 +15,9 @@ use crate::{
     roles::scheduler::registry::WorkerHandle,
 };
 
+/// The most workers that a line of text names; it is told of each job that waits.
+const MOST_NAMED: usize = 10;
+
 /// What is known of the time before this start of the scheduler.
 #[derive(Debug, Default)]
 pub(super) struct Recovery {
@@ -97,19 +100,11 @@ impl Table {
         if !self.recovery.holds(record.id) {
             return None;
         }
-        let wants = &record.spec.labels;
-        if !self.recovery.is_older && self.matching(wants).0.is_empty() {
+        if !self.recovery.is_older && !self.has_workers(record) {
             // There is no worker for it anyway.
             return None;
         }
-        let mut names: Vec<String> = (self.recovery.unheard.iter())
-            .map(|id| match self.worker_name(*id) {
-                Some(name) => name.to_string(),
-                None => id.to_string(),
-            })
-            .collect();
-        names.sort();
-        let names = names.join(", ");
+        let names = self.unheard_names();
         Some(match self.recovery.is_older {
             true => format!(
                 "the scheduler's records are older than what its workers did, so this job may \
@@ -117,6 +112,24 @@ impl Table {
             ),
             false => format!("the scheduler has just been started and waits for {names}"),
         })
+    }
+
+    /// Who is waited for: some of them, where there are many.
+    fn unheard_names(&self) -> String {
+        let unheard = &self.recovery.unheard;
+        let some = unheard.iter().take(MOST_NAMED);
+        let mut names: Vec<String> = some
+            .map(|id| match self.worker_name(*id) {
+                Some(name) => name.to_string(),
+                None => id.to_string(),
+            })
+            .collect();
+        names.sort();
+        let names = names.join(", ");
+        match unheard.len().saturating_sub(MOST_NAMED) {
+            0 => names,
+            more => format!("{names} and {more} more"),
+        }
     }
 
     /// This worker has named all its jobs, or never will.
@@ -138,14 +151,14 @@ impl Table {
         if !was_holding || self.recovery.is_holding() {
             return;
         }
-        for id in self.recovery.loaded.clone() {
-            self.enqueue(id);
-        }
+        self.release_held();
     }
 
     /// A worker proves that the records are older than what it did.
     pub(super) fn records_are_older(&mut self) {
-        if std::mem::replace(&mut self.recovery.is_older, true) || !self.recovery.is_holding() {
+        let was_holding = self.recovery.is_holding();
+        self.recovery.is_older = true;
+        if was_holding || !self.recovery.is_holding() {
             return;
         }
         for id in self.recovery.loaded.clone() {
@@ -199,7 +212,7 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::{sync::Arc, time::Duration};
 
     use super::*;
@@ -217,7 +230,9 @@ mod tests {
         },
     };
 
-    fn workers<const N: usize>(names: [&str; N]) -> [WorkerHandle; N] {
+    pub(in crate::roles::scheduler::jobs) fn workers<const N: usize>(
+        names: [&str; N],
+    ) -> [WorkerHandle; N] {
         let calls = Calls {
             deadline: Duration::from_secs(5),
             epoch: Epoch::new(1),
@@ -287,6 +302,22 @@ mod tests {
         assert!(table.recovery.is_over_now() && !table.recovery.is_over_now());
         // It is named again by its worker, and is what it was.
         assert_eq!(table.claim(&second, &report), Claim::None);
+    }
+
+    #[test]
+    fn a_line_of_text_names_only_so_many_workers() {
+        let unheard = |count: usize| {
+            let unheard = (0..count).map(|_| WorkerId::random()).collect();
+            let mut table = Table::default();
+            table.recovery = Recovery::new(HashSet::new(), unheard, true);
+            table.unheard_names()
+        };
+        assert_eq!(unheard(10).matches(", ").count(), 9);
+        let many = unheard(1000);
+        assert!(
+            many.len() < 500 && many.ends_with(" and 990 more"),
+            "{many}"
+        );
     }
 
     #[tokio::test]

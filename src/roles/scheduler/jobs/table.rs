@@ -3,20 +3,21 @@
 //! behind the lock of [`super::Jobs`]: nothing here waits.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
-    ops::Bound,
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    convert::Infallible,
     sync::Arc,
 };
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{
     group::Group,
+    index::{Filter, Index, Spot},
     later::Alarms,
     prerequisites::{Dependents, group_as_job},
     record::{Event, Place, Record, RecordedStop, State, Status, now},
     recovery::Recovery,
+    room::{Cut, Room},
 };
 use crate::{
     api::{self, PassedOver},
@@ -30,17 +31,8 @@ use crate::{
     },
 };
 
-/// Newest last.
-type Order = BTreeSet<(Timestamp, JobId)>;
-
-/// Which jobs a page shows.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Filter {
-    /// None: every state.
-    pub(crate) states: Option<Vec<api::JobState>>,
-    pub(crate) worker: Option<WorkerId>,
-    pub(crate) name: Option<String>,
-}
+/// The most ended jobs that leave memory at a time.
+const EVICTED_AT_ONCE: usize = 1000;
 
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -48,8 +40,7 @@ pub(super) struct Table {
     groups: HashMap<GroupId, GroupEntry>,
     /// Groups in which a job failed that stops the rest.
     failed: Vec<GroupId>,
-    by_time: Order,
-    by_name: HashMap<String, Order>,
+    index: Index,
     queue: Queue,
     /// When jobs that wait for a time are looked at.
     pub(super) alarms: Alarms,
@@ -178,14 +169,12 @@ impl Table {
         Some(changes.subscribe())
     }
 
-    /// At most `limit` of the group's jobs that are in memory, in their order,
-    /// from that number on.
-    pub(super) fn members(&self, group: GroupId, from: u32, limit: usize) -> Vec<Arc<Record>> {
-        let Some(entry) = self.groups.get(&group) else {
-            return Vec::new();
-        };
-        let members = entry.members.range(from..).take(limit);
-        members.filter_map(|(_, id)| self.get(*id)).collect()
+    /// The group's jobs that are in memory from that number on, in their order, as
+    /// many as there is room for.
+    pub(super) fn members(&self, group: GroupId, from: u32, room: Room) -> Cut<Arc<Record>> {
+        let entry = self.groups.get(&group).into_iter();
+        let members = entry.flat_map(|entry| entry.members.range(from..));
+        self.as_many(room, members.map(|(_, id)| *id))
     }
 
     /// No job of the group starts any more. Those that wait have ended when this
@@ -223,10 +212,7 @@ impl Table {
     /// The worker of this name is known no more: what waits for it and no other
     /// will never start.
     pub(super) fn wait_in_vain(&mut self, worker: WorkerId, name: &str) {
-        let waiting = self.jobs.values().map(|entry| &entry.record);
-        let waiting =
-            waiting.filter(|record| record.state == State::Queued && record.wanted == Some(worker));
-        let waiting: Vec<JobId> = waiting.map(|record| record.id).collect();
+        let waiting = self.index.wanting(worker);
         for id in waiting {
             if let Some(record) = self.get(id) {
                 let why = format!("worker {name} was removed");
@@ -243,6 +229,21 @@ impl Table {
     /// Has a job that may start now wait for its turn.
     pub(super) fn line_up(&mut self, record: &Record) {
         self.queue.add(&record.wanted(), record.turn());
+    }
+
+    /// Has a job that may start otherwise wait until [`Table::release_held`].
+    pub(super) fn hold(&mut self, record: &Record) {
+        self.queue.hold(&record.wanted(), record.turn());
+    }
+
+    /// Jobs that were held wait for their turn.
+    pub(super) fn release_held(&mut self) {
+        self.queue.release();
+    }
+
+    /// Some worker is there to take the job, now or when it has room.
+    pub(super) fn has_workers(&self, record: &Record) -> bool {
+        self.queue.has_workers(&record.wanted())
     }
 
     /// Has a job wait no more, for whatever it waits.
@@ -273,6 +274,7 @@ impl Table {
         let placed = placed.into_iter().filter_map(|(id, worker)| {
             let handle = self.workers.get(&worker)?.clone();
             let entry = self.jobs.get_mut(&id)?;
+            let before = Spot::of(&entry.record);
             let record = Arc::make_mut(&mut entry.record);
             record.state = record.state.after(Event::Placed)?;
             let run = record.next_run();
@@ -288,6 +290,7 @@ impl Table {
             });
             self.on_worker.entry(worker).or_default().live.insert(id);
             self.alarms.set(id, None);
+            self.index.moved(before, record);
             entry.announce();
             tracing::debug!(job_id = %id, worker_id = %worker, "job placed");
             Some((entry.record.clone(), handle))
@@ -312,11 +315,7 @@ impl Table {
     /// is not in the queue yet.
     pub(super) fn insert(&mut self, record: Record, env: Arc<Env>) -> Arc<Record> {
         let record = Arc::new(record);
-        let key = (record.created_at, record.id);
-        self.by_time.insert(key);
-        if let Some(name) = &record.spec.name {
-            self.by_name.entry(name.clone()).or_default().insert(key);
-        }
+        self.index.insert(&record);
         if let Some(worker) = record.worker()
             && !record.is_final()
         {
@@ -358,8 +357,7 @@ impl Table {
             return;
         };
         let record = &entry.record;
-        let key = (record.created_at, id);
-        self.by_time.remove(&key);
+        self.index.remove(record);
         self.dependents.removed(id);
         self.recovery.removed(id);
         match &record.state {
@@ -374,14 +372,6 @@ impl Table {
             && let Some(of) = self.groups.get_mut(&member.group)
         {
             of.members.remove(&member.index);
-        }
-        if let Some(name) = &entry.record.spec.name
-            && let Some(same) = self.by_name.get_mut(name)
-        {
-            same.remove(&key);
-            if same.is_empty() {
-                self.by_name.remove(name);
-            }
         }
     }
 
@@ -414,11 +404,16 @@ impl Table {
         self.ended.push_back((ticket, ended));
     }
 
-    /// Drops the ended jobs that are on the disk: they are looked for there.
+    /// Drops ended jobs that are on the disk, where they are looked for; so many at a
+    /// time that whoever waits for the table does not wait for long.
     pub(super) fn evict(&mut self, is_committed: impl Fn(Ticket) -> bool) {
-        while let Some((ticket, ended)) = self.ended.front().copied()
-            && is_committed(ticket)
-        {
+        for _ in 0..EVICTED_AT_ONCE {
+            let Some((ticket, ended)) = self.ended.front().copied() else {
+                return;
+            };
+            if !is_committed(ticket) {
+                return;
+            }
             self.ended.pop_front();
             match ended {
                 Ended::Job(id) => self.remove(id),
@@ -475,6 +470,7 @@ impl Table {
             record.stop = None;
             self.dependents.ended(id);
         }
+        self.index.moved(Spot::of(&before), &entry.record);
         entry.announce();
         let record = entry.record.clone();
         self.changed.push(Changed::Job(record.clone()));
@@ -579,6 +575,21 @@ impl Table {
         }
     }
 
+    /// The runs that were sent to the worker under another session than this one, have
+    /// not ended, and are not `named`.
+    pub(super) fn missing(
+        &self,
+        worker: WorkerId,
+        session: Session,
+        named: &HashSet<JobId>,
+    ) -> Vec<JobId> {
+        let live = self.live_on(worker).into_iter();
+        let live = live.filter_map(|id| self.jobs.get(&id));
+        let earlier = live.filter(|entry| entry.session() != Some(session));
+        let runs = earlier.filter_map(|entry| entry.record.run());
+        runs.filter(|run| !named.contains(run)).collect()
+    }
+
     /// The worker has told of all its jobs under `session`, or none will ever
     /// be told of again: what is not `present`, a run, and was sent under another
     /// session is gone, or is to be sent again.
@@ -623,6 +634,7 @@ impl Table {
         let Some(entry) = self.jobs.get_mut(&id) else {
             return;
         };
+        let before = Spot::of(&entry.record);
         let record = Arc::make_mut(&mut entry.record);
         let worker = place.worker;
         if let Some(run) = place.run {
@@ -633,6 +645,7 @@ impl Table {
         record.state = State::Pending { call_open: false };
         self.on_worker.entry(worker).or_default().live.insert(id);
         self.queue.occupy(worker, record.bound_by());
+        self.index.moved(before, record);
         entry.announce();
         self.changed.push(Changed::Job(entry.record.clone()));
     }
@@ -667,7 +680,7 @@ impl Table {
             settled.session == session && settled.gone == super::Gone::Restarted
         });
         match settled {
-            true => on_worker.live.iter().copied().collect(),
+            true => self.live_on(worker),
             false => Vec::new(),
         }
     }
@@ -765,8 +778,7 @@ impl Table {
     }
 
     pub(super) fn unreachable(&mut self, worker: WorkerId, why: &str) {
-        let live = self.on_worker.get(&worker).map(|on| on.live.clone());
-        for id in live.unwrap_or_default() {
+        for id in self.live_on(worker) {
             let why = why.to_owned();
             self.apply(id, Event::WorkerUnreachable { why });
         }
@@ -774,11 +786,7 @@ impl Table {
 
     /// The newest job, of that name if there is one.
     pub(super) fn newest(&self, name: Option<&str>) -> Option<Arc<Record>> {
-        let order = match name {
-            None => &self.by_time,
-            Some(name) => self.by_name.get(name)?,
-        };
-        self.get(order.last()?.1)
+        self.get(self.index.newest(name)?)
     }
 
     /// At most `limit` jobs from `first` on that begin with `digits`.
@@ -791,31 +799,38 @@ impl Table {
             .collect()
     }
 
-    /// At most `limit` jobs, the newest first, behind `after`.
+    /// The newest jobs behind `after`, the newest first, as many as there is room for.
     pub(super) fn page(
         &self,
         filter: &Filter,
-        limit: usize,
+        room: Room,
         after: Option<Cursor>,
-    ) -> Vec<Arc<Record>> {
-        let end = match after {
-            None => Bound::Unbounded,
-            Some(after) => Bound::Excluded(after),
-        };
-        let nothing = Order::new();
-        let order = match &filter.name {
-            None => &self.by_time,
-            Some(name) => self.by_name.get(name).unwrap_or(&nothing),
-        };
-        order
-            .range((Bound::Unbounded, end))
-            .rev()
-            .filter_map(|(_, id)| self.jobs.get(id))
-            .map(|entry| &entry.record)
-            .filter(|record| filter.admits(record))
-            .take(limit)
-            .cloned()
-            .collect()
+    ) -> Cut<Arc<Record>> {
+        let page = self.index.page(filter, room.jobs() + 1, after);
+        self.as_many(room, page.into_iter())
+    }
+
+    fn as_many(&self, room: Room, ids: impl Iterator<Item = JobId>) -> Cut<Arc<Record>> {
+        let jobs = ids.filter_map(|id| self.get(id)).map(|record| {
+            let bytes = record.shown_bytes();
+            Ok::<_, Infallible>((record, bytes))
+        });
+        let Ok(cut) = room.fill(jobs);
+        cut
+    }
+
+    /// The names of the newest jobs, of at most so many.
+    pub(super) fn newest_names(&self, limit: usize) -> Vec<String> {
+        let newest = self.index.page(&Filter::default(), limit, None).into_iter();
+        let newest = newest.filter_map(|id| self.jobs.get(&id));
+        let names = newest.filter_map(|entry| entry.record.spec.name.clone());
+        names.collect()
+    }
+
+    /// The jobs on a worker that have not ended.
+    pub(super) fn live_on(&self, worker: WorkerId) -> Vec<JobId> {
+        let on_worker = self.on_worker.get(&worker);
+        on_worker.map_or_else(Vec::new, |on| on.live.iter().copied().collect())
     }
 }
 
@@ -840,28 +855,25 @@ impl Entry {
     }
 }
 
-impl Filter {
-    pub(crate) fn has_state(&self, state: api::JobState) -> bool {
-        self.states
-            .as_ref()
-            .is_none_or(|states| states.contains(&state))
-    }
-
-    fn admits(&self, record: &Record) -> bool {
-        self.worker
-            .is_none_or(|worker| record.worker() == Some(worker))
-            && self.has_state(record.api_state())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        sync::LazyLock,
+        time::{Duration, Instant},
+    };
+
+    use jiff::Timestamp;
+    use proptest::prelude::*;
+    use tokio::runtime::Runtime;
 
     use super::*;
-    use crate::roles::scheduler::jobs::{
-        Gone, Process, Spec,
-        record::{End, tests::record},
+    use crate::roles::scheduler::{
+        jobs::{
+            Gone, Process, Spec,
+            record::{End, tests::record},
+            recovery::tests::workers,
+        },
+        offers::{Openness, Slots},
     };
 
     fn running() -> Record {
@@ -917,7 +929,7 @@ mod tests {
         table.remove(new.id);
         assert_eq!(table.newest(Some("cafe")).unwrap().id, old.id);
         table.remove(old.id);
-        assert!(table.by_name.is_empty() && table.by_time.is_empty());
+        assert!(table.newest(None).is_none());
         assert!(table.on_worker[&old.worker().unwrap()].live.is_empty());
     }
 
@@ -937,7 +949,7 @@ mod tests {
         all.reverse();
         let (mut seen, mut after) = (Vec::new(), None);
         loop {
-            let page = table.page(&Filter::default(), 10, after);
+            let page = table.page(&Filter::default(), Room::of(10), after).jobs;
             let keys = page.iter().map(|record| (record.created_at, record.id));
             seen.extend(keys);
             if page.is_empty() {
@@ -960,7 +972,7 @@ mod tests {
         let done = insert(&mut table, running());
         table.report(done.id, ended(), None);
         let ids = |filter: Filter| -> Vec<JobId> {
-            let page = table.page(&filter, 10, None);
+            let page = table.page(&filter, Room::of(10), None).jobs;
             page.iter().map(|record| record.id).collect()
         };
         let states = Some(vec![api::JobState::Succeeded]);
@@ -987,6 +999,240 @@ mod tests {
             }),
             [named.id]
         );
+    }
+
+    /// The page that a look at every job gives.
+    fn looked_through(
+        table: &Table,
+        filter: &Filter,
+        limit: usize,
+        after: Option<Cursor>,
+    ) -> Vec<JobId> {
+        let all = table.jobs.values().map(|entry| &entry.record);
+        let fits = all.filter(|record| {
+            filter.has_state(record.api_state())
+                && (filter.worker).is_none_or(|worker| record.worker() == Some(worker))
+                && (filter.name.as_deref())
+                    .is_none_or(|name| record.spec.name.as_deref() == Some(name))
+                && after.is_none_or(|after| (record.created_at, record.id) < after)
+        });
+        let mut keys: Vec<Cursor> = fits.map(|record| (record.created_at, record.id)).collect();
+        keys.sort_unstable_by(|a, b| b.cmp(a));
+        keys.into_iter().take(limit).map(|(_, id)| id).collect()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert { name: Option<u8>, wanted: bool },
+        Offer { slots: u32 },
+        Report { which: usize, has_ended: bool },
+        Unreachable,
+        TurnedAway { which: usize },
+        PutOnWorker { which: usize },
+        StopWaiting,
+        Remove { which: usize },
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (proptest::option::of(0..3_u8), any::<bool>())
+                .prop_map(|(name, wanted)| Step::Insert { name, wanted }),
+            1 => (0..6_u32).prop_map(|slots| Step::Offer { slots }),
+            2 => (0..40_usize, any::<bool>())
+                .prop_map(|(which, has_ended)| Step::Report { which, has_ended }),
+            1 => Just(Step::Unreachable),
+            1 => (0..40_usize).prop_map(|which| Step::TurnedAway { which }),
+            1 => (0..40_usize).prop_map(|which| Step::PutOnWorker { which }),
+            1 => Just(Step::StopWaiting),
+            1 => (0..40_usize).prop_map(|which| Step::Remove { which }),
+        ]
+    }
+
+    fn step(table: &mut Table, workers: &[WorkerHandle], at: Timestamp, step: Step) {
+        let nth = |table: &Table, which: usize| {
+            let id = table.jobs.keys().nth(which % table.jobs.len().max(1));
+            id.and_then(|id| table.get(*id))
+        };
+        match step {
+            Step::Insert { name, wanted } => {
+                let spec = Spec {
+                    name: name.map(|name| format!("n{name}")),
+                    retries: 1,
+                    retry_pause: Some(Duration::from_secs(3600)),
+                    ..Spec::default()
+                };
+                let job = Record {
+                    spec: Arc::new(spec),
+                    place: None,
+                    wanted: wanted.then_some(workers[0].id),
+                    created_at: at,
+                    ..record(State::Queued)
+                };
+                let id = insert(table, job).id;
+                table.enqueue(id);
+            }
+            Step::Offer { slots } => {
+                let offer = Offer {
+                    worker: workers[slots as usize % workers.len()].clone(),
+                    slots: Slots::Limited(slots),
+                    cpus: 1,
+                    labels: Arc::default(),
+                    openness: Openness::Ready,
+                };
+                table.offer(offer.worker.id, Some(offer));
+                table.place();
+            }
+            Step::Report { which, has_ended } => {
+                if let Some(run) = nth(table, which).and_then(|record| record.run()) {
+                    let failed = State::Ended {
+                        process: None,
+                        at: now(),
+                        end: End::Failed(None),
+                        reason: String::new(),
+                    };
+                    let state = match has_ended {
+                        true => failed,
+                        false => State::Running(Process::default()),
+                    };
+                    let output_bytes = 0;
+                    table.report(
+                        run,
+                        Status {
+                            state,
+                            output_bytes,
+                        },
+                        None,
+                    );
+                }
+            }
+            Step::Unreachable => table.unreachable(workers[0].id, "silent"),
+            Step::TurnedAway { which } => {
+                if let Some(run) = nth(table, which).and_then(|record| record.run()) {
+                    table.given_back(run);
+                }
+            }
+            Step::PutOnWorker { which } => {
+                if let Some(record) = nth(table, which)
+                    && record.state == State::Queued
+                {
+                    table.dequeue(&record);
+                    let place = Place {
+                        worker: workers[1].id,
+                        worker_name: "w".into(),
+                        session: Session::random(),
+                        run: record.next_run(),
+                    };
+                    table.put_on_worker(record.id, place);
+                }
+            }
+            Step::StopWaiting => {
+                table.wait_in_vain(workers[0].id, "w");
+                let waits = |entry: &Entry| {
+                    entry.record.state == State::Queued
+                        && entry.record.wanted == Some(workers[0].id)
+                };
+                assert!(!table.jobs.values().any(waits));
+            }
+            Step::Remove { which } => {
+                if let Some(record) = nth(table, which) {
+                    table.remove(record.id);
+                }
+            }
+        }
+    }
+
+    /// Handles of workers, and what they need to be.
+    static TWO: LazyLock<(Runtime, [WorkerHandle; 2])> = LazyLock::new(|| {
+        let runtime = Runtime::new().unwrap();
+        let entered = runtime.enter();
+        let workers = workers(["w1", "w2"]);
+        drop(entered);
+        (runtime, workers)
+    });
+
+    proptest! {
+        #[test]
+        fn a_page_shows_what_a_look_at_every_job_finds(
+            steps in proptest::collection::vec(any_step(), 1..60),
+        ) {
+            let (_, workers) = &*TWO;
+            let start = now();
+            let mut table = Table::default();
+            for (n, one) in steps.into_iter().enumerate() {
+                // Some at the same moment, as it happens on a fast machine.
+                let at = start + Duration::from_secs(n as u64 / 3);
+                step(&mut table, workers, at, one);
+            }
+            let states = [None, Some(vec![api::JobState::Pending]),
+                Some(vec![api::JobState::Running, api::JobState::Failed])];
+            let names = [None, Some("n1"), Some("nobody")];
+            let on = [None, Some(workers[0].id), Some(workers[1].id)];
+            let middle = start + Duration::from_secs(7);
+            let afters = [None, Some((middle, JobId::random()))];
+            for n in 0..states.len() * names.len() * on.len() * afters.len() {
+                let (n, after) = (n / afters.len(), afters[n % afters.len()]);
+                let (n, worker) = (n / on.len(), on[n % on.len()]);
+                let (n, name) = (n / names.len(), names[n % names.len()]);
+                let (states, name) = (states[n].clone(), name.map(str::to_owned));
+                let filter = Filter { states, worker, name };
+                let page = table.page(&filter, Room::of(7), after).jobs;
+                let page: Vec<JobId> = page.iter().map(|record| record.id).collect();
+                prop_assert_eq!(page, looked_through(&table, &filter, 7, after), "{:?}", filter);
+            }
+            for worker in workers {
+                let mut live = table.live_on(worker.id);
+                live.sort_unstable();
+                let on_it = |entry: &&Entry| {
+                    entry.record.worker() == Some(worker.id) && !entry.record.is_final()
+                };
+                let all = table.jobs.values().filter(on_it);
+                prop_assert_eq!(live, all.map(|entry| entry.record.id).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_of_a_state_does_not_cost_more_among_many_jobs() {
+        let took = |jobs: usize| {
+            let mut table = Table::default();
+            for _ in 0..jobs {
+                let waiting = Record {
+                    place: None,
+                    ..record(State::Queued)
+                };
+                insert(&mut table, waiting);
+            }
+            let filter = Filter {
+                states: Some(vec![api::JobState::Running]),
+                ..Filter::default()
+            };
+            let once = || {
+                let began = Instant::now();
+                assert!(table.page(&filter, Room::of(50), None).jobs.is_empty());
+                began.elapsed()
+            };
+            (0..20).map(|_| once()).min().unwrap()
+        };
+        let (few, many) = (took(10), took(20_000));
+        assert!(
+            many < few * 20 + Duration::from_micros(100),
+            "{few:?} {many:?}"
+        );
+    }
+
+    #[test]
+    fn only_so_many_ended_jobs_leave_memory_at_a_time() {
+        let mut table = Table::default();
+        let ticket = crate::roles::scheduler::store::scratch().now();
+        for _ in 0..EVICTED_AT_ONCE + 1 {
+            let id = insert(&mut table, running()).id;
+            table.report(id, ended(), None);
+            table.noted(ticket, Ended::Job(id));
+        }
+        table.evict(|_| true);
+        assert_eq!(table.jobs.len(), 1);
+        table.evict(|_| true);
+        assert!(table.jobs.is_empty());
     }
 
     #[test]

@@ -31,7 +31,7 @@ use tokio::sync::{oneshot, watch};
 pub(super) use self::tests::scratch;
 pub(super) use self::{
     access::{AccessChange, AuditEntry, Certificate, Token, Written},
-    read::{Cursor, KeptKey},
+    read::{Cursor, KeptKey, Range},
     writer::{Env, Key},
 };
 use self::{
@@ -42,7 +42,7 @@ use self::{
 };
 use super::{
     about::{Orders, Told},
-    jobs::{Filter, Group, Record, Spec},
+    jobs::{Cut, Filter, Group, Record, Room, Spec},
 };
 use crate::{
     api::Counts,
@@ -663,18 +663,18 @@ impl Store {
         found.await
     }
 
-    /// At most `limit` finished jobs of the group, in their order, from that number
-    /// on.
+    /// The finished jobs of the group from that number on, in their order, as many as
+    /// there is room for.
     pub(super) async fn members(
         &self,
         group: GroupId,
         from: u32,
-        limit: usize,
-    ) -> Result<Vec<Record>, Error> {
+        room: Room,
+    ) -> Result<Cut<Record>, Error> {
         let found = self
             .0
             .readers
-            .with(move |read| read.members(group, from, limit));
+            .with(move |read| read.members(group, from, room));
         found.await
     }
 
@@ -697,17 +697,26 @@ impl Store {
         found.await
     }
 
-    /// At most `limit` finished jobs, the newest first, behind `after`.
+    /// The names of the newest finished jobs, of at most so many.
+    pub(super) async fn newest_names(&self, limit: usize) -> Result<Vec<String>, Error> {
+        self.0
+            .readers
+            .with(move |read| read.newest_names(limit))
+            .await
+    }
+
+    /// The newest finished jobs of that range, the newest first, as many as there is
+    /// room for.
     pub(super) async fn page(
         &self,
         filter: Filter,
-        limit: usize,
-        after: Option<Cursor>,
-    ) -> Result<Vec<Record>, Error> {
+        room: Room,
+        range: Range,
+    ) -> Result<Cut<Record>, Error> {
         let page = self
             .0
             .readers
-            .with(move |read| read.page(&filter, limit, after));
+            .with(move |read| read.page(&filter, room, range));
         page.await
     }
 

@@ -17,7 +17,7 @@ use super::{Env, Error, schema};
 use crate::{
     api,
     ids::{GroupId, JobId, WorkerId},
-    roles::scheduler::jobs::{Filter, Group, Record},
+    roles::scheduler::jobs::{Cut, Filter, Group, Record, Room},
 };
 
 /// So many reads at once; more would only wait for the same disk.
@@ -25,6 +25,15 @@ const AT_ONCE: usize = 8;
 
 /// Where a page begins: behind this job.
 pub(in crate::roles::scheduler) type Cursor = (Timestamp, JobId);
+
+/// The jobs between two, in the order of a page: the newest first.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in crate::roles::scheduler) struct Range {
+    /// None: up to the oldest.
+    pub(in crate::roles::scheduler) newer_than: Option<Cursor>,
+    /// None: from the newest.
+    pub(in crate::roles::scheduler) after: Option<Cursor>,
+}
 
 /// The job of an idempotency key, and the digest of what was asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,7 +119,10 @@ impl Reader {
             name,
             ..Filter::default()
         };
-        Ok(self.page(&filter, 1, None)?.pop())
+        Ok(self
+            .page(&filter, Room::of(1), Range::default())?
+            .jobs
+            .pop())
     }
 
     /// At most `limit` finished jobs whose ids begin with `digits`.
@@ -165,49 +177,72 @@ impl Reader {
         Ok(found)
     }
 
-    /// At most `limit` finished jobs of the group from that number on.
+    /// The finished jobs of the group from that number on, as many as there is room for.
     pub(super) fn members(
         &self,
         group: GroupId,
         from: u32,
-        limit: usize,
-    ) -> Result<Vec<Record>, Error> {
+        room: Room,
+    ) -> Result<Cut<Record>, Error> {
         let mut query = self.0.prepare_cached(&format!(
             "SELECT {STORED} FROM jobs INDEXED BY jobs_by_group
              WHERE job_group = ? AND group_index >= ? AND ended_us IS NOT NULL
              ORDER BY group_index LIMIT ?"
         ))?;
-        let rows = query.query_map(params![group.as_bytes(), from, count(limit)], stored)?;
-        rows.map(|row| record(row?)).collect()
+        let limit = count(room.jobs() + 1);
+        let rows = query.query_map(params![group.as_bytes(), from, limit], stored)?;
+        room.fill(rows.map(|row| sized(record(row?)?)))
     }
 
-    /// At most `limit` finished jobs, the newest first.
+    /// The names of the newest finished jobs, of at most `limit`.
+    pub(super) fn newest_names(&self, limit: usize) -> Result<Vec<String>, Error> {
+        let mut query = self
+            .0
+            .prepare_cached("SELECT name FROM jobs WHERE number = ?")?;
+        let mut names = Vec::new();
+        for number in self.keys(&Filter::default(), limit, Range::default())? {
+            let found = query.query_row([number], |row| row.get::<_, Option<String>>(0));
+            names.extend(found.optional()?.flatten());
+        }
+        Ok(names)
+    }
+
+    /// The newest finished jobs of that range, the newest first, as many as there is
+    /// room for.
     pub(super) fn page(
         &self,
         filter: &Filter,
-        limit: usize,
-        after: Option<Cursor>,
-    ) -> Result<Vec<Record>, Error> {
+        room: Room,
+        range: Range,
+    ) -> Result<Cut<Record>, Error> {
+        let mut query = self
+            .0
+            .prepare_cached(&format!("SELECT {STORED} FROM jobs WHERE number = ?"))?;
+        let keys = self.keys(filter, room.jobs() + 1, range)?;
+        let found = keys.into_iter().filter_map(|number| {
+            // One that was deleted this very moment is no longer there.
+            let found = query.query_row([number], stored).optional().transpose()?;
+            Some(
+                found
+                    .map_err(Error::from)
+                    .and_then(|found| sized(record(found)?)),
+            )
+        });
+        room.fill(found)
+    }
+
+    /// At most `limit` finished jobs of that range, the newest first, by their numbers.
+    fn keys(&self, filter: &Filter, limit: usize, range: Range) -> Result<Vec<i64>, Error> {
         // A state at a time, because each index is in order within a state only.
         let mut found: Vec<(i64, JobId, i64)> = Vec::new();
         for state in api::JobState::ALL {
             if state.is_final() && filter.has_state(state) {
-                found.extend(self.page_of(state, filter, limit, after)?);
+                found.extend(self.page_of(state, filter, limit, range)?);
             }
         }
         found.sort_unstable_by_key(|(created_us, id, _)| Reverse((*created_us, *id)));
         found.truncate(limit);
-        let mut query = self
-            .0
-            .prepare_cached(&format!("SELECT {STORED} FROM jobs WHERE number = ?"))?;
-        let mut page = Vec::with_capacity(found.len());
-        for (_, _, number) in found {
-            // One that was deleted this very moment is no longer there.
-            if let Some(found) = query.query_row([number], stored).optional()? {
-                page.push(record(found)?);
-            }
-        }
-        Ok(page)
+        Ok(found.into_iter().map(|(_, _, number)| number).collect())
     }
 
     fn page_of(
@@ -215,21 +250,24 @@ impl Reader {
         state: api::JobState,
         filter: &Filter,
         limit: usize,
-        after: Option<Cursor>,
+        range: Range,
     ) -> Result<Vec<(i64, JobId, i64)>, Error> {
         let state = state.as_str();
         let limit = count(limit);
-        let (before_us, before_id) = match after {
+        let edge = |end: Option<Cursor>, open: i64| match end {
             Some((time, id)) => (time.as_microsecond(), id.as_bytes().to_vec()),
-            None => (i64::MAX, Vec::new()),
+            None => (open, Vec::new()),
         };
+        let (before_us, before_id) = edge(range.after, i64::MAX);
+        let (from_us, from_id) = edge(range.newer_than, i64::MIN);
         let worker = filter.worker.map(|worker| worker.as_bytes().to_vec());
-        let mut values: Vec<&dyn ToSql> = vec![&state, &before_us, &before_id, &limit];
+        let mut values: Vec<&dyn ToSql> =
+            vec![&state, &before_us, &before_id, &limit, &from_us, &from_id];
         let mut also = String::new();
         let mut index = "jobs_by_state";
         if let Some(worker) = &worker {
             values.push(worker);
-            also.push_str(" AND worker = ?5");
+            also.push_str(" AND worker = ?7");
             index = "jobs_by_worker";
         }
         if let Some(name) = &filter.name {
@@ -243,6 +281,7 @@ impl Reader {
         let mut query = self.0.prepare_cached(&format!(
             "SELECT created_us, id, number FROM jobs INDEXED BY {index}
              WHERE ended_us IS NOT NULL AND state = ?1{also} AND (created_us, id) < (?2, ?3)
+                 AND (created_us, id) > (?5, ?6)
              ORDER BY created_us DESC, id DESC LIMIT ?4"
         ))?;
         let rows = query.query_map(values.as_slice(), |row| {
@@ -309,6 +348,11 @@ const STORED: &str =
 
 fn stored(row: &Row<'_>) -> rusqlite::Result<[String; 2]> {
     Ok([row.get("record")?, row.get("spec")?])
+}
+
+fn sized(record: Record) -> Result<(Record, usize), Error> {
+    let bytes = record.shown_bytes();
+    Ok((record, bytes))
 }
 
 pub(super) fn record([record, spec]: [String; 2]) -> Result<Record, Error> {

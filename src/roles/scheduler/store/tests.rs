@@ -11,7 +11,7 @@ use crate::{
     },
     roles::scheduler::{
         about::Drain,
-        jobs::{End, Exit, Member, Process, Spec, State, tests::record},
+        jobs::{End, Exit, Member, Process, Spec, State, now, tests::record},
     },
 };
 
@@ -167,6 +167,42 @@ async fn a_record_of_the_first_version_is_read() {
     }
 }
 
+#[tokio::test]
+async fn a_page_is_between_two_jobs_also_of_the_same_moment() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    let at = now();
+    let ended = (0..6).map(|n| {
+        let state = State::Ended {
+            process: None,
+            at,
+            end: End::Succeeded,
+            reason: String::new(),
+        };
+        Record {
+            created_at: at + Duration::from_secs(n / 4),
+            ..record(state)
+        }
+    });
+    let mut all: Vec<Cursor> = Vec::new();
+    for job in ended {
+        all.push((job.created_at, job.id));
+        store.adopted(Arc::new(job));
+    }
+    store.committed(store.now()).await.unwrap();
+    all.sort_unstable_by(|a, b| b.cmp(a));
+    let page = async |newer_than, after| -> Vec<Cursor> {
+        let range = Range { newer_than, after };
+        let page = store.page(Filter::default(), Room::of(50), range);
+        let page = page.await.unwrap().jobs;
+        page.iter().map(|job| (job.created_at, job.id)).collect()
+    };
+    assert_eq!(page(None, None).await, all);
+    assert_eq!(page(None, Some(all[3])).await, all[4..]);
+    assert_eq!(page(Some(all[3]), None).await, all[..3]);
+    assert_eq!(page(Some(all[4]), Some(all[1])).await, all[2..4]);
+}
+
 /// Prints how long the questions take that people ask most. Run it with
 /// `cargo test --release -- --ignored --nocapture a_million_records`.
 #[tokio::test]
@@ -280,7 +316,14 @@ async fn a_million_records() {
         let mut took = Vec::new();
         for _ in 0..100 {
             let began = Instant::now();
-            store.page(filter.clone(), 50, after).await.unwrap();
+            let range = Range {
+                after,
+                ..Range::default()
+            };
+            store
+                .page(filter.clone(), Room::of(50), range)
+                .await
+                .unwrap();
             took.push(began.elapsed());
         }
         say(what, took);
@@ -489,7 +532,14 @@ async fn nine_end(store: &Store, jobs: &[Record]) {
 async fn rows_left(store: &Store, group: GroupId, wanted: usize) {
     let mut progress = store.progress();
     let gone = async {
-        while store.members(group, 0, 20).await.unwrap().len() != wanted {
+        while store
+            .members(group, 0, Room::of(20))
+            .await
+            .unwrap()
+            .jobs
+            .len()
+            != wanted
+        {
             progress.changed().await.unwrap();
         }
     };

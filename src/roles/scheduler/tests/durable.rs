@@ -599,3 +599,111 @@ async fn trailers_of(scheduler: &TestScheduler, path: &str) -> String {
     let text = String::from_utf8_lossy(&raw).to_ascii_lowercase();
     text.rsplit_once("\r\n0\r\n").unwrap().1.to_owned()
 }
+
+#[tokio::test]
+async fn a_worker_that_leaves_out_ends_is_asked_for_what_is_on_record_before_it_is_lost() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let mut started = Vec::new();
+    for _ in 0..4 {
+        started.push(scheduler.start("true").await);
+    }
+    let [running, over, known, gone] = &started[..] else {
+        panic!("four jobs were started");
+    };
+    let scheduler = scheduler.restart().await;
+    worker.register(&scheduler).await;
+    worker.beat(&scheduler).await;
+    let list = HeartbeatRequest {
+        sequence: 1,
+        jobs: vec![status_report(running)],
+        snapshot_complete: true,
+        ends_left_out: true,
+        ..Default::default()
+    };
+    worker.beats.requests.send(list).await.unwrap();
+    let asked = loop {
+        let answer = soon(worker.beats.answers.message()).await.unwrap().unwrap();
+        if !answer.tell_of.is_empty() {
+            break answer.tell_of;
+        }
+    };
+    let asked: HashSet<String> = asked.into_iter().collect();
+    assert_eq!(asked, HashSet::from([over, known, gone].map(String::clone)));
+    // It is asked once, and nothing follows before it has answered.
+    worker.beats.send(Vec::new(), false).await.unwrap();
+    scheduler.only_worker_is("joining").await;
+    let told = HeartbeatRequest {
+        sequence: 2,
+        jobs: vec![
+            report(over, ended(proto::JobState::Failed, 3)),
+            status_report(known),
+        ],
+        told_of: true,
+        ..Default::default()
+    };
+    worker.beats.requests.send(told).await.unwrap();
+    worker.beats.sequence = 2;
+    worker.beats.acknowledged().await.unwrap();
+    scheduler.only_worker_is("ready").await;
+    for (job, state) in [
+        (running, "running"),
+        (over, "failed"),
+        (known, "running"),
+        (gone, "lost"),
+    ] {
+        scheduler.job(job, state).await;
+    }
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_asked_for_many_jobs_is_asked_for_some_at_a_time() {
+    let scheduler = TestScheduler::new().await;
+    let mut worker = Joined::new(&scheduler, "w1").await;
+    let id = scheduler.start("true").await;
+    // As if the worker had had this many.
+    let many = crate::roles::scheduler::grpc::MAX_ASKED + 1;
+    let connection = rusqlite::Connection::open(scheduler.dir.path().join("store.sqlite")).unwrap();
+    let scheduler = scheduler
+        .restart_after(|| {
+            connection
+                .execute(
+                    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1 - 1)
+                     INSERT INTO jobs (id, worker, state, created_us, spec, record)
+                     SELECT unhex(printf('%032x', i)), worker, state, created_us, spec,
+                         json_set(record, '$.id', printf('00000000-0000-0000-0000-%012x', i))
+                     FROM n, jobs",
+                    [i64::try_from(many).unwrap()],
+                )
+                .unwrap();
+        })
+        .await;
+    worker.register(&scheduler).await;
+    worker.beat(&scheduler).await;
+    let list = HeartbeatRequest {
+        snapshot_complete: true,
+        ends_left_out: true,
+        ..Default::default()
+    };
+    worker.beats.requests.send(list).await.unwrap();
+    let mut asked = Vec::new();
+    while asked.len() < many {
+        let answer = soon(worker.beats.answers.message()).await.unwrap().unwrap();
+        if answer.tell_of.is_empty() {
+            continue;
+        }
+        assert!(answer.tell_of.len() < many);
+        asked.extend(answer.tell_of);
+        let told = HeartbeatRequest {
+            told_of: true,
+            ..Default::default()
+        };
+        worker.beats.requests.send(told).await.unwrap();
+    }
+    asked.sort();
+    asked.dedup();
+    assert_eq!(asked.len(), many);
+    scheduler.job(&id, "lost").await;
+    scheduler.end().await;
+}

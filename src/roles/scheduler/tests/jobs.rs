@@ -51,6 +51,61 @@ async fn a_job_runs_and_its_end_is_known() {
     scheduler.end().await;
 }
 
+/// Every job behind `query`, page by page, and how many pages that were.
+async fn walked(scheduler: &TestScheduler, query: &str) -> (Vec<String>, usize) {
+    let (mut found, mut pages, mut after) = (Vec::new(), 0, String::new());
+    loop {
+        let path = format!("/jobs?limit=1000&{query}{after}");
+        let text = scheduler.text(&path, "application/json", &[]).await;
+        assert!(text.len() < api::MAX_PAGE_BYTES + 1024, "{}", text.len());
+        let page: Value = serde_json::from_str(&text).unwrap();
+        pages += 1;
+        let jobs = page["jobs"].as_array().unwrap().iter();
+        found.extend(jobs.map(|job| job["id"].as_str().unwrap().to_owned()));
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => return (found, pages),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_has_so_many_bytes_and_no_job_is_passed_over() {
+    let scheduler = TestScheduler::new().await;
+    // As JSON each takes six bytes.
+    let large = "\u{1}".repeat(40_000);
+    let mut started = Vec::new();
+    for _ in 0..12 {
+        let asked = json!({ "command": "true", "args": [large], "name": "large" });
+        let (status, body) = scheduler.post("/start", asked).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        started.push(body["job_id"].as_str().unwrap().to_owned());
+    }
+    started.reverse();
+    assert_eq!(walked(&scheduler, "").await, (started.clone(), 2));
+    // From memory, the disk, and both.
+    for id in started.iter().step_by(2) {
+        let (status, _) = scheduler.post("/stop", json!({ "job_id": id })).await;
+        assert_eq!(status, StatusCode::OK);
+    }
+    assert_eq!(walked(&scheduler, "name=large").await, (started.clone(), 2));
+    for id in started.iter().skip(1).step_by(2) {
+        scheduler.post("/stop", json!({ "job_id": id })).await;
+    }
+    let (found, pages) = walked(&scheduler, "state=stopped").await;
+    assert_eq!((found, pages), (started, 2));
+
+    let asked = json!({ "command": "true", "args": [large], "count": 12 });
+    let (_, body) = scheduler.post("/start", asked).await;
+    let group = body["group_id"].as_str().unwrap();
+    let query = format!("group_id={group}");
+    let (found, pages) = walked(&scheduler, &query).await;
+    assert_eq!((found.len(), pages), (12, 2));
+    scheduler.post("/stop", json!({ "job_id": group })).await;
+    assert_eq!(walked(&scheduler, &query).await, (found, pages));
+    scheduler.end().await;
+}
+
 #[tokio::test]
 async fn a_refused_start_is_recorded_as_failed() {
     let scheduler = TestScheduler::new().await;
