@@ -1061,6 +1061,9 @@ pub enum WorkerState {
     Joining,
     /// Takes jobs.
     Ready,
+    /// Lacks something that every job needs, and takes no jobs until it has it again;
+    /// those it has go on.
+    Short,
     /// Takes no more jobs; those it has go on.
     Draining,
     /// Its connection broke, three heartbeats were missed, or the scheduler cannot call
@@ -1076,6 +1079,7 @@ impl WorkerState {
         match self {
             Self::Joining => "joining",
             Self::Ready => "ready",
+            Self::Short => "short",
             Self::Draining => "draining",
             Self::Unreachable => "unreachable",
             Self::Left => "left",

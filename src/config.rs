@@ -138,6 +138,7 @@ impl File for Worker {
         "worker.name",
         "worker.data_dir",
         "worker.slots",
+        "worker.min_free_disk",
         "worker.labels",
         "jobs.script_dir",
         "jobs.grace",
@@ -294,6 +295,8 @@ pub struct WorkerItself {
     pub data_dir: Option<PathBuf>,
     /// How many jobs it takes at once.
     pub slots: Option<Slots>,
+    /// What the disk of the data folder is to have left, as `16MiB`.
+    pub min_free_disk: Option<ByteSize>,
     /// What jobs may choose it by.
     pub labels: Option<BTreeMap<String, String>>,
 }
@@ -611,7 +614,7 @@ mod tests {
             Some("labels") => "{ zone = \"eu\" }",
             Some("handshake" | "headers") => "\"3s\"",
             _ if key.starts_with("bounds.") => "7",
-            Some("output_limit" | "memory") => "\"7MiB\"",
+            Some("output_limit" | "memory" | "min_free_disk") => "\"7MiB\"",
             Some("interval" | "deadline" | "grace" | "keep_for" | "keep_audit") => "\"3s\"",
             Some("format") => "\"json\"",
             Some("allow_users" | "names") => "[\"x\"]",

@@ -242,6 +242,7 @@ fn worker_config(folder: &Path, invitation: Invitation) -> worker_role::Config {
         shim: PathBuf::from(worker::SHIM),
         grace: worker::GRACE,
         output_limit: worker::OUTPUT_LIMIT,
+        min_free_disk: worker::MIN_FREE_DISK,
         keep_finished: worker::KEEP_FINISHED,
         on_stop: worker_role::OnStop::EndJobs,
         control_groups: worker_role::ControlGroups::WherePossible,

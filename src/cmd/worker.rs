@@ -42,6 +42,10 @@ pub(super) const GRPC: Address = Address {
 /// version that knows how to talk to it.
 pub(super) const SHIM: &str = "/proc/self/exe";
 
+/// Bytes that the disk of the data folder is to have left: room for what is to be known
+/// of thousands of jobs, and not for much output.
+pub(super) const MIN_FREE_DISK: u64 = 16 * 1024 * 1024;
+
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 pub(super) const OUTPUT_LIMIT: u64 = 1024 * 1024 * 1024;
 pub(super) const KEEP_FINISHED: usize = 10_000;
@@ -109,6 +113,16 @@ pub(super) struct Args {
         value_name = "N"
     )]
     slots: Option<config::Slots>,
+
+    /// Take no jobs while the disk of the data folder has less left than this
+    /// [default: 16MiB]
+    #[arg(
+        long,
+        env = "JOBCTL_WORKER_MIN_FREE_DISK",
+        hide_env_values = true,
+        value_name = "SIZE"
+    )]
+    min_free_disk: Option<ByteSize>,
 
     /// What jobs may choose it by; may be repeated [default: none]
     #[arg(
@@ -448,6 +462,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<u8> {
             .output_limit
             .or(file.jobs.output_limit)
             .map_or(OUTPUT_LIMIT, |limit| limit.as_u64()),
+        min_free_disk: args
+            .min_free_disk
+            .or(file.worker.min_free_disk)
+            .map_or(MIN_FREE_DISK, |least| least.as_u64()),
         keep_finished: args
             .keep_finished
             .or(file.jobs.keep_finished)

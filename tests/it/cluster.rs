@@ -255,6 +255,7 @@ pub(crate) async fn start_worker_with(
         shim: binary(),
         grace: GRACE,
         output_limit: 1 << 30,
+        min_free_disk: 0,
         keep_finished: 1000,
         on_stop: worker::OnStop::EndJobs,
         control_groups: worker::ControlGroups::WherePossible,

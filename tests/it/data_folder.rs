@@ -74,7 +74,7 @@ impl Crammed {
 
     fn worker(place: Place, data: &Path) -> Command {
         let mut command = Process::worker_command(place, 1, data);
-        command.args(["--control-groups", "false"]);
+        command.args(["--control-groups", "false", "--min-free-disk", "0"]);
         command
     }
 

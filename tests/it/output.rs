@@ -203,6 +203,7 @@ async fn a_large_gap_costs_the_worker_no_memory() {
     let data = dir.path().join("w1");
     let mut command = Process::worker_command(place, 1, &data);
     command.args(["--control-groups", "false", "--output-limit", "10GB"]);
+    command.args(["--min-free-disk", "0"]);
     let worker = Process::on_small_disk(&command, &data, "2m");
     let client = connected(place).await;
     let fifo = dir.path().join("fifo");

@@ -50,6 +50,7 @@ fn config(dir: &Path) -> Config {
         shim: support::binary(),
         grace: Duration::from_millis(300),
         output_limit: 1 << 30,
+        min_free_disk: 0,
         keep_finished: 100,
         on_stop: OnStop::EndJobs,
         control_groups: ControlGroups::WherePossible,

@@ -117,6 +117,7 @@ async fn a_second_worker_of_a_name_is_refused() {
         shim: crate::support::binary(),
         grace: std::time::Duration::from_secs(1),
         output_limit: 1,
+        min_free_disk: 0,
         keep_finished: 1,
         on_stop: jobctl::roles::worker::OnStop::EndJobs,
         control_groups: jobctl::roles::worker::ControlGroups::WherePossible,
@@ -799,5 +800,86 @@ async fn a_job_that_somebody_starts_at_a_worker_is_listed_at_once() {
     within(known(over)).await;
     assert_eq!(cluster.end_of(over).await.exit_code, Some(9));
     stop(&cluster.client, live).await;
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_worker_with_little_room_on_its_disk_takes_no_jobs() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let _scheduler = Process::scheduler(place, dir.path());
+    let client = place.client();
+    let data = dir.path().join("w1");
+    let worker = Process::on_small_disk(&Process::worker_command(place, 1, &data), &data, "2m");
+    within(async {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        while !client
+            .workers()
+            .await
+            .is_ok_and(|answer| !answer.workers.is_empty())
+        {
+            pause.tick().await;
+        }
+    })
+    .await;
+    let short = worker_is(&client, "w1", WorkerState::Short).await;
+    let why = "cannot start jobs now: the disk of its data folder has less than 16.0 MiB left";
+    assert_eq!(short.reason.as_deref(), Some(why));
+    let waiting = within(client.start(&sh("true"))).await.unwrap();
+    assert_eq!(waiting.state, JobState::Pending);
+    let shown = Jobctl::at(place.server()).ask(&["workers"]).await;
+    assert!(shown.stdout.contains(" short "), "{shown:?}");
+    assert!(
+        shown.stderr.contains(&format!("worker w1 {why}")),
+        "{shown:?}"
+    );
+    worker.resize_disk(&data, "64m");
+    worker_is(&client, "w1", WorkerState::Ready).await;
+    assert_eq!(end_of(&client, waiting.job_id).await.exit_code, Some(0));
+}
+
+#[tokio::test]
+async fn no_job_fails_because_one_worker_cannot_start_any() {
+    const JOBS: usize = 50;
+    let cluster = TestCluster::start(1).await;
+    let dir = Folder::new();
+    // It has room for a few descriptors more than it needs to be there.
+    let whole = Process::worker_command(cluster.place, 2, &dir.path().join("w2"));
+    let mut limited = Command::new("prlimit");
+    limited.arg("--nofile=72");
+    limited.arg(whole.get_program()).args(whole.get_args());
+    let worker = Process::from(limited.stderr(Stdio::piped()).spawn().unwrap());
+    cluster.worker_is("w2", WorkerState::Ready).await;
+    // These stay, and take what there is.
+    let stay: Vec<JobId> = {
+        let on_w2 = StartRequest {
+            worker_id: Some("w2".into()),
+            ..sh("sleep 600")
+        };
+        let starts = (0..JOBS).map(|_| cluster.client.start(&on_w2));
+        let starts = within(futures_util::future::join_all(starts)).await;
+        starts
+            .into_iter()
+            .map(|start| start.unwrap().job_id)
+            .collect()
+    };
+    let short = cluster.worker_is("w2", WorkerState::Short).await;
+    assert!(short.reason.unwrap().starts_with("cannot start jobs now: "));
+    let starts = (0..JOBS).map(|_| cluster.sh("true"));
+    for job in within(futures_util::future::join_all(starts)).await {
+        let job = cluster.end_of(job).await;
+        assert_eq!(
+            (job.state, job.worker.as_deref()),
+            (JobState::Succeeded, Some("w1"))
+        );
+    }
+    for job in stay {
+        stop(&cluster.client, job).await;
+    }
+    worker.signal(Signal::TERM);
+    let (_, said) = worker.end_of().await;
+    assert!(
+        said.contains("this worker takes no jobs: fewer than 32 of its 72"),
+        "{said}"
+    );
     cluster.end().await;
 }

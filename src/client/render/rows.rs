@@ -206,7 +206,7 @@ fn worker_colour(state: WorkerState) -> Option<AnsiColor> {
     match state {
         WorkerState::Joining => Some(AnsiColor::Cyan),
         WorkerState::Ready => Some(AnsiColor::Green),
-        WorkerState::Draining => Some(AnsiColor::Yellow),
+        WorkerState::Draining | WorkerState::Short => Some(AnsiColor::Yellow),
         WorkerState::Unreachable => Some(AnsiColor::Red),
         WorkerState::Left => None,
     }

@@ -363,6 +363,7 @@ fn worker(worker: api::Worker) -> proto::WorkerInfo {
     let state = match worker.state {
         api::WorkerState::Joining => proto::WorkerState::Joining,
         api::WorkerState::Ready => proto::WorkerState::Ready,
+        api::WorkerState::Short => proto::WorkerState::Short,
         api::WorkerState::Draining => proto::WorkerState::Draining,
         api::WorkerState::Unreachable => proto::WorkerState::Unreachable,
         api::WorkerState::Left => proto::WorkerState::Left,

@@ -37,6 +37,9 @@ pub(super) enum Openness {
     Ready,
     /// Not before it has told of its jobs, and has answered a call.
     Joining,
+    /// It lacks something that every job needs: this, as it is said behind "the worker
+    /// cannot start jobs now:".
+    Short(Arc<str>),
     /// It keeps those it has.
     Draining,
     /// With why, as it is said behind the worker's name.

@@ -129,8 +129,6 @@ enum Fitting {
 struct Place {
     /// None: nothing is known of the worker but that it has jobs.
     seat: Option<Seat>,
-    /// Why it gets no job for a while, whatever it offers.
-    resting: Option<Arc<str>>,
     /// Jobs there that have not ended.
     live: u32,
     /// Those among them whose start has not been answered.
@@ -155,8 +153,7 @@ impl Place {
     /// None: it takes no job now.
     fn rank(&self, worker: WorkerId) -> Option<Rank> {
         let seat = self.seat.as_ref()?;
-        let is_open = seat.openness == Openness::Ready && self.resting.is_none();
-        if !is_open || self.starting >= MAX_STARTING {
+        if seat.openness != Openness::Ready || self.starting >= MAX_STARTING {
             return None;
         }
         let capacity = match seat.slots {
@@ -187,12 +184,6 @@ impl Queue {
                 seat.openness = Openness::Draining;
             }
         });
-    }
-
-    /// It gets no job, for this reason, whatever it offers; None: it may again.
-    pub(super) fn rest(&mut self, worker: WorkerId, why: Option<Arc<str>>) {
-        self.offers += 1;
-        self.change(worker, |place| place.resting = why);
     }
 
     /// No more than so many jobs of this group are to be on workers.
@@ -543,21 +534,18 @@ impl Queue {
 
     fn why_of_one(&self, worker: WorkerId, wanted: &Wanted) -> String {
         let place = self.places.get(&worker);
-        let Some((place, seat)) = place.and_then(|place| Some((place, place.seat.as_ref()?)))
-        else {
+        let Some(seat) = place.and_then(|place| place.seat.as_ref()) else {
             return format!("worker {worker} is not known");
         };
         let name = &seat.name;
         if !wanted.fits(seat) {
             return format!("worker {name} does not match {}", wanted.asked());
         }
-        if let (Openness::Ready, Some(why)) = (&seat.openness, &place.resting) {
-            return format!("worker {name} cannot start jobs now: {why}");
-        }
         match (&seat.openness, seat.slots) {
             (Openness::Joining, _) => format!("worker {name} is not ready yet"),
             (Openness::Draining, _) => format!("worker {name} is draining"),
             (Openness::Left, _) => format!("worker {name} has left"),
+            (Openness::Short(why), _) => format!("worker {name} cannot start jobs now: {why}"),
             (Openness::Unreachable(why), _) => format!("worker {name} {why}"),
             (Openness::Ready, Slots::Limited(0)) => format!("worker {name} takes no jobs"),
             (Openness::Ready, Slots::Limited(1)) => {
@@ -595,11 +583,16 @@ impl Queue {
             many => format!("{many} workers{match_it}"),
         };
         let is_ready = |(_, seat): &&(&Place, &Seat)| seat.openness == Openness::Ready;
-        let ready: Vec<_> = matching.iter().filter(is_ready).collect();
-        let able = ready.iter().filter(|(place, _)| place.resting.is_none());
-        let slots: Vec<Slots> = able.map(|(_, seat)| seat.slots).collect();
+        let ready = matching.iter().filter(is_ready);
+        let slots: Vec<Slots> = ready.map(|(_, seat)| seat.slots).collect();
+        let mut short = matching
+            .iter()
+            .filter_map(|(_, seat)| match &seat.openness {
+                Openness::Short(why) => Some(why),
+                _ => None,
+            });
         if slots.is_empty()
-            && let Some(why) = ready.iter().find_map(|(place, _)| place.resting.as_ref())
+            && let Some(why) = short.next()
         {
             return format!("{workers}, none can start jobs now: {why}");
         }
@@ -626,7 +619,10 @@ impl Seat {
         match (&self.openness, self.slots) {
             (Openness::Ready | Openness::Joining, Slots::Limited(1..) | Slots::Unlimited) => true,
             (Openness::Ready | Openness::Joining, Slots::Limited(0))
-            | (Openness::Draining | Openness::Unreachable(_) | Openness::Left, _) => false,
+            | (
+                Openness::Short(_) | Openness::Draining | Openness::Unreachable(_) | Openness::Left,
+                _,
+            ) => false,
         }
     }
 }
@@ -884,9 +880,13 @@ mod tests {
         assert_eq!(why(&fleet), "there is no worker");
         let a = fleet.worker("a", 0, &[]);
         assert_eq!(why(&fleet), "1 worker, without a slot");
-        fleet.queue.rest(a, Some("no disk".into()));
+        let short = Seat {
+            openness: Openness::Short("no disk".into()),
+            ..seat("a", 0, &[])
+        };
+        fleet.queue.offer(a, Some(short));
         assert_eq!(why(&fleet), "1 worker, none can start jobs now: no disk");
-        fleet.queue.rest(a, None);
+        fleet.queue.offer(a, Some(seat("a", 0, &[])));
         assert_eq!(why(&fleet), "1 worker, without a slot");
         assert!(!fleet.queue.has_workers(&Wanted::default()));
         fleet.worker("b", 1, &[]);

@@ -110,6 +110,10 @@ struct Member {
     since: Timestamp,
     /// Why it is unreachable, where that is not its silence.
     away: Option<Arc<str>>,
+    /// What it lacks to start any job, as it says.
+    lacks: Option<Arc<str>>,
+    /// Why it did not begin the last job it was sent, for a while after that.
+    rests: Option<Arc<str>>,
     /// It was silent for too long, and that was acted upon.
     is_given_up: bool,
     session: Session,
@@ -155,6 +159,8 @@ pub(super) struct Beat {
     pub(super) memory_available_bytes: u64,
     /// It was asked to end, and takes no more jobs.
     pub(super) is_ending: bool,
+    /// What it lacks to start any job.
+    pub(super) lacks: Option<Arc<str>>,
     /// None: as before.
     pub(super) scripts: Option<ScriptFolder>,
 }
@@ -198,7 +204,9 @@ impl WorkerHandle {
     pub(super) fn is_ready(&self) -> Result<(), Error> {
         match self.state {
             api::WorkerState::Joining => Err(Error::WorkerNotReady(self.name.to_string())),
-            api::WorkerState::Ready | api::WorkerState::Draining => Ok(()),
+            api::WorkerState::Ready | api::WorkerState::Short | api::WorkerState::Draining => {
+                Ok(())
+            }
             api::WorkerState::Unreachable => Err(Error::WorkerUnreachable {
                 worker: self.name.to_string(),
                 why: self.away.to_string(),
@@ -265,6 +273,8 @@ impl Member {
             },
             since: worker.heard_at.unwrap_or(worker.registered_at),
             away: None,
+            lacks: None,
+            rests: None,
             is_given_up: true,
             session: Session::random(),
             is_connected: false,
@@ -302,6 +312,7 @@ impl Member {
             openness: match self.state {
                 api::WorkerState::Joining => Openness::Joining,
                 api::WorkerState::Ready => Openness::Ready,
+                api::WorkerState::Short => Openness::Short(self.lack().unwrap_or_default()),
                 api::WorkerState::Draining => Openness::Draining,
                 api::WorkerState::Unreachable => Openness::Unreachable(self.why_away()),
                 api::WorkerState::Left => Openness::Left,
@@ -343,6 +354,10 @@ impl Member {
     fn reason(&self) -> Option<String> {
         match self.state {
             api::WorkerState::Unreachable => Some(self.why_away().to_string()),
+            api::WorkerState::Short => {
+                let lack = self.lack().unwrap_or_default();
+                Some(format!("cannot start jobs now: {lack}"))
+            }
             api::WorkerState::Joining
             | api::WorkerState::Ready
             | api::WorkerState::Draining
@@ -354,19 +369,27 @@ impl Member {
         self.is_ending || self.orders.drain.is_some()
     }
 
-    /// One that takes calls takes jobs as well, unless it is draining.
+    /// One that takes calls takes jobs as well, unless it is draining, or cannot start any.
     fn open_or_not(&mut self) {
         self.away = None;
         self.become_state(match self.is_draining() {
             true => api::WorkerState::Draining,
+            false if self.lack().is_some() => api::WorkerState::Short,
             false => api::WorkerState::Ready,
         });
+    }
+
+    /// Why it cannot start jobs.
+    fn lack(&self) -> Option<Arc<str>> {
+        self.lacks.clone().or_else(|| self.rests.clone())
     }
 
     /// As [`Member::open_or_not`], where it has told of its jobs.
     fn reopen(&mut self) {
         match self.state {
-            api::WorkerState::Ready | api::WorkerState::Draining => self.open_or_not(),
+            api::WorkerState::Ready | api::WorkerState::Short | api::WorkerState::Draining => {
+                self.open_or_not();
+            }
             api::WorkerState::Joining | api::WorkerState::Unreachable | api::WorkerState::Left => {}
         }
     }
@@ -378,6 +401,7 @@ impl Member {
             api::WorkerState::Left => Ok(()),
             api::WorkerState::Joining
             | api::WorkerState::Ready
+            | api::WorkerState::Short
             | api::WorkerState::Draining
             | api::WorkerState::Unreachable => Err(Error::WorkerNotGone {
                 worker: self.name.to_string(),
@@ -396,15 +420,16 @@ impl Member {
         if self.state == state {
             return;
         }
+        let from = std::mem::replace(&mut self.state, state);
+        self.since = Timestamp::now();
         tracing::info!(
             worker_id = %self.id,
             worker = %self.name,
-            from = self.state.as_str(),
+            from = from.as_str(),
             to = state.as_str(),
+            reason = self.reason(),
             "worker changed"
         );
-        self.state = state;
-        self.since = Timestamp::now();
     }
 
     /// None: it is not expected to say anything.
@@ -614,6 +639,7 @@ impl Registry {
                 api::WorkerState::Left => self.forget(&mut members, other_id),
                 api::WorkerState::Joining
                 | api::WorkerState::Ready
+                | api::WorkerState::Short
                 | api::WorkerState::Draining
                 | api::WorkerState::Unreachable => {
                     return Err(Error::WorkerNameTaken { name, id: other_id });
@@ -643,6 +669,8 @@ impl Registry {
             state: api::WorkerState::Joining,
             since: now,
             away: None,
+            lacks: None,
+            rests: None,
             is_given_up: false,
             session,
             is_connected: false,
@@ -732,7 +760,9 @@ impl Registry {
             if let Some(scripts) = beat.scripts {
                 member.scripts = scripts;
             }
-            if std::mem::replace(&mut member.is_ending, beat.is_ending) != beat.is_ending {
+            let is_other = member.is_ending != beat.is_ending || member.lacks != beat.lacks;
+            if is_other {
+                (member.is_ending, member.lacks) = (beat.is_ending, beat.lacks);
                 member.reopen();
                 self.changed(member);
             } else if has_scripts {
@@ -775,6 +805,18 @@ impl Registry {
                 self.changed(member);
             }
         })
+    }
+
+    /// A worker gets no jobs for a while, because it did not begin one for the reason
+    /// `why`; None: the while is over.
+    pub(super) fn rest(&self, id: WorkerId, why: Option<&str>) {
+        let mut members = self.members();
+        if let Some(member) = members.get_mut(&id) {
+            member.rests = why.map(Into::into);
+            member.reopen();
+            self.changed(member);
+            self.count(&members);
+        }
     }
 
     /// The stream broke: until the worker is heard again it gets no more jobs. Its jobs

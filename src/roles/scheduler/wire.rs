@@ -1,7 +1,7 @@
 //! Translates between the gRPC messages about a job and the types of
 //! `jobs.rs`, in both directions, for every file that speaks to workers.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -15,6 +15,9 @@ use crate::{
     api::{self, whole_milliseconds},
     proto,
 };
+
+/// Characters that are kept of what a worker says it lacks.
+const MAX_LACKS: usize = 500;
 
 /// What a worker says of a job; None where it says nothing that can be understood.
 pub(super) fn status(wire: &proto::JobStatus) -> Option<Status> {
@@ -107,8 +110,17 @@ pub(super) fn beat(wire: &mut proto::HeartbeatRequest) -> Beat {
         load: f64::from(wire.load_milli) / 1000.0,
         memory_available_bytes: wire.memory_available_bytes,
         is_ending: wire.draining,
+        lacks: lacks(std::mem::take(&mut wire.lacks)),
         scripts: wire.scripts.take().map(scripts),
     }
+}
+
+/// What a worker says that it lacks, in one line that has an end.
+fn lacks(wire: Vec<String>) -> Option<Arc<str>> {
+    let lacks = wire.join("; ");
+    let end = lacks.char_indices().nth(MAX_LACKS);
+    let lacks = &lacks[..end.map_or(lacks.len(), |(end, _)| end)];
+    (!lacks.is_empty()).then(|| lacks.into())
 }
 
 /// One line of a heartbeat; None where it cannot be understood.

@@ -42,10 +42,7 @@ impl Cgroups {
     /// `None` where there is no writable hierarchy of version 2, or a kernel
     /// older than 5.14, which cannot kill a group.
     pub(super) fn find(worker: &str, data: &Path) -> Option<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let mount = mounts.lines().find_map(mount_of_version_2)?;
+        let (mount, own) = place_of_own()?;
         // The data folder is this worker's alone, the name perhaps not.
         let folder = fs::metadata(data).ok()?;
         let name = format!("jobctl-{worker}-{}-{}", folder.dev(), folder.ino());
@@ -199,6 +196,28 @@ impl Bounds {
 }
 
 /// Writes to a file of a group. An error names it.
+/// Where the hierarchy of version 2 is mounted, and the group of this process in it.
+fn place_of_own() -> Option<(PathBuf, PathBuf)> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mount = mounts.lines().find_map(mount_of_version_2)?;
+    Some((mount, own.into()))
+}
+
+/// The groups of version 2 that this process is in, the innermost first; none where
+/// there is no such hierarchy.
+pub(super) fn own() -> Vec<PathBuf> {
+    let Some((mount, own)) = place_of_own() else {
+        return Vec::new();
+    };
+    let own = mount.join(own);
+    let groups = own
+        .ancestors()
+        .take_while(|group| group.starts_with(&mount));
+    groups.map(Path::to_owned).collect()
+}
+
 fn write(group: &Path, file: &str, value: &str) -> io::Result<()> {
     let path = group.join(file);
     let written = File::options()

@@ -6,6 +6,7 @@ mod cgroup;
 mod error;
 mod folders;
 mod grpc;
+mod health;
 mod job;
 mod jobs;
 mod journal;
@@ -47,6 +48,7 @@ use self::{
     cgroup::Cgroups,
     folders::{Folders, Lock},
     grpc::Service,
+    health::Health,
     job::Launch,
     jobs::Jobs,
     journal::{Broken, Journal},
@@ -104,6 +106,9 @@ pub struct Config {
     pub grace: Duration,
     /// The most output kept of a job, in bytes: beyond it the oldest goes.
     pub output_limit: u64,
+    /// In bytes: while the disk of the data folder has less left, the worker takes no
+    /// jobs.
+    pub min_free_disk: u64,
     /// How many jobs that ended long ago the worker itself still answers for.
     pub keep_finished: usize,
     /// Whether jobs get control groups.
@@ -226,6 +231,7 @@ pub async fn run(
     let closing = CancellationToken::new();
     let scripts = Scripts::new(name.clone(), folders.scripts().to_owned(), allowed, users);
     let place = folders.place();
+    let health_folders = vec![place.output.clone(), place.results.clone()];
     let output_sync = OutputSync::start(place.clone(), &tasks, closing.clone());
     let launch = Launch {
         worker: name.clone(),
@@ -266,6 +272,7 @@ pub async fn run(
         labels: config.labels,
         slots: config.slots,
         scripts,
+        health: Health::new(folders.data(), health_folders, config.min_free_disk),
         ending: ending.clone(),
         renew: Arc::default(),
     };

@@ -20,6 +20,7 @@ use tonic::{
 use super::{
     error::RunError,
     grpc::{full_report, report, short_report},
+    health::{Health, available_memory},
     job::Job,
     jobs::{Jobs, Snapshot},
     listing::Listing,
@@ -61,6 +62,7 @@ pub(super) struct Identity {
     /// How many jobs it takes at once; None: as many as come.
     pub(super) slots: Option<u32>,
     pub(super) scripts: Scripts,
+    pub(super) health: Health,
     /// Cancelled when the worker was asked to end and takes no more jobs.
     pub(super) ending: CancellationToken,
     /// Told when the scheduler wants the certificate replaced.
@@ -101,6 +103,11 @@ pub(super) async fn run(
     let scripts = identity.scripts.clone();
     let first = spawn_blocking(move || Listing::read(&scripts)).await;
     let mut listing = first.unwrap_or_default();
+    let health = identity.health.clone();
+    let mut lacks = spawn_blocking(move || health.lacks(&[]))
+        .await
+        .unwrap_or_default();
+    say_lacks(&[], &lacks);
     loop {
         let registering = register(
             &mut client,
@@ -123,7 +130,7 @@ pub(super) async fn run(
             &jobs,
             registered,
             &identity,
-            &mut listing,
+            (&mut listing, &mut lacks),
             &leave,
         );
         match stayed.await {
@@ -243,7 +250,7 @@ async fn heartbeats(
     jobs: &Jobs,
     registered: proto::RegisterWorkerResponse,
     identity: &Identity,
-    listing: &mut Listing,
+    (listing, lacks): (&mut Listing, &mut Vec<String>),
     leave: &CancellationToken,
 ) -> Result<(), Status> {
     let snapshot = jobs
@@ -255,6 +262,7 @@ async fn heartbeats(
         jobs,
         identity,
         listing,
+        lacks,
         sender,
         worker_id: registered.worker_id,
         session: registered.session,
@@ -287,6 +295,8 @@ struct Upward<'a> {
     identity: &'a Identity,
     /// As the scheduler knows it.
     listing: &'a mut Listing,
+    /// What this worker needs for any job and does not have.
+    lacks: &'a mut Vec<String>,
     sender: mpsc::Sender<proto::HeartbeatRequest>,
     worker_id: String,
     session: String,
@@ -355,6 +365,7 @@ impl Upward<'_> {
         let mut told_of_the_end = ending.is_cancelled();
         // A folder may be on the disk of another machine: nobody waits for it.
         let mut look: Option<AbortOnDropHandle<Option<Listing>>> = None;
+        let mut check: Option<AbortOnDropHandle<Vec<String>>> = None;
         loop {
             let left = leave.is_cancelled() && self.jobs.changes().is_empty();
             if left {
@@ -395,6 +406,15 @@ impl Upward<'_> {
                     self.memory_available_bytes = memory_available_bytes();
                     self.send(Vec::new()).await?;
                     look.get_or_insert_with(|| self.look());
+                    check.get_or_insert_with(|| self.check());
+                }
+                found = async { check.as_mut()?.await.ok() }, if check.is_some() => {
+                    check = None;
+                    if let Some(found) = found && found != *self.lacks {
+                        say_lacks(self.lacks, &found);
+                        *self.lacks = found;
+                        self.send(Vec::new()).await?;
+                    }
                 }
                 found = async { look.as_mut()?.await.ok()? }, if look.is_some() => {
                     look = None;
@@ -430,6 +450,12 @@ impl Upward<'_> {
     fn look(&self) -> AbortOnDropHandle<Option<Listing>> {
         let (listing, scripts) = (self.listing.clone(), self.identity.scripts.clone());
         AbortOnDropHandle::new(spawn_blocking(move || listing.renewed(&scripts)))
+    }
+
+    /// Whether this worker lacks something that every job needs.
+    fn check(&self) -> AbortOnDropHandle<Vec<String>> {
+        let (health, before) = (self.identity.health.clone(), self.lacks.clone());
+        AbortOnDropHandle::new(spawn_blocking(move || health.lacks(&before)))
     }
 
     async fn note(&mut self, found: Listing) -> Result<(), Status> {
@@ -536,6 +562,7 @@ impl Upward<'_> {
             forgotten: Vec::new(),
             memory_available_bytes: self.memory_available_bytes,
             draining: self.identity.ending.is_cancelled(),
+            lacks: self.lacks.clone(),
             scripts: None,
             ran: Vec::new(),
             ran_complete: false,
@@ -566,6 +593,14 @@ impl Upward<'_> {
     }
 }
 
+fn say_lacks(before: &[String], now: &[String]) {
+    match now {
+        [] if before.is_empty() => {}
+        [] => tracing::info!("this worker can start jobs again"),
+        _ => tracing::warn!("this worker takes no jobs: {}", now.join("; ")),
+    }
+}
+
 /// The load average over one minute; the kernel counts it in 1/65536
 /// (sysinfo(2)).
 fn load_milli() -> u32 {
@@ -583,11 +618,7 @@ fn memory_bytes() -> u64 {
 /// (proc_meminfo(5)); 0 where it does not say.
 fn memory_available_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map_or(0, |kib| kib * 1024)
+    available_memory(&text).unwrap_or(0)
 }
 
 #[cfg(test)]

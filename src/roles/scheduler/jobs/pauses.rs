@@ -5,7 +5,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -25,6 +25,9 @@ const DELIVER_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duratio
 /// A worker that cannot start jobs gets none for this time, growing from the first to the
 /// last until it starts one.
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// What a worker that cannot start any job says before it says why.
+const CANNOT_START: &str = "cannot start jobs now: ";
 
 fn growing((first, last): (Duration, Duration)) -> ExponentialBackoff {
     ExponentialBuilder::default()
@@ -177,9 +180,10 @@ impl Jobs {
         let Some(pause) = self.0.pauses.rest(worker) else {
             return;
         };
-        tracing::warn!(worker_id = %worker, ?pause, why, "a worker cannot start jobs, and gets none for a while");
-        let why: Arc<str> = why.into();
-        self.change(|table| table.rest(worker, Some(why)));
+        // The worker's own words, which begin with its name.
+        let (_, what) = why.split_once(CANNOT_START).unwrap_or_default();
+        let what = if what.is_empty() { why } else { what };
+        self.0.registry.rest(worker, Some(what));
         let jobs = self.clone();
         self.0.tracker.spawn(async move {
             tokio::select! {
@@ -189,7 +193,7 @@ impl Jobs {
             if let Some(rest) = jobs.0.pauses.resting().get_mut(&worker) {
                 rest.is_on = false;
             }
-            jobs.change(|table| table.rest(worker, None));
+            jobs.0.registry.rest(worker, None);
         });
     }
 }

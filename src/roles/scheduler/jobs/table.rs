@@ -548,11 +548,6 @@ impl Table {
         self.apply_to_run(run, Event::TurnedAway);
     }
 
-    /// A worker that cannot start jobs, for this reason, gets none; None: it may again.
-    pub(super) fn rest(&mut self, worker: WorkerId, why: Option<Arc<str>>) {
-        self.queue.rest(worker, why);
-    }
-
     /// As [`Table::apply`], to the job of this run.
     pub(super) fn apply_to_run(&mut self, run: JobId, event: Event) {
         if let Some(id) = self.job_of(run) {

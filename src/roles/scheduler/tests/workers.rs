@@ -350,6 +350,46 @@ async fn a_worker_that_cannot_be_called_gets_no_jobs_until_it_can() {
 }
 
 #[tokio::test]
+async fn a_worker_that_lacks_something_gets_no_jobs_until_it_has_it() {
+    let scheduler = TestScheduler::new().await;
+    let worker = Joined::new(&scheduler, "w1").await;
+    let tells = async |lacks: &[&str]| {
+        let beat = HeartbeatRequest {
+            lacks: lacks.iter().map(|what| (*what).to_owned()).collect(),
+            ..Default::default()
+        };
+        worker.beats.requests.send(beat).await.unwrap();
+    };
+    tells(&["the disk is full", "a folder is missing"]).await;
+    scheduler.only_worker_is("short").await;
+    let (_, body) = scheduler.get("/workers").await;
+    let why = "cannot start jobs now: the disk is full; a folder is missing";
+    assert_eq!(body["workers"][0]["reason"], why);
+    let (_, waiting) = scheduler.post("/start", json!({ "command": "true" })).await;
+    assert_eq!(
+        waiting["reason"],
+        "1 worker, none can start jobs now: the disk is full; a folder is missing"
+    );
+    let on_it = json!({ "command": "true", "worker_id": "w1" });
+    let (_, on_it) = scheduler.post("/start", on_it).await;
+    assert_eq!(on_it["reason"], format!("worker w1 {why}"));
+    let readyz = scheduler.request(Method::GET, "/readyz?workers=1", None);
+    assert_eq!(readyz.await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    tells(&[]).await;
+    for job in [waiting, on_it] {
+        scheduler
+            .job(job["job_id"].as_str().unwrap(), "running")
+            .await;
+    }
+    let endless = "x".repeat(100_000);
+    tells(&[&endless]).await;
+    scheduler.only_worker_is("short").await;
+    let (_, body) = scheduler.get("/workers").await;
+    assert!(body["workers"][0]["reason"].as_str().unwrap().len() < 1000);
+    scheduler.end().await;
+}
+
+#[tokio::test]
 async fn a_start_that_was_never_delivered_goes_to_another_worker() {
     let scheduler = TestScheduler::new().await;
     let mut worker = Joined::new(&scheduler, "w1").await;
