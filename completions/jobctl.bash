@@ -2549,7 +2549,7 @@ _jobctl() {
             return 0
             ;;
         jobctl__subcmd__worker)
-            opts="-h --config --name --data-dir --slots --label --grpc-addr --advertise --scheduler --join --insecure --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --user --allow-users --allow-new-privileges --memory --processes --open-files --cpus --oom-score-adj --keep-finished --handshake --headers --header-bytes --streams --connections --silent --total-connections --args --arg-bytes --followers --log-level --log-format --color --help kill-all help"
+            opts="-h --config --name --data-dir --slots --min-free-disk --label --grpc-addr --advertise --scheduler --join --insecure --script-dir --grace --output-limit --drain-on-stop --control-groups --allow-commands --user --allow-users --allow-new-privileges --memory --processes --open-files --cpus --oom-score-adj --keep-finished --handshake --headers --header-bytes --streams --connections --silent --total-connections --args --arg-bytes --followers --log-level --log-format --color --help kill-all help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -2568,6 +2568,10 @@ _jobctl() {
                     return 0
                     ;;
                 --slots)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --min-free-disk)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -847,7 +847,7 @@ async fn no_job_fails_because_one_worker_cannot_start_any() {
     let mut limited = Command::new("prlimit");
     limited.arg("--nofile=72");
     limited.arg(whole.get_program()).args(whole.get_args());
-    let worker = Process::from(limited.stderr(Stdio::piped()).spawn().unwrap());
+    let _worker = Process::run(limited);
     cluster.worker_is("w2", WorkerState::Ready).await;
     // These stay, and take what there is.
     let stay: Vec<JobId> = {
@@ -875,11 +875,5 @@ async fn no_job_fails_because_one_worker_cannot_start_any() {
     for job in stay {
         stop(&cluster.client, job).await;
     }
-    worker.signal(Signal::TERM);
-    let (_, said) = worker.end_of().await;
-    assert!(
-        said.contains("this worker takes no jobs: fewer than 32 of its 72"),
-        "{said}"
-    );
     cluster.end().await;
 }

@@ -9,6 +9,7 @@ use std::{
 use bytesize::ByteSize;
 use rustix::{
     fs::{Access, StatVfsMountFlags, access, statvfs},
+    io::Errno,
     process::{Resource, getrlimit},
 };
 
@@ -112,8 +113,10 @@ fn usable(folder: &Path) -> Option<String> {
 
 fn descriptors() -> Option<String> {
     let limit = getrlimit(Resource::Nofile).current?;
-    let used = fs::read_dir("/proc/self/fd").ok()?.count();
-    let is_short = limit.saturating_sub(used as u64) < DESCRIPTORS;
+    let is_short = match fs::read_dir("/proc/self/fd") {
+        Ok(used) => limit.saturating_sub(used.count() as u64) < DESCRIPTORS,
+        Err(error) => error.raw_os_error() == Some(Errno::MFILE.raw_os_error()),
+    };
     is_short.then(|| format!("fewer than {DESCRIPTORS} of its {limit} descriptors are free"))
 }
 
