@@ -105,11 +105,11 @@ pub struct StartRequest {
     /// Refuse the job instead of having it wait for a free slot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_queue: bool,
-    /// Do not start it before this time.
+    /// Do not start it before the scheduler's wall clock shows this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
-    /// Do not start it before so long after it was accepted; instead of
-    /// `not_before`.
+    /// Do not start it before so long after it was accepted, whatever the wall clock
+    /// is set to; instead of `not_before`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay_ms: Option<u64>,
     /// Give it up if it has no worker so long after it was accepted, or after

@@ -106,8 +106,13 @@ pub(super) struct Orders {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Drain {
-    /// When what is left of its jobs is stopped; None: they end by themselves.
+    /// What the wall clock is to show when what is left of its jobs is stopped; None:
+    /// they end by themselves.
     pub(super) until: Option<Timestamp>,
+    /// That moment by the time by which durations are counted, which decides; None: the
+    /// same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) counted: Option<Timestamp>,
 }
 
 impl Orders {

@@ -1,6 +1,6 @@
-//! An alarm by the wall clock: it keeps its time also when the clock is set, or
-//! the machine has slept. And a time that one wrong reading of the wall clock does
-//! not move.
+//! Alarms by the wall clock and by how long the machine has run: they keep their time
+//! also when the clock is set, or the machine has slept. And a time that one wrong
+//! reading of another one does not move.
 
 use std::{
     io,
@@ -17,72 +17,92 @@ use rustix::{
 };
 use tokio::net::unix::pipe::Receiver;
 
-/// One alarm.
+/// Two alarms.
 #[derive(Debug)]
-pub(super) struct Clock(Receiver);
+pub(super) struct Clock {
+    wall: Receiver,
+    /// By how long the machine has run, asleep as well.
+    ran: Receiver,
+}
 
 impl Clock {
     pub(super) fn new() -> io::Result<Self> {
-        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
-        let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
-        // A timer is read as a pipe is; what is unchecked is only that it is one.
-        Ok(Self(Receiver::from_owned_fd_unchecked(timer)?))
+        Ok(Self {
+            wall: timer(TimerfdClockId::Realtime)?,
+            ran: timer(TimerfdClockId::Boottime)?,
+        })
     }
 
-    /// Sets the alarm instead of what was set before; None: to no time.
-    pub(super) fn set(&self, at: Option<Timestamp>) -> io::Result<()> {
-        let unset = Timespec::default();
-        let value = match at {
-            None => unset,
-            // Zero would mean no time.
-            Some(at) if at <= Timestamp::UNIX_EPOCH => Timespec {
-                tv_sec: 0,
-                tv_nsec: 1,
-            },
-            Some(at) => Timespec {
-                tv_sec: at.as_second(),
-                tv_nsec: at.subsec_nanosecond().into(),
-            },
-        };
-        let alarm = Itimerspec {
-            it_interval: unset,
-            it_value: value,
-        };
+    /// Sets the alarms instead of what was set before: what the wall clock is to show,
+    /// and how long the machine is to have run; None: to no time.
+    pub(super) fn set(&self, wall: Option<Timestamp>, ran: Option<Duration>) -> io::Result<()> {
+        let wall = wall.map(|at| match Duration::try_from(at.as_duration()) {
+            Ok(at) => at,
+            Err(_) => Duration::ZERO,
+        });
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-        match timerfd_settime(&self.0, flags, &alarm) {
-            // The clock was set since it was asked last: the alarm is by the new one.
-            Ok(_) | Err(Errno::CANCELED) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        set(&self.wall, flags, wall)?;
+        set(&self.ran, TimerfdTimerFlags::ABSTIME, ran)
     }
 
-    /// Returns at the time that is set, or when the clock itself was set.
+    /// Returns at a time that is set, or when the wall clock itself was set.
     /// Cancel-safe.
     pub(super) async fn rings(&self) -> io::Result<()> {
-        loop {
-            self.0.readable().await?;
-            match self.0.try_read(&mut [0; 8]) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::CANCELED) => {
-                    return Ok(());
-                }
-                rung => return rung.map(drop),
-            }
+        tokio::select! {
+            rung = rings(&self.wall) => rung,
+            rung = rings(&self.ran) => rung,
         }
     }
 }
 
-/// So far the wall clock may be from where it should be: it was adjusted.
-const ADJUSTED: SignedDuration = SignedDuration::from_secs(60);
+fn timer(clock: TimerfdClockId) -> io::Result<Receiver> {
+    let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+    // A timer is read as a pipe is; what is unchecked is only that it is one.
+    Receiver::from_owned_fd_unchecked(timerfd_create(clock, flags)?)
+}
 
-/// A step of the wall clock that has lasted for so long is taken to be right.
-const LASTED: Duration = Duration::from_secs(3600);
+fn set(timer: &Receiver, flags: TimerfdTimerFlags, at: Option<Duration>) -> io::Result<()> {
+    // Zero would mean no time.
+    let value = at.map(|at| at.max(Duration::from_nanos(1)));
+    let value = value.map(|at| Timespec {
+        tv_sec: i64::try_from(at.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: at.subsec_nanos().into(),
+    });
+    let alarm = Itimerspec {
+        it_interval: Timespec::default(),
+        it_value: value.unwrap_or_default(),
+    };
+    match timerfd_settime(timer, flags, &alarm) {
+        // The clock was set since it was asked last: the alarm is by the new one.
+        Ok(_) | Err(Errno::CANCELED) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn rings(timer: &Receiver) -> io::Result<()> {
+    loop {
+        timer.readable().await?;
+        match timer.try_read(&mut [0; 8]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::CANCELED) => {
+                return Ok(());
+            }
+            rung => return rung.map(drop),
+        }
+    }
+}
+
+/// So far a clock may be from where it should be: it was adjusted.
+pub(super) const ADJUSTED: SignedDuration = SignedDuration::from_secs(60);
+
+/// A step of a clock that has lasted for so long is taken to be right.
+pub(super) const LASTED: Duration = Duration::from_secs(3600);
 
 /// It is then followed so many times as fast as time passes: a day in an hour.
 const CATCHING_UP: u32 = 24;
 
-/// A time that follows the wall clock, but no step of it that may be a mistake, for
-/// what cannot be undone.
+/// A time that follows another one, but no step of it that may be a mistake, for what
+/// cannot be undone.
 #[derive(Debug)]
 pub(super) struct Steady {
     at: Timestamp,
@@ -105,34 +125,34 @@ impl Steady {
         self.at
     }
 
-    /// The time, which is never after what the wall clock shows.
-    pub(super) fn advance(&mut self, wall: Timestamp, now: Instant) -> Timestamp {
+    /// The time, which is never after the one that it follows.
+    pub(super) fn advance(&mut self, other: Timestamp, now: Instant) -> Timestamp {
         let passed = now.saturating_duration_since(self.read);
         self.read = now;
         self.at = self.at.checked_add(passed).unwrap_or(self.at);
-        let off = wall.duration_since(self.at);
+        let off = other.duration_since(self.at);
         if off.abs() <= ADJUSTED {
-            self.at = wall;
+            self.at = other;
             self.stepped = None;
             return self.at;
         }
         if self.stepped.is_none() {
             tracing::warn!(
                 by = %format!("{off:#}"),
-                "the wall clock is not where it should be: what is old by it is deleted later"
+                "time has passed without the scheduler: what became old in it is deleted later"
             );
         }
         let stepped = *self.stepped.get_or_insert(now);
         if now.saturating_duration_since(stepped) >= LASTED {
             self.at = match off.is_negative() {
-                true => wall,
+                true => other,
                 false => {
                     let faster = passed.saturating_mul(CATCHING_UP);
-                    self.at.checked_add(faster).unwrap_or(wall).min(wall)
+                    self.at.checked_add(faster).unwrap_or(other).min(other)
                 }
             };
         }
-        self.at.min(wall)
+        self.at.min(other)
     }
 }
 
@@ -195,19 +215,31 @@ mod tests {
     async fn it_rings_at_the_time_that_was_set_last() {
         let clock = Clock::new().unwrap();
         let now = Timestamp::now();
-        clock.set(Some(now + Duration::from_secs(3600))).unwrap();
+        let ran = || {
+            let ran = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            Duration::try_from(ran).unwrap()
+        };
+        let (began, hour) = (ran(), Duration::from_secs(3600));
+        clock.set(Some(now + hour), Some(began + hour)).unwrap();
         assert!(clock.rings().now_or_never().is_none());
-        let soon = now + Duration::from_millis(50);
-        clock.set(Some(soon)).unwrap();
+        let short = Duration::from_millis(50);
+        clock.set(Some(now + short), Some(began + hour)).unwrap();
         clock.rings().await.unwrap();
-        assert!(Timestamp::now() >= soon);
+        assert!(Timestamp::now() >= now + short);
+        clock.set(Some(now + hour), Some(began + short)).unwrap();
+        clock.rings().await.unwrap();
+        assert!(ran() >= began + short);
         for past in [now, Timestamp::UNIX_EPOCH, Timestamp::MIN] {
-            clock.set(Some(past)).unwrap();
+            clock.set(Some(past), None).unwrap();
             clock.rings().await.unwrap();
         }
-        clock.set(Some(Timestamp::MAX)).unwrap();
+        clock.set(None, Some(Duration::ZERO)).unwrap();
+        clock.rings().await.unwrap();
+        clock
+            .set(Some(Timestamp::MAX), Some(Duration::MAX))
+            .unwrap();
         assert!(clock.rings().now_or_never().is_none());
-        clock.set(None).unwrap();
+        clock.set(None, None).unwrap();
         assert!(clock.rings().now_or_never().is_none());
     }
 }

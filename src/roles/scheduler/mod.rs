@@ -21,6 +21,7 @@ mod signal;
 mod store;
 #[cfg(test)]
 mod tests;
+mod time;
 mod wire;
 mod worker_rpc;
 

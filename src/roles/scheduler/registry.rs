@@ -410,10 +410,11 @@ impl Member {
         }
     }
 
-    /// When what is left of its jobs is to be stopped, unless that was done.
+    /// When what is left of its jobs is to be stopped, unless that was done; by the
+    /// counted time.
     fn drains_until(&self) -> Option<Timestamp> {
-        let drain = self.orders.drain.filter(|_| !self.is_drained);
-        drain.and_then(|drain| drain.until)
+        let drain = self.orders.drain.filter(|_| !self.is_drained)?;
+        drain.counted.or(drain.until)
     }
 
     fn become_state(&mut self, state: api::WorkerState) {
@@ -853,7 +854,7 @@ impl Registry {
     /// those whose time to drain is over. Never returns.
     pub(super) async fn watch_deadlines(&self, mut act: impl FnMut(Passed)) {
         loop {
-            let next = self.expire(Instant::now(), Timestamp::now(), &mut act);
+            let next = self.expire(Instant::now(), self.0.store.time().counted(), &mut act);
             let sleep = async {
                 match next {
                     Some(deadline) => sleep_until(deadline).await,
@@ -867,11 +868,11 @@ impl Registry {
         }
     }
 
-    /// Returns the next deadline.
+    /// Returns the next deadline. It is `now`, and the counted time is `counted`.
     fn expire(
         &self,
         now: Instant,
-        time: Timestamp,
+        counted: Timestamp,
         act: &mut impl FnMut(Passed),
     ) -> Option<Instant> {
         let mut members = self.members();
@@ -882,8 +883,8 @@ impl Registry {
         for member in members.values_mut() {
             match member.drains_until() {
                 None => {}
-                Some(until) if until > time => {
-                    let left = Duration::try_from(until.duration_since(time));
+                Some(until) if until > counted => {
+                    let left = Duration::try_from(until.duration_since(counted));
                     wait_until(now + left.unwrap_or_default());
                 }
                 Some(_) => {
@@ -984,10 +985,10 @@ impl Registry {
     }
 
     /// From now on the worker takes no more jobs. What is left of those it has is
-    /// over at `until`, which [`Registry::watch_deadlines`] tells of.
-    pub(super) fn drain(&self, id: WorkerId, until: Option<Timestamp>) -> Result<(), Error> {
+    /// over when [`Registry::watch_deadlines`] tells of it.
+    pub(super) fn drain(&self, id: WorkerId, drain: Drain) -> Result<(), Error> {
         self.order(id, |member| {
-            member.orders.drain = Some(Drain { until });
+            member.orders.drain = Some(drain);
             member.is_drained = false;
             member.reopen();
             Ok(())
@@ -1399,7 +1400,7 @@ mod tests {
         registry.heard(&link, Beat::default(), || ()).unwrap();
         assert_eq!(news(&registry), Some(Openness::Ready));
 
-        registry.drain(id, None).unwrap();
+        registry.drain(id, Drain::default()).unwrap();
         assert_eq!(news(&registry), Some(Openness::Draining));
         registry.resume(id).unwrap();
         assert_eq!(news(&registry), Some(Openness::Ready));
@@ -1429,7 +1430,7 @@ mod tests {
         let registry = registry();
         let link = join(&registry, "w1");
         let id = link.worker.id;
-        registry.drain(id, None).unwrap();
+        registry.drain(id, Drain::default()).unwrap();
         let zone = |value: &str| [("zone".to_owned(), Some(value.to_owned()))].into();
         registry.relabel(id, &zone("eu")).unwrap();
         assert_eq!(state(&registry, id), api::WorkerState::Draining);
@@ -1470,7 +1471,12 @@ mod tests {
         let id = link.worker.id;
         let now = Instant::now();
         let (until, second) = (Timestamp::now(), Duration::from_secs(1));
-        registry.drain(id, Some(until)).unwrap();
+        let due_at = |at| Drain {
+            // What the wall clock shows decides nothing.
+            until: Some(Timestamp::UNIX_EPOCH),
+            counted: Some(at),
+        };
+        registry.drain(id, due_at(until)).unwrap();
         let mut passed = Vec::new();
         let next = registry.expire(now, until - second, &mut |what| passed.push(what));
         assert_eq!(next, Some(now + second), "before a heartbeat is due");
@@ -1496,7 +1502,7 @@ mod tests {
         for _ in 0..2 {
             let error = registry.remove(id, untimely).unwrap_err();
             assert_eq!(error.code(), "worker_not_gone");
-            registry.drain(id, None).unwrap();
+            registry.drain(id, Drain::default()).unwrap();
         }
         expire(&registry, Instant::now() + INTERVAL * 3);
         let mut removed = None;

@@ -30,6 +30,7 @@ pub(super) use self::{authority::Signing, callers::Caller, certificates::Signed}
 use super::{
     error::Error,
     store::{AccessChange, AuditEntry, Certificate, Store, Token},
+    time::Now,
 };
 use crate::identity::{Role, token::TokenId};
 
@@ -104,9 +105,10 @@ impl Known {
     }
 
     /// Drops what ended long ago, of which no call is accepted any more; the store
-    /// does the same.
-    fn forget(&mut self) {
-        let long_ago = Timestamp::now().checked_sub(jiff::SignedDuration::from_hours(30 * 24));
+    /// does the same. By both times: no step of the clock forgets what is good.
+    fn forget(&mut self, now: Now) {
+        let now = now.wall.min(now.counted);
+        let long_ago = now.checked_sub(jiff::SignedDuration::from_hours(30 * 24));
         let long_ago = long_ago.unwrap_or(Timestamp::UNIX_EPOCH);
         let cuts = &mut self.cuts;
         for (id, _) in self
@@ -150,7 +152,8 @@ mod tests {
         for subject in called {
             access.known().cut_of(subject);
         }
-        access.known().forget();
+        let now = access.0.store.time().now();
+        access.known().forget(now);
         assert_eq!(access.worker_called("w1"), Some(worker.id));
         assert_eq!(access.certificates().len(), 1);
         let cuts = &access.known().cuts;

@@ -83,7 +83,7 @@ impl Access {
             if good.count() >= MAX_TOKENS {
                 return Err(Error::TooManyTokens(MAX_TOKENS));
             }
-            known.forget();
+            known.forget(self.0.store.time().now());
         }
         let details = json!({
             "kind": token.kind, "role": token.role, "name": token.name,
@@ -169,6 +169,29 @@ impl Token {
 mod tests {
     use super::*;
     use crate::roles::scheduler::store;
+
+    #[tokio::test]
+    async fn a_step_of_the_clock_forgets_no_token() {
+        let access = Access::new(store::scratch(), Vec::new(), Vec::new(), true);
+        let itself = Caller::itself();
+        let asked = api::CreateTokenRequest {
+            kind: TokenKind::Bearer,
+            role: Role::Viewer,
+            name: None,
+            ttl_ms: None,
+        };
+        let (_, shown) = access.create_token(&itself, &asked).await.unwrap();
+        let year = jiff::SignedDuration::from_hours(366 * 24);
+        for by in [year, -year] {
+            access.0.store.step_clock(by);
+            access.create_token(&itself, &asked).await.unwrap();
+        }
+        access.0.store.step_clock(jiff::SignedDuration::ZERO);
+        let mut caller = Caller::nobody(None);
+        access
+            .identify(&mut caller, None, Some(&shown.reveal()))
+            .unwrap();
+    }
 
     #[tokio::test]
     async fn only_tokens_that_are_good_keep_others_from_being_made() {

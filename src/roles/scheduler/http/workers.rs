@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{
     super::{
         Scheduler,
-        about::{check_changes, requirements},
+        about::{Drain, check_changes, requirements},
         access::Caller,
         error::Error,
         registry::WorkerHandle,
@@ -68,11 +68,16 @@ pub(super) async fn drain(
         return Err(Error::BadRequest(message));
     }
     let deadline = asked.deadline_ms.map(Duration::from_millis);
+    let now = scheduler.store.time().now();
     // No calendar ends within what is taken.
-    let until = deadline.and_then(|deadline| Timestamp::now().checked_add(deadline).ok());
-    let details = json!({ "until": until });
+    let after = |time: Timestamp| time.checked_add(deadline?).ok();
+    let drain = Drain {
+        until: after(now.wall),
+        counted: after(now.counted),
+    };
+    let details = json!({ "until": drain.until });
     note(&scheduler, &caller, "drain worker", &worker, details).await?;
-    scheduler.registry.drain(worker.id, until)?;
+    scheduler.registry.drain(worker.id, drain)?;
     done(&scheduler).await
 }
 

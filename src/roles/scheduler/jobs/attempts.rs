@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    record::{End, Event, Exit, Place, Process, Record, State, now},
+    record::{End, Event, Exit, Place, Process, Record, State},
     table::Table,
 };
 use crate::{api, ids::JobId};
@@ -143,8 +143,8 @@ impl Record {
     }
 
     /// What comes of `next`: an end behind which there is another attempt is kept
-    /// as that of this one, and the job waits again.
-    pub(super) fn unless_tried_again(&mut self, next: State) -> State {
+    /// as that of this one, and the job waits again, from this counted time on.
+    pub(super) fn unless_tried_again(&mut self, next: State, counted: Timestamp) -> State {
         let State::Ended {
             process,
             at,
@@ -168,7 +168,7 @@ impl Record {
             reason: reason.clone(),
             output_bytes: std::mem::take(&mut self.output_bytes),
         });
-        self.retry_at = now().checked_add(pause).ok().filter(|_| !pause.is_zero());
+        self.retry_at = counted.checked_add(pause).ok().filter(|_| !pause.is_zero());
         State::Queued
     }
 
@@ -311,7 +311,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::roles::scheduler::jobs::{Spec, Status, record::tests::record};
+    use crate::roles::scheduler::jobs::{Spec, Status, now, record::tests::record};
 
     fn running(change: impl FnOnce(&mut Spec)) -> Record {
         let mut spec = Spec::default();
@@ -345,7 +345,7 @@ mod tests {
         while let Some(pause) = job.pause_after(&failed()) {
             pauses.push(pause.as_secs());
             let place = job.place.clone();
-            job.unless_tried_again(ends(failed(), ""));
+            job.unless_tried_again(ends(failed(), ""), now());
             job.place = place;
         }
         pauses
@@ -391,15 +391,21 @@ mod tests {
         });
         let place = job.place.clone();
         for _ in 0..MAX_REQUEUES {
-            let next = job.unless_tried_again(ends(End::Lost, "lost: worker restarted"));
+            let next = job.unless_tried_again(ends(End::Lost, "lost: worker restarted"), now());
             assert_eq!(next, State::Queued);
             assert!(job.needs_env());
             job.place = place.clone();
         }
-        assert!(job.unless_tried_again(ends(End::Lost, "")).is_final());
-        assert_eq!(job.unless_tried_again(ends(failed(), "")), State::Queued);
+        assert!(
+            job.unless_tried_again(ends(End::Lost, ""), now())
+                .is_final()
+        );
+        assert_eq!(
+            job.unless_tried_again(ends(failed(), ""), now()),
+            State::Queued
+        );
         job.place = place;
-        assert!(job.unless_tried_again(ends(failed(), "")).is_final());
+        assert!(job.unless_tried_again(ends(failed(), ""), now()).is_final());
     }
 
     #[test]
@@ -408,7 +414,7 @@ mod tests {
         let place = job.place.clone().unwrap();
         for (bytes, number) in [(5, 1), (0, 2)] {
             job.output_bytes = bytes;
-            job.unless_tried_again(ends(failed(), "exit status 3"));
+            job.unless_tried_again(ends(failed(), "exit status 3"), now());
             assert_eq!(job.attempt(), number);
             let run = job.next_run();
             assert!(run.is_some(), "an id is never used twice");

@@ -20,6 +20,7 @@ use crate::{
         access::Caller,
         error::Error,
         store::{Env, Key},
+        time::Now,
     },
 };
 
@@ -114,7 +115,8 @@ impl Jobs {
             ended_at: None,
             stopped: None,
         };
-        let jobs: Arc<[Record]> = jobs_of(&group, parts, &after).collect();
+        let now = self.0.store.time().now();
+        let jobs: Arc<[Record]> = jobs_of(&group, parts, &after, now).collect();
         let env = Arc::new(asked.env);
         let spec = &group.spec;
         let details = json!({
@@ -343,9 +345,12 @@ fn jobs_of(
     group: &Group,
     parts: Vec<Part>,
     after: &[Prerequisite],
+    now: Now,
 ) -> impl Iterator<Item = Record> {
-    parts.into_iter().zip(0..).map(|(part, index)| Record {
+    parts.into_iter().zip(0..).map(move |(part, index)| Record {
         id: JobId::random(),
+        counts_from: Some(now.counted),
+        ripe_at: group.spec.ripe_at(now),
         spec: group.spec.clone(),
         member: Some(Member {
             group: group.id,

@@ -188,6 +188,7 @@ impl Jobs {
     /// `live` and `groups` are those that had not ended when the store was opened.
     pub(super) fn new(needs: Needs, live: Vec<(Record, Arc<Env>)>, groups: Vec<Group>) -> Self {
         let mut table = Table::default();
+        table.time = needs.store.time();
         for group in groups {
             table.insert_group(group);
         }
@@ -352,9 +353,13 @@ impl Jobs {
         after: Vec<Prerequisite>,
     ) -> Result<Accepted, Error> {
         let env = Arc::new(asked.env);
+        let accepted = self.0.store.time().now();
+        let spec = asked.spec;
         let record = Record {
             id: JobId::random(),
-            spec: Arc::new(asked.spec),
+            counts_from: Some(accepted.counted),
+            ripe_at: spec.ripe_at(accepted),
+            spec: Arc::new(spec),
             member: None,
             wanted: wanted.as_ref().map(|worker| worker.id),
             place: None,
@@ -398,7 +403,7 @@ impl Jobs {
         let details = json!({
             "worker": named.map(|worker| &worker.name), "command": spec.command,
             "path": spec.path, "args": spec.args, "env": spec.env, "cwd": spec.cwd,
-            "name": spec.name, "not_before": spec.not_before,
+            "name": spec.name, "not_before": record.asked_not_before(),
             "retries": spec.retries, "on_lost": spec.on_lost,
             "after": record.shown_prerequisites(),
         });
@@ -862,7 +867,9 @@ impl Jobs {
             .and_then(|at| at.checked_add(self.0.keep_for).ok());
         let mut job = record.job();
         if record.state == State::Queued {
-            job.reason = Some(self.table().why(record));
+            let table = self.table();
+            job.not_before = record.not_before(table.time.now());
+            job.reason = Some(table.why(record));
         }
         api::Job { kept_until, ..job }
     }
@@ -1074,6 +1081,8 @@ fn take_in(
                 state: report.status.state,
                 output_bytes: report.status.output_bytes,
                 created_at,
+                counts_from: None,
+                ripe_at: None,
                 stop: None,
                 attempts: Vec::new(),
                 retry_at: None,

@@ -43,9 +43,12 @@ pub(crate) struct Spec {
     /// What is higher is placed first.
     #[serde(default)]
     pub(crate) priority: i32,
-    /// Before this it is not started.
+    /// Before the wall clock shows this it is not started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) not_before: Option<Timestamp>,
+    /// Before so long after it was accepted it is not started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) delay: Option<Duration>,
     /// How long it may wait for a worker, from when it may start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) deadline: Option<Duration>,
@@ -71,7 +74,7 @@ impl Spec {
             .collect::<Result<Vec<Requirement>, _>>()?;
         wanted.sort_by_key(ToString::to_string);
         wanted.dedup();
-        let not_before = not_before(&asked)?;
+        let delay = delay(&asked)?;
         let env = asked.env;
         let spec = Self {
             command: given(asked.command),
@@ -84,7 +87,8 @@ impl Spec {
             timeout: asked.timeout_ms.map(Duration::from_millis),
             labels: wanted,
             priority: asked.priority.map_or(0, api::Priority::value),
-            not_before,
+            not_before: asked.not_before,
+            delay,
             deadline: asked.deadline_ms.map(Duration::from_millis),
             retries: asked.retries,
             retry_pause: asked.retry_pause_ms.map(Duration::from_millis),
@@ -161,19 +165,20 @@ impl Spec {
     }
 }
 
-/// Before which time a job is not to be started.
-fn not_before(asked: &api::StartRequest) -> Result<Option<Timestamp>, String> {
-    let at = match (asked.not_before, asked.delay_ms) {
-        (Some(_), Some(_)) => return Err("there are both not_before and delay_ms".to_owned()),
-        (at, None) => at,
-        (None, Some(delay)) if delay > api::MAX_DURATION_MS => {
-            return Err(format!("delay_ms is more than {}", api::MAX_DURATION_MS));
+/// How long a job is not to be started.
+fn delay(asked: &api::StartRequest) -> Result<Option<Duration>, String> {
+    let is_later = asked.not_before.is_some() || asked.delay_ms.is_some();
+    match asked.delay_ms {
+        Some(_) if asked.not_before.is_some() => {
+            Err("there are both not_before and delay_ms".to_owned())
         }
-        (None, Some(delay)) => now().checked_add(Duration::from_millis(delay)).ok(),
-    };
-    match at.is_some() && asked.no_queue {
-        true => Err("a job that starts later cannot be refused with no_queue".to_owned()),
-        false => Ok(at),
+        Some(delay) if delay > api::MAX_DURATION_MS => {
+            Err(format!("delay_ms is more than {}", api::MAX_DURATION_MS))
+        }
+        _ if is_later && asked.no_queue => {
+            Err("a job that starts later cannot be refused with no_queue".to_owned())
+        }
+        delay => Ok(delay.map(Duration::from_millis)),
     }
 }
 
@@ -575,13 +580,19 @@ pub(crate) struct Record {
     /// Of its last attempt.
     pub(crate) output_bytes: u64,
     pub(crate) created_at: Timestamp,
+    /// That moment by the time by which durations are counted; None: the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) counts_from: Option<Timestamp>,
+    /// When the wall clock showed the time it waited for, by the counted time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ripe_at: Option<Timestamp>,
     /// Asked for while its worker was away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) stop: Option<RecordedStop>,
     /// Those that ended, and that were or will be followed by another.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) attempts: Vec<Attempt>,
-    /// Before this the next attempt does not begin.
+    /// Before this, by the counted time, the next attempt does not begin.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) retry_at: Option<Timestamp>,
     /// A stop was asked for: no attempt follows the one it has.
@@ -622,7 +633,7 @@ impl Record {
     pub(crate) fn turn(&self) -> Turn {
         Turn {
             priority: Reverse(self.spec.priority),
-            since: self.created_at,
+            since: self.counts_from(),
             index: self.index(),
             job: self.id,
         }
@@ -682,8 +693,8 @@ impl Record {
         }
     }
 
-    /// From when on the time counts for which an ended job is kept. A worker
-    /// whose clock is far behind must not have its jobs deleted at once.
+    /// About from when on the time counts for which an ended job is kept, as it is
+    /// shown: it is counted from when its end was recorded.
     pub(crate) fn kept_from(&self) -> Option<Timestamp> {
         match &self.state {
             State::Ended { at, .. } => Some((*at).max(self.created_at)),
@@ -764,7 +775,7 @@ impl Record {
             labels: spec.labels.iter().map(ToString::to_string).collect(),
             priority: spec.priority,
             timeout_ms: spec.timeout.map(api::whole_milliseconds),
-            not_before: self.not_before(),
+            not_before: self.asked_not_before(),
             deadline_ms: spec.deadline.map(api::whole_milliseconds),
             retries: spec.retries,
             retry_pause_ms: spec.retry_pause.map(api::whole_milliseconds),
@@ -812,6 +823,8 @@ pub(crate) mod tests {
             state,
             output_bytes: 0,
             created_at: now(),
+            counts_from: None,
+            ripe_at: None,
             stop: None,
             attempts: Vec::new(),
             retry_at: None,

@@ -15,7 +15,7 @@ use super::{
     index::{Filter, Index, Spot},
     later::Alarms,
     prerequisites::{Dependents, group_as_job},
-    record::{Event, Place, Record, RecordedStop, State, Status, now},
+    record::{Event, Place, Record, RecordedStop, State, Status},
     recovery::Recovery,
     room::{Cut, Room},
 };
@@ -28,6 +28,7 @@ use crate::{
         placement::{Queue, Seat, Wanted},
         registry::{Session, WorkerHandle},
         store::{Cursor, Env, Ticket},
+        time::{Now, Time},
     },
 };
 
@@ -42,6 +43,7 @@ pub(super) struct Table {
     failed: Vec<GroupId>,
     index: Index,
     queue: Queue,
+    pub(super) time: Time,
     /// When jobs that wait for a time are looked at.
     pub(super) alarms: Alarms,
     pub(super) dependents: Dependents,
@@ -300,7 +302,9 @@ impl Table {
 
     /// What a job that has no worker waits for, in one line.
     pub(super) fn why(&self, record: &Record) -> String {
-        let not_yet = record.why_not_free().or_else(|| record.why_not_yet(now()));
+        let not_yet = record
+            .why_not_free()
+            .or_else(|| record.why_not_yet(self.time.now()));
         let not_yet = not_yet.or_else(|| self.why_held(record));
         not_yet.unwrap_or_else(|| self.queue.why(&record.wanted()))
     }
@@ -451,8 +455,9 @@ impl Table {
             return;
         }
         let before = entry.record.clone();
+        let counted = self.time.counted();
         let record = Arc::make_mut(&mut entry.record);
-        record.state = record.unless_tried_again(next);
+        record.state = record.unless_tried_again(next, counted);
         if record.state == State::Queued {
             record.place = None;
         }
@@ -754,6 +759,17 @@ impl Table {
         }
     }
 
+    /// A job that waits for a time by the wall clock waits for it no more once that was
+    /// shown, whatever is shown afterwards. The store is told with the next change.
+    pub(super) fn ripen(&mut self, id: JobId, now: Now) {
+        if let Some(entry) = self.jobs.get_mut(&id)
+            && let Some(at) = entry.record.unripe_until()
+            && at <= now.wall
+        {
+            Arc::make_mut(&mut entry.record).ripe_at = Some(now.counted);
+        }
+    }
+
     /// The call that starts the job was not answered. If the worker has left
     /// since, that settles it.
     pub(super) fn unconfirmed(&mut self, run: JobId, why: String) {
@@ -864,7 +880,7 @@ mod tests {
     use super::*;
     use crate::roles::scheduler::{
         jobs::{
-            Gone, Process, Spec,
+            Gone, Process, Spec, now,
             record::{End, tests::record},
             recovery::tests::workers,
         },

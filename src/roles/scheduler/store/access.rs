@@ -192,6 +192,7 @@ pub(super) fn apply(
     to: &Transaction<'_>,
     change: &AccessChange,
     entry: Option<&AuditEntry>,
+    at: Timestamp,
 ) -> rusqlite::Result<Written> {
     let written = match change {
         AccessChange::Token(token) => {
@@ -252,7 +253,7 @@ pub(super) fn apply(
         AccessChange::Nothing => Written::Done,
     };
     if let Some(entry) = entry.filter(|_| written == Written::Done) {
-        append(to, entry)?;
+        append(to, entry, at)?;
     }
     Ok(written)
 }
@@ -312,8 +313,12 @@ fn spend(to: &Transaction<'_>, token: TokenId, at: Timestamp) -> rusqlite::Resul
     Ok(spent == 1)
 }
 
-/// Writes a line at the end of the audit log.
-pub(super) fn append(to: &Transaction<'_>, entry: &AuditEntry) -> rusqlite::Result<()> {
+/// Writes a line at the end of the audit log. Its age counts from `at`.
+pub(super) fn append(
+    to: &Transaction<'_>,
+    entry: &AuditEntry,
+    at: Timestamp,
+) -> rusqlite::Result<()> {
     let last: Option<(i64, String)> = to
         .prepare_cached("SELECT number, hash FROM audit ORDER BY number DESC LIMIT 1")?
         .query_row((), |row| Ok((row.get(0)?, row.get(1)?)))
@@ -331,7 +336,7 @@ pub(super) fn append(to: &Transaction<'_>, entry: &AuditEntry) -> rusqlite::Resu
     let hash = data_encoding::HEXLOWER.encode(&Sha256::digest(begun.as_bytes()));
     let line = format!("{begun},\"hash\":\"{hash}\"}}");
     to.prepare_cached("INSERT INTO audit (number, at_us, line, hash) VALUES (?, ?, ?, ?)")?
-        .execute(params![number, entry.at.as_microsecond(), line, hash])?;
+        .execute(params![number, at.as_microsecond(), line, hash])?;
     Ok(())
 }
 
@@ -401,10 +406,13 @@ mod tests {
             };
             ids.push(certificate.id);
             let signed = AccessChange::Certificate(certificate, None);
-            assert_eq!(apply(&change, &signed, None).unwrap(), Written::Done);
+            assert_eq!(
+                apply(&change, &signed, None, Timestamp::now()).unwrap(),
+                Written::Done
+            );
         }
         let revoked = AccessChange::Revoked(ids[2], Timestamp::now());
-        apply(&change, &revoked, None).unwrap();
+        apply(&change, &revoked, None, Timestamp::now()).unwrap();
         delete(&change, Timestamp::UNIX_EPOCH, Timestamp::now()).unwrap();
         change.commit().unwrap();
         let (_, left) = load(&connection).unwrap();

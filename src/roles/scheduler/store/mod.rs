@@ -43,6 +43,7 @@ use self::{
 use super::{
     about::{Orders, Told},
     jobs::{Cut, Filter, Group, Record, Room, Spec},
+    time::Time,
 };
 use crate::{
     api::Counts,
@@ -187,6 +188,7 @@ struct Inner {
     queue: Mutex<Queue>,
     progress: watch::Receiver<Progress>,
     readers: Arc<Readers>,
+    time: Time,
     /// Deleted with the last handle.
     #[cfg(test)]
     folder: std::sync::OnceLock<tempfile::TempDir>,
@@ -263,7 +265,7 @@ pub(super) fn open(
         folder: folder.to_owned(),
         source,
     })?;
-    let clock = schema::clock(&connection)?;
+    let time = schema::time(&connection)?;
     let readers = Arc::new(Readers::new(folder.to_owned()));
     let finished: i64 = connection.query_row(
         "SELECT count(*) FROM jobs WHERE ended_us IS NOT NULL",
@@ -280,11 +282,9 @@ pub(super) fn open(
         connection,
         keep,
         files,
-        clock,
+        time: time.clone(),
         readers: readers.clone(),
         checkpoint_at: 0,
-        #[cfg(test)]
-        clock_is_off: jiff::SignedDuration::ZERO,
         finished: finished.unsigned_abs(),
         messages: received,
         progress,
@@ -311,6 +311,7 @@ pub(super) fn open(
         }),
         progress: seen,
         readers,
+        time,
         #[cfg(test)]
         folder: std::sync::OnceLock::new(),
         history: History {
@@ -580,6 +581,11 @@ impl Store {
         self.hand_over(Change::Epoch(epoch))
     }
 
+    /// The times of this scheduler, which the store keeps.
+    pub(super) fn time(&self) -> Time {
+        self.0.time.clone()
+    }
+
     /// How far the records went when the store was opened.
     pub(super) fn history(&self) -> History {
         self.0.history
@@ -754,7 +760,8 @@ impl Store {
     /// The wall clock is off by so much.
     #[cfg(test)]
     pub(super) fn step_clock(&self, by: jiff::SignedDuration) {
-        let _ = self.queue().messages.send(Message::ClockIsOff(by));
+        self.0.time.step(by);
+        let _ = self.queue().messages.send(Message::LookAtAges);
     }
 
     fn hand_over(&self, change: Change) -> Ticket {

@@ -4,10 +4,10 @@
 use std::{path::Path, time::Duration};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior};
 
 use super::{Error, access, ends};
-use crate::roles::scheduler::clock::Steady;
+use crate::roles::scheduler::time::{KeptTime, Time};
 
 /// The file in the scheduler's data folder.
 pub(super) const FILE: &str = "store.sqlite";
@@ -227,19 +227,52 @@ pub(super) fn open(folder: &Path) -> Result<Connection, Error> {
     Ok(connection)
 }
 
-/// The time by which records are deleted, from where it was when the store was
-/// written last.
-pub(super) fn clock(connection: &Connection) -> Result<Steady, Error> {
-    let at: i64 =
-        connection.query_row("SELECT value FROM meta WHERE key = 'clock_us'", (), |row| {
-            row.get(0)
-        })?;
-    let at = match at {
-        // There is no record yet.
-        0 => Timestamp::now(),
-        at => Timestamp::from_microsecond(at).unwrap_or(Timestamp::UNIX_EPOCH),
+/// A number of the table `meta`; None: it is not there.
+pub(super) fn meta(connection: &Connection, key: &str) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE key = ?")?
+        .query_row([key], |row| row.get(0))
+        .optional()
+}
+
+/// The times of the scheduler, from where they were when the store was written last.
+pub(super) fn time(connection: &Connection) -> Result<Time, Error> {
+    let at = |us| Timestamp::from_microsecond(us).unwrap_or(Timestamp::UNIX_EPOCH);
+    // 0: there was no record yet.
+    let steady = meta(connection, "clock_us")?.filter(|us| *us != 0).map(at);
+    let [boot, ran, counted, wall, settled] = TIMES.map(|key| meta(connection, key));
+    let kept = match (boot?, ran?, counted?, wall?, settled?) {
+        (Some(boot), Some(ran), Some(counted), Some(wall), Some(settled)) => Some(KeptTime {
+            boot,
+            ran: Duration::from_micros(ran.unsigned_abs()),
+            counted: at(counted),
+            wall: at(wall),
+            is_settled: settled != 0,
+        }),
+        _ => None,
     };
-    Ok(Steady::new(at, std::time::Instant::now()))
+    Ok(Time::new(kept, steady))
+}
+
+/// Where the counted time is kept.
+const TIMES: [&str; 5] = ["boot", "ran_us", "counted_us", "wall_us", "time_is_settled"];
+
+/// Has the times as they are now on the disk.
+pub(super) fn keep_time(to: &Transaction<'_>, time: &Time) -> rusqlite::Result<()> {
+    let kept = time.kept();
+    let values = [
+        kept.boot,
+        i64::try_from(kept.ran.as_micros()).unwrap_or(i64::MAX),
+        kept.counted.as_microsecond(),
+        kept.wall.as_microsecond(),
+        i64::from(kept.is_settled),
+    ];
+    let mut write = to.prepare_cached("INSERT OR REPLACE INTO meta VALUES (?, ?)")?;
+    for (key, value) in TIMES.into_iter().zip(values) {
+        write.execute((key, value))?;
+    }
+    write.execute(("clock_us", time.age_kept().as_microsecond()))?;
+    Ok(())
 }
 
 /// A connection that only reads, beside the one that writes.

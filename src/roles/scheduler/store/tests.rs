@@ -91,7 +91,10 @@ async fn what_is_told_and_ordered_of_a_worker_is_there_after_a_restart() {
         },
         orders: Orders {
             labels: [("zone".to_owned(), None)].into(),
-            drain: Some(Drain { until: Some(at) }),
+            drain: Some(Drain {
+                until: Some(at),
+                counted: Some(at),
+            }),
         },
     };
     store.worker(worker.clone());
@@ -720,6 +723,29 @@ async fn a_step_of_the_clock_deletes_nothing() {
     let job = record(State::Queued);
     let id = job.id;
     store.adopted(ended(job, End::Succeeded));
+    // The clocks of the scheduler and of the worker were wrong when it ended.
+    let mut job = record(State::Queued);
+    let under_a_wrong_clock = job.id;
+    let years_ago = Timestamp::now() - jiff::SignedDuration::from_hours(2 * 366 * 24);
+    job.created_at = years_ago;
+    let mut line = entry();
+    line.at = years_ago;
+    store
+        .start(Arc::new(job.clone()), Arc::default(), None, line)
+        .await
+        .unwrap();
+    job.state = State::Ended {
+        process: None,
+        at: years_ago,
+        end: End::Succeeded,
+        reason: String::new(),
+    };
+    store.job(Arc::new(job));
+    let last = entry();
+    store
+        .access(AccessChange::Nothing, Some(last))
+        .await
+        .unwrap();
     store.committed(store.now()).await.unwrap();
     let passed = async |before| {
         let mut progress = store.progress();
@@ -733,5 +759,8 @@ async fn a_step_of_the_clock_deletes_nothing() {
         store.step_clock(jiff::SignedDuration::from_hours(years * 366 * 24));
         passed(before).await;
         assert!(store.find(id).await.unwrap().is_some(), "{years}");
+        let found = store.find(under_a_wrong_clock).await.unwrap();
+        assert!(found.is_some(), "{years}");
+        assert_eq!(store.audit_lines(0, 10).await.unwrap().len(), 2);
     }
 }

@@ -21,13 +21,13 @@ use super::{
     files::Files,
     lock::Lock,
     read::{self, Readers},
-    schema::PATIENCE,
+    schema::{self, PATIENCE},
 };
 use crate::{
     ids::{GroupId, JobId, WorkerId},
     roles::scheduler::{
-        clock::Steady,
         jobs::{Group, Record},
+        time::Time,
     },
 };
 
@@ -126,20 +126,17 @@ pub(super) enum Message {
     #[cfg(test)]
     MaxPages(u32),
     #[cfg(test)]
-    ClockIsOff(jiff::SignedDuration),
+    LookAtAges,
 }
 
 pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) keep: Keep,
     pub(super) files: Files,
-    /// By which records are deleted.
-    pub(super) clock: Steady,
+    pub(super) time: Time,
     pub(super) readers: Arc<Readers>,
     /// The size of the write-ahead log at which it is emptied.
     pub(super) checkpoint_at: u64,
-    #[cfg(test)]
-    pub(super) clock_is_off: jiff::SignedDuration,
     /// Finished jobs in the store.
     pub(super) finished: u64,
     pub(super) messages: Receiver<Message>,
@@ -197,10 +194,7 @@ impl Writer {
                         self.connection.query_row(&set, (), |_| Ok(()))?;
                     }
                     #[cfg(test)]
-                    Message::ClockIsOff(by) => {
-                        self.clock_is_off = by;
-                        self.retention_due = Instant::now();
-                    }
+                    Message::LookAtAges => self.retention_due = Instant::now(),
                 }
                 if !ending && batch.len() < BATCH {
                     next = self.messages.try_recv().ok();
@@ -318,35 +312,33 @@ impl Writer {
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut done = Done::default();
+        let now = self.time.now();
         for one in batch {
+            // So that those that ended first are deleted first.
+            let at = now.counted + Duration::from_micros(done.finished);
             match one {
                 Change::Access {
                     change: what,
                     audit,
                     ..
                 } => {
-                    let written = access::apply(&change, what, audit.as_ref())?;
+                    let written = access::apply(&change, what, audit.as_ref(), at)?;
                     done.access.push_back(written);
                 }
-                one => done.finished += apply(&change, one)?,
+                one => done.finished += apply(&change, one, at)?,
             }
         }
         let surplus = (self.finished + done.finished).saturating_sub(self.keep.finished);
-        let wall = Timestamp::now();
-        #[cfg(test)]
-        let wall = wall + self.clock_is_off;
-        let now = aged.then(|| self.clock.advance(wall, Instant::now()));
-        let before = now.and_then(|now| now.checked_sub(self.keep.time).ok());
-        let time = now.unwrap_or(self.clock.at());
-        done.deleted = delete(&change, surplus, before, time)?;
-        if let Some(now) = now {
-            if let Ok(before) = now.checked_sub(self.keep.audit) {
-                access::delete(&change, before, now)?;
+        let age = aged.then(|| self.time.of_age());
+        let before = age.and_then(|age| age.checked_sub(self.keep.time).ok());
+        done.deleted = delete(&change, surplus, before, now.counted)?;
+        if let Some(age) = age {
+            if let Ok(before) = age.checked_sub(self.keep.audit) {
+                // What ends by the wall clock has ended when it says so.
+                access::delete(&change, before, age.min(now.wall))?;
             }
-            delete_keys(&change, now)?;
-            change
-                .prepare_cached("UPDATE meta SET value = ? WHERE key = 'clock_us'")?
-                .execute([self.clock.at().as_microsecond()])?;
+            delete_keys(&change, age)?;
+            schema::keep_time(&change, &self.time)?;
         }
         done.more = done.deleted == DELETED_AT_ONCE;
         let number: i64 = change
@@ -379,8 +371,8 @@ impl Writer {
     }
 }
 
-/// Returns how many jobs ended with it.
-fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
+/// Returns how many jobs ended with it. It is recorded `at` this time.
+fn apply(to: &Transaction<'_>, change: &Change, at: Timestamp) -> rusqlite::Result<u64> {
     match change {
         Change::Start {
             record,
@@ -389,8 +381,8 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
             audit,
             ..
         } => {
-            access::append(to, audit)?;
-            insert(to, record, stored_env(env))?;
+            access::append(to, audit, at)?;
+            insert(to, record, stored_env(env), at)?;
             keep_key(to, key.as_ref(), record.id, None)?;
             Ok(0)
         }
@@ -402,7 +394,7 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
             audit,
             ..
         } => {
-            access::append(to, audit)?;
+            access::append(to, audit, at)?;
             to.prepare_cached(
                 "INSERT INTO groups (id, name, created_us, env, spec, record)
                  VALUES (?, ?, ?, ?, ?, ?)",
@@ -416,7 +408,7 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
                 json(&**group),
             ])?;
             for job in jobs.iter() {
-                insert(to, job, None)?;
+                insert(to, job, None, at)?;
             }
             if let Some(first) = jobs.first() {
                 keep_key(to, key.as_ref(), first.id, Some(group.id))?;
@@ -437,14 +429,14 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
             Ok(0)
         }
         Change::Audit(entry) => {
-            access::append(to, entry)?;
+            access::append(to, entry, at)?;
             Ok(0)
         }
         // Done where its answer is kept.
         Change::Access { .. } => Ok(0),
-        Change::Job(record) => update(to, record),
+        Change::Job(record) => update(to, record, at),
         Change::Adopted(record) => {
-            let inserted = insert(to, record, None)?;
+            let inserted = insert(to, record, None, at)?;
             if inserted > 0 {
                 ends::count(to, record)?;
             }
@@ -512,7 +504,18 @@ fn apply(to: &Transaction<'_>, change: &Change) -> rusqlite::Result<u64> {
     }
 }
 
-fn insert(to: &Transaction<'_>, record: &Record, env: Option<String>) -> rusqlite::Result<usize> {
+/// Its age counts from when its end is recorded: the clock that says when it ended is
+/// that of another machine.
+fn ended_us(record: &Record, at: Timestamp) -> Option<i64> {
+    record.is_final().then(|| at.as_microsecond())
+}
+
+fn insert(
+    to: &Transaction<'_>,
+    record: &Record,
+    env: Option<String>,
+    at: Timestamp,
+) -> rusqlite::Result<usize> {
     to.prepare_cached(
         "INSERT OR IGNORE INTO jobs
          (id, name, worker, job_group, group_index, state, created_us, ended_us, env, spec,
@@ -527,7 +530,7 @@ fn insert(to: &Transaction<'_>, record: &Record, env: Option<String>) -> rusqlit
         record.member.as_ref().map(|member| member.index),
         record.api_state().as_str(),
         record.created_at.as_microsecond(),
-        record.kept_from().map(Timestamp::as_microsecond),
+        ended_us(record, at),
         env,
         // That of a group's job is the group's.
         record.member.is_none().then(|| json(&*record.spec)),
@@ -577,7 +580,7 @@ fn worker(record: &Record) -> Option<[u8; 16]> {
     record.worker().map(|worker| *worker.as_bytes())
 }
 
-fn update(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<u64> {
+fn update(to: &Transaction<'_>, record: &Record, at: Timestamp) -> rusqlite::Result<u64> {
     let changed = to
         .prepare_cached(
             "UPDATE jobs SET worker = ?, state = ?, ended_us = ?, env = iif(?, env, NULL), record = ?
@@ -586,7 +589,7 @@ fn update(to: &Transaction<'_>, record: &Record) -> rusqlite::Result<u64> {
         .execute(params![
             worker(record),
             record.api_state().as_str(),
-            record.kept_from().map(Timestamp::as_microsecond),
+            ended_us(record, at),
             record.needs_env(),
             json(record),
             record.id.as_bytes(),

@@ -62,6 +62,43 @@ async fn times_are_kept_across_a_restart() {
     scheduler.end().await;
 }
 
+/// Between them the clock is wrong, the scheduler restarts, and the clock is right.
+#[tokio::test]
+async fn times_are_kept_across_a_restart_and_a_step_of_the_clock() {
+    const DAYS_40: jiff::SignedDuration = jiff::SignedDuration::from_hours(40 * 24);
+    let scheduler = TestScheduler::new().await;
+    let mut jobs = Vec::new();
+    for step in [DAYS_40, -DAYS_40] {
+        scheduler.store.step_clock(step);
+        for body in [
+            json!({"command": "true", "delay_ms": 3_600_000}),
+            json!({"command": "true", "deadline_ms": 3_600_000, "labels": ["gpu"]}),
+        ] {
+            let (status, body) = scheduler.post("/start", body).await;
+            assert_eq!(status, StatusCode::CREATED, "{body}");
+            jobs.push(body["job_id"].as_str().unwrap().to_owned());
+        }
+    }
+    let scheduler = scheduler.restart().await;
+    // It shows that those whose time has come were looked at.
+    let other = json!({"command": "true", "deadline_ms": 1});
+    let (_, body) = scheduler.post("/start", other).await;
+    let other = body["job_id"].as_str().unwrap();
+    scheduler.job(other, "timed_out").await;
+    for (number, id) in jobs.iter().enumerate() {
+        let body = scheduler.job(id, "pending").await;
+        let reason = body["job"]["reason"].as_str().unwrap();
+        match number % 2 {
+            0 => assert!(
+                reason.contains("Z, in 59m ") || reason.ends_with("Z, in 1h"),
+                "{reason}"
+            ),
+            _ => assert!(!reason.contains("deadline"), "{reason}"),
+        }
+    }
+    scheduler.end().await;
+}
+
 #[tokio::test]
 async fn a_job_that_has_a_worker_is_not_given_up() {
     let scheduler = TestScheduler::new().await;
