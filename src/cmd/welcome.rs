@@ -26,7 +26,7 @@ use crate::{
         files::{self, Pem},
     },
     ids::is_name,
-    roles::scheduler::{Issuer, Listeners},
+    roles::scheduler::{self, Issuer, Listeners},
 };
 
 /// How long the first tokens are good.
@@ -62,6 +62,22 @@ impl Place {
             grpc: dialled_at(listeners.grpc.local_addr()?, called),
         })
     }
+}
+
+/// Without room for a token there are jobs to be shown and stopped all the same.
+fn said(token: Result<String, scheduler::Error>) -> Option<String> {
+    let why = |error: &scheduler::Error| {
+        let source = std::error::Error::source(error);
+        source.map_or_else(|| error.to_string(), ToString::to_string)
+    };
+    token
+        .inspect_err(|error| {
+            tracing::warn!(
+                error = why(error),
+                "no token was made: make one with `jobctl token create` when that is mended"
+            );
+        })
+        .ok()
 }
 
 /// Who listens everywhere is called by the name it was given, or its machine's.
@@ -105,7 +121,10 @@ impl Welcome {
             }
             None => {
                 let role = Role::Admin;
-                let token = self.issuer.token(TokenKind::Join, role, "", LOGIN).await?;
+                let token = self.issuer.token(TokenKind::Join, role, "", LOGIN).await;
+                let Some(token) = said(token) else {
+                    return Ok(());
+                };
                 let at = self.place.server.authority();
                 // What is printed may be kept in the log of a service manager.
                 let file = self.data_dir.join("admin.token");
@@ -117,10 +136,12 @@ impl Welcome {
             }
         }
         if self.issuer.has_authority() && !self.issuer.has_workers() {
-            let token = self.worker_token().await?;
-            let at = &self.place.grpc;
-            render::remark("a worker joins, within an hour, with:");
-            render::data(&format!("jobctl worker --join {token}@{at}\n"))?;
+            let token = self.issuer.token(TokenKind::Join, Role::Worker, "", LOGIN);
+            if let Some(token) = said(token.await) {
+                let at = &self.place.grpc;
+                render::remark("a worker joins, within an hour, with:");
+                render::data(&format!("jobctl worker --join {token}@{at}\n"))?;
+            }
         }
         Ok(())
     }

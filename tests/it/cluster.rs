@@ -404,6 +404,18 @@ pub(crate) async fn back(client: &Client) {
     }
 }
 
+/// The same command, where it sees disks as the process `pid` does.
+pub(crate) fn inside(pid: u32, command: &Command) -> Command {
+    let mut nsenter = Command::new("nsenter");
+    nsenter.args(["--mount", "--user", "--preserve-credentials"]);
+    nsenter.args(["--target", &pid.to_string()]);
+    nsenter.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        nsenter.env(name, value.unwrap_or_default());
+    }
+    nsenter
+}
+
 /// A role as a process of its own; killed when it is dropped.
 pub(crate) struct Process(Child);
 
@@ -438,11 +450,9 @@ impl Process {
 
     /// Gives that file system another size.
     pub(crate) fn resize_disk(&self, dir: &Path, size: &str) {
-        let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--mount", "--user", "--preserve-credentials"]);
-        nsenter.args(["--target", &self.0.id().to_string(), "mount", "-o"]);
-        nsenter.arg(format!("remount,size={size}")).arg(dir);
-        assert!(nsenter.status().unwrap().success());
+        let mut mount = Command::new("mount");
+        mount.arg("-o").arg(format!("remount,size={size}")).arg(dir);
+        assert!(inside(self.id(), &mount).status().unwrap().success());
     }
 
     pub(crate) fn id(&self) -> u32 {

@@ -17,7 +17,7 @@ use jobctl::{
 
 use crate::{
     attacker::{self, Shown},
-    cluster::{Place, Process, connected, end_of, job_is, sh},
+    cluster::{Place, Process, connected, end_of, inside, job_is, sh},
     support::{Folder, binary, eventually, gone, processes_of, within},
     takeover::{self, BY_PROCESS, Succession, first_words, query},
     worker,
@@ -62,7 +62,7 @@ impl Crammed {
         let mut fill = Command::new("sh");
         fill.arg("-c")
             .arg(format!("cd {} && {script}", data.display()));
-        let filled = Self::inside(crammed.shim(), &fill)
+        let filled = inside(crammed.shim(), &fill)
             .stderr(Stdio::null())
             .output()
             .unwrap();
@@ -102,18 +102,6 @@ impl Crammed {
         }
     }
 
-    /// The same command, where it sees the disk as this process does.
-    fn inside(pid: u32, command: &Command) -> Command {
-        let mut nsenter = Command::new("nsenter");
-        nsenter.args(["--mount", "--user", "--preserve-credentials"]);
-        nsenter.args(["--target", &pid.to_string()]);
-        nsenter.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            nsenter.env(name, value.unwrap_or_default());
-        }
-        nsenter
-    }
-
     /// One of those that go on without the worker.
     fn shim(&self) -> u32 {
         self.dir.shims()[0].0 as u32
@@ -121,14 +109,14 @@ impl Crammed {
 
     fn restart(&self) -> Process {
         let command = Self::worker(self.place, &self.dir.path().join("w1"));
-        Process::run(Self::inside(self.shim(), &command))
+        Process::run(inside(self.shim(), &command))
     }
 
     fn make_room(&self, worker: &Process) {
         let mut remount = Command::new("mount");
         remount.args(["-o", "remount,size=64m,nr_inodes=10000"]);
         remount.arg(self.dir.path().join("w1"));
-        let mut remount = Self::inside(worker.id(), &remount);
+        let mut remount = inside(worker.id(), &remount);
         assert!(remount.status().unwrap().success());
     }
 
@@ -175,7 +163,7 @@ async fn the_jobs_of_a_worker_on_a_full_disk_are_killed() {
     let mut command = Command::new(binary());
     command.args(["worker", "kill-all", "--grace", "300ms", "--data-dir"]);
     command.arg(&data);
-    let killed = Crammed::inside(crammed.shim(), &command).output().unwrap();
+    let killed = inside(crammed.shim(), &command).output().unwrap();
     let said = String::from_utf8_lossy(&killed.stderr);
     assert!(killed.status.success(), "{said}");
     // With them perhaps one of those that filled the disk.

@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     fs,
     path::Path,
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -24,8 +25,8 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     cluster::{
-        Place, Process, back, connected, end_of, everything, job as job_of, job_is, output, rest,
-        sh, worker_is, worker_named,
+        Place, Process, back, connected, end_of, everything, inside, job as job_of, job_is, output,
+        rest, sh, worker_is, worker_named,
     },
     support::{Folder, eventually, processes_of, sha256, within},
 };
@@ -590,6 +591,95 @@ async fn a_full_disk_of_the_scheduler_refuses_starts_until_there_is_room() {
     worker.signal(Signal::TERM);
     assert_eq!(worker.code().await, Some(0));
     worker_is(&client, "w1", WorkerState::Left).await;
+}
+
+/// Starts until there is no room.
+async fn refused_for_want_of_room(client: &Client) {
+    let mut large = sh("exit 4");
+    large.args.push("x".repeat(20_000));
+    for _ in 0..1000 {
+        match within(client.start(&large)).await {
+            Ok(_) => {}
+            Err(Error::Refused { status: 507, .. }) => return,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("it never gets full");
+}
+
+#[tokio::test]
+async fn a_scheduler_starts_on_a_full_disk() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let data = dir.path().join("scheduler");
+    let command = Process::scheduler_command(place, dir.path());
+    let mut scheduler = Process::on_small_disk(&command, &data, "2m");
+    let _worker = Process::worker(place, 1, &dir.path().join("w1"));
+    let client = connected(place).await;
+    let mut sleep = Command::new("sleep");
+    // Without it the disk goes with the scheduler.
+    let disk = Process::run(inside(scheduler.id(), sleep.arg("3600")));
+    let again = || {
+        let mut again = inside(disk.id(), &command);
+        again.stdout(Stdio::null());
+        Process::run(again)
+    };
+    let mut jobs = Vec::new();
+    for _ in 0..2 {
+        jobs.push(within(client.start(&sh("sleep 600"))).await.unwrap().job_id);
+    }
+    let later = sh("exit 4");
+    let seen = |name: &str| {
+        let seen = Path::new("/proc").join(disk.id().to_string());
+        seen.join("root")
+            .join(data.strip_prefix("/").unwrap())
+            .join(name)
+    };
+    let log = seen("store.sqlite-wal");
+    let index = seen("store.sqlite-shm");
+    let reserve = seen("reserve");
+    let filler = seen("filler");
+    // Nothing in the log can make room; and what it has in reserve is gone, or the index
+    // of the log, as after another program has looked into the store.
+    for (round, (signal, removed)) in [(Signal::KILL, &reserve), (Signal::TERM, &index)]
+        .into_iter()
+        .enumerate()
+    {
+        let is_empty = || fs::metadata(&log).is_ok_and(|log| log.len() == 0);
+        eventually(|| is_empty() && reserve.exists()).await;
+        scheduler.signal(signal);
+        within(scheduler.code()).await;
+        if removed.exists() {
+            fs::remove_file(removed).unwrap();
+        }
+        // Never has room for it all.
+        let mut zeros = fs::File::open("/dev/zero").unwrap();
+        let filled = std::io::copy(&mut zeros, &mut fs::File::create(&filler).unwrap());
+        assert_eq!(filled.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        scheduler = again();
+        connected(place).await;
+        let id = jobs[round];
+        job_is(&client, id, JobState::Running).await;
+        refused_for_want_of_room(&client).await;
+        let stop = StopRequest {
+            job_id: id.to_string(),
+            ..Default::default()
+        };
+        within(client.stop(&stop)).await.unwrap();
+        let job = within(end_of(&client, id)).await;
+        assert_eq!(job.state, JobState::Stopped, "{job:?}");
+        assert!(processes_of(id).is_empty());
+        refused_for_want_of_room(&client).await;
+        fs::remove_file(&filler).unwrap();
+        let id = start(&client, &later, &format!("after-{round}")).await.id;
+        assert_eq!(within(end(&client, id)).await.exit_code, Some(4));
+    }
+    // What was done without room is recorded now.
+    scheduler.kill();
+    let _scheduler = again();
+    connected(place).await;
+    for id in jobs {
+        assert_eq!(within(end(&client, id)).await.state, JobState::Stopped);
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, schema};
+use super::{Error, reserve, schema};
 
 /// The store's files, as they were when it was opened.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// Of a store that was just written, so that both are there.
+    /// Of a store that was just read, so that both are there.
     pub(super) fn of(folder: &Path) -> io::Result<Self> {
         let file = |name: String| {
             let path = folder.join(name);
@@ -48,6 +48,11 @@ impl Files {
             }
         }
         Ok(())
+    }
+
+    /// Keeps room for the next start, if there is any.
+    pub(super) fn reserve(&self) {
+        reserve::take(&self.folder);
     }
 
     /// How large the write-ahead log is.

@@ -53,13 +53,19 @@ impl Lock {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        write(&mut file, who).map_err(cannot)?;
+        match write(&mut file, who) {
+            // Only who would take it as well is told less.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+            written => written.map_err(cannot)?,
+        }
         Ok(Self(file))
     }
 }
 
+/// In place of what is there, which has its room already.
 fn write(file: &mut File, who: &str) -> io::Result<()> {
-    file.set_len(0)?;
+    let before = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    let text = format!("pid {}, {who}", std::process::id());
     file.rewind()?;
-    writeln!(file, "pid {}, {who}", std::process::id())
+    writeln!(file, "{text:before$}", before = before.saturating_sub(1))
 }

@@ -5,9 +5,11 @@
 
 mod access;
 mod ends;
+mod epoch;
 mod files;
 mod lock;
 mod read;
+mod reserve;
 mod schema;
 #[cfg(test)]
 mod tests;
@@ -24,7 +26,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension as _};
+use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 #[cfg(test)]
@@ -82,7 +84,7 @@ pub enum Error {
         found: i64,
     },
     /// No space is left.
-    #[error("no space is left for the scheduler's store")]
+    #[error("no space is left for the scheduler's store: free some on its disk")]
     Full,
     /// Another program holds the lock of the store.
     #[error("another program holds the lock of the scheduler's store")]
@@ -255,12 +257,11 @@ pub(super) fn open(
         source,
     })?;
     let lock = Lock::take(folder, who)?;
-    let connection = schema::open(folder)?;
-    restrict(folder).map_err(|source| Error::Folder {
-        folder: folder.to_owned(),
-        source,
-    })?;
-    let loaded = load(&connection)?;
+    let (connection, loaded) = match read(folder) {
+        Err(error) if error.is_full() && reserve::release(folder) => read(folder),
+        read => read,
+    }
+    .map_err(Error::or_full)?;
     let files = Files::of(folder).map_err(|source| Error::Folder {
         folder: folder.to_owned(),
         source,
@@ -319,11 +320,36 @@ pub(super) fn open(
             older_than: loaded.older_than,
         },
     }));
+    // As soon as there is room: the file has it.
+    store.raise_epoch(loaded.epoch);
     let writing = Writing {
         store: store.clone(),
         ended: Some(ended),
     };
     Ok((store, writing, loaded))
+}
+
+fn read(folder: &Path) -> Result<(Connection, Loaded), Error> {
+    let connection = schema::open(folder)?;
+    restrict(folder).map_err(|source| Error::Folder {
+        folder: folder.to_owned(),
+        source,
+    })?;
+    let recorded = schema::meta(&connection, "epoch")?.unwrap_or(0);
+    let epoch = match epoch::take(folder, recorded.unsigned_abs()) {
+        Ok(epoch) => epoch,
+        // Then the tables must have it before it is used.
+        Err((epoch, error)) => {
+            tracing::warn!(%error, "the file `epoch` cannot be written");
+            connection.execute(
+                "UPDATE meta SET value = ? WHERE key = 'epoch'",
+                [i64::try_from(epoch).unwrap_or(i64::MAX)],
+            )?;
+            epoch
+        }
+    };
+    let loaded = load(&connection, epoch)?;
+    Ok((connection, loaded))
 }
 
 fn describe(error: &Error) -> String {
@@ -356,25 +382,9 @@ fn restrict(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn load(connection: &Connection) -> Result<Loaded, Error> {
-    // The time, so that an epoch that was used after a copy was made of this store
-    // is not used again when the copy is put back.
-    let epoch: i64 = connection.query_row(
-        "UPDATE meta SET value = max(value + 1, unixepoch()) WHERE key = 'epoch' RETURNING value",
-        (),
-        |row| row.get(0),
-    )?;
-    let commits: i64 =
-        connection.query_row("SELECT value FROM meta WHERE key = 'commits'", (), |row| {
-            row.get(0)
-        })?;
-    let older_than: Option<i64> = connection
-        .query_row(
-            "SELECT value FROM meta WHERE key = 'older_than'",
-            (),
-            |row| row.get(0),
-        )
-        .optional()?;
+fn load(connection: &Connection, epoch: u64) -> Result<Loaded, Error> {
+    let commits = schema::meta(connection, "commits")?.unwrap_or(0);
+    let older_than = schema::meta(connection, "older_than")?;
     let workers = load_workers(connection)?;
     let (groups, shared) = load_groups(connection)?;
     let mut jobs = connection
@@ -401,7 +411,7 @@ fn load(connection: &Connection) -> Result<Loaded, Error> {
     Ok(Loaded {
         tokens,
         certificates,
-        epoch: epoch.unsigned_abs(),
+        epoch,
         commits: commits.unsigned_abs(),
         older_than: older_than.map(i64::unsigned_abs),
         workers,

@@ -285,8 +285,15 @@ pub(super) fn open_reader(folder: &Path) -> rusqlite::Result<Connection> {
 }
 
 fn migrate(connection: &mut Connection, file: &Path) -> Result<(), Error> {
+    let version = |connection: &Connection| {
+        connection.query_row("PRAGMA user_version", (), |row| row.get::<_, i64>(0))
+    };
+    // A transaction takes room, which may be short.
+    if version(connection)? == VERSION {
+        return Ok(());
+    }
     let change = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found: i64 = change.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+    let found = version(&change)?;
     if found > VERSION {
         return Err(Error::Newer {
             file: file.to_owned(),

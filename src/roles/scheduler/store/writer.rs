@@ -350,6 +350,7 @@ impl Writer {
         change.commit()?;
         if aged && !done.more {
             self.retention_due = Instant::now() + RETENTION;
+            self.files.reserve();
         }
         Ok(done)
     }
@@ -687,6 +688,14 @@ fn json(value: &impl serde::Serialize) -> String {
 }
 
 impl Error {
+    /// Where there is no room: that alone is wrong.
+    pub(super) fn or_full(self) -> Self {
+        match self.is_full() {
+            true => Self::Full,
+            false => self,
+        }
+    }
+
     /// Another program has the lock, and nothing was written.
     pub(super) fn is_busy(&self) -> bool {
         match self {
