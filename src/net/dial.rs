@@ -4,14 +4,12 @@ use std::{io, sync::Arc};
 
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use super::socket::TcpStream;
 use crate::identity::tls::{Peer, Tls};
 
 /// How the other side is reached.

@@ -17,20 +17,36 @@ use rustix::{
 };
 use tokio::net::unix::pipe::Receiver;
 
+#[cfg(test)]
+use crate::simulation;
+
 /// One alarm.
 #[derive(Debug)]
-pub(super) struct Clock(Receiver);
+pub(super) struct Clock {
+    timer: Receiver,
+    #[cfg(test)]
+    simulated: simulation::Alarm,
+}
 
 impl Clock {
     pub(super) fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Realtime, flags)?;
         // A timer is read as a pipe is; what is unchecked is only that it is one.
-        Ok(Self(Receiver::from_owned_fd_unchecked(timer)?))
+        Ok(Self {
+            timer: Receiver::from_owned_fd_unchecked(timer)?,
+            #[cfg(test)]
+            simulated: simulation::Alarm::new(),
+        })
     }
 
     /// Sets the alarm instead of what was set before; None: to no time.
     pub(super) fn set(&self, at: Option<Timestamp>) -> io::Result<()> {
+        #[cfg(test)]
+        if simulation::is_on() {
+            self.simulated.set(at);
+            return Ok(());
+        }
         let unset = Timespec::default();
         let value = match at {
             None => unset,
@@ -49,7 +65,7 @@ impl Clock {
             it_value: value,
         };
         let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-        match timerfd_settime(&self.0, flags, &alarm) {
+        match timerfd_settime(&self.timer, flags, &alarm) {
             // The clock was set since it was asked last: the alarm is by the new one.
             Ok(_) | Err(Errno::CANCELED) => Ok(()),
             Err(error) => Err(error.into()),
@@ -59,9 +75,14 @@ impl Clock {
     /// Returns at the time that is set, or when the clock itself was set.
     /// Cancel-safe.
     pub(super) async fn rings(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if simulation::is_on() {
+            self.simulated.rings().await;
+            return Ok(());
+        }
         loop {
-            self.0.readable().await?;
-            match self.0.try_read(&mut [0; 8]) {
+            self.timer.readable().await?;
+            match self.timer.try_read(&mut [0; 8]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if Errno::from_io_error(&error) == Some(Errno::CANCELED) => {
                     return Ok(());

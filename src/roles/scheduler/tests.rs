@@ -487,7 +487,7 @@ impl Beats {
 impl Joined {
     /// A worker that is ready.
     async fn new(scheduler: &TestScheduler, name: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (started_tx, started) = mpsc::unbounded_channel();
         let (stopped_tx, stopped) = mpsc::unbounded_channel();
