@@ -17,7 +17,8 @@
 //! | [`labels`] | the labels of workers, and what jobs ask of them | – |
 //!
 //! Only for tests and fuzzers there is `fuzzing`, the doors through which they reach
-//! what reads bytes from outside.
+//! what reads bytes from outside. Only for the unit tests there is `simulation`, in which
+//! the roles run over a simulated network; they and `net` ask it whether it is on.
 //!
 //! To place a line of code, ask which verb it serves, then on which side of the
 //! wire. `start`, say, is `cmd/start.rs`, `Client::start`, `POST /start`,
@@ -35,3 +36,5 @@ pub mod labels;
 pub mod net;
 pub mod proto;
 pub mod roles;
+#[cfg(test)]
+mod simulation;

@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -27,7 +26,7 @@ use crate::{
     },
     config::LogFormat,
     identity::{ca, token::Invitation},
-    net::bounds::Bounds,
+    net::{bounds::Bounds, socket::TcpListener},
     roles::{
         scheduler::{self as scheduler_role, Listeners},
         worker as worker_role,

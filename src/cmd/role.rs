@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use tokio::{
-    net::{TcpListener, lookup_host},
+    net::lookup_host,
     signal::unix::{Signal, SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
@@ -32,7 +32,7 @@ use crate::{
         files::{self, Pem},
         tls::{ClientCertificates, Credentials, Tls},
     },
-    net::bounds::Bounds,
+    net::{bounds::Bounds, socket::TcpListener},
 };
 
 /// What a role writes about itself, on stderr.

@@ -29,7 +29,6 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
     sync::Notify,
     task::JoinSet,
     time::timeout,
@@ -38,7 +37,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
-use super::bounds::Bounds;
+use super::{
+    bounds::Bounds,
+    socket::{TcpListener, TcpStream},
+};
 use crate::identity::{Identity, ca, tls::Tls};
 
 /// What is tried again after a pause when there are no descriptors left.

@@ -4,10 +4,7 @@ use std::{io, sync::Arc};
 
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tonic::{
     Status,
@@ -15,6 +12,7 @@ use tonic::{
 };
 use tower::service_fn;
 
+use super::socket::TcpStream;
 use crate::identity::tls::{Distrust, Peer, Tls};
 
 /// How the other side is reached.

@@ -3,3 +3,4 @@
 pub mod accept;
 pub mod bounds;
 pub mod dial;
+pub mod socket;

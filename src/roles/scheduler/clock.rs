@@ -17,12 +17,17 @@ use rustix::{
 };
 use tokio::net::unix::pipe::Receiver;
 
+#[cfg(test)]
+use crate::simulation;
+
 /// Two alarms.
 #[derive(Debug)]
 pub(super) struct Clock {
     wall: Receiver,
     /// By how long the machine has run, asleep as well.
     ran: Receiver,
+    #[cfg(test)]
+    simulated: simulation::Alarm,
 }
 
 impl Clock {
@@ -30,12 +35,19 @@ impl Clock {
         Ok(Self {
             wall: timer(TimerfdClockId::Realtime)?,
             ran: timer(TimerfdClockId::Boottime)?,
+            #[cfg(test)]
+            simulated: simulation::Alarm::new(),
         })
     }
 
     /// Sets the alarms instead of what was set before: what the wall clock is to show,
     /// and how long the machine is to have run; None: to no time.
     pub(super) fn set(&self, wall: Option<Timestamp>, ran: Option<Duration>) -> io::Result<()> {
+        #[cfg(test)]
+        if simulation::is_on() {
+            self.simulated.set(wall, ran);
+            return Ok(());
+        }
         let wall = wall.map(|at| match Duration::try_from(at.as_duration()) {
             Ok(at) => at,
             Err(_) => Duration::ZERO,
@@ -48,6 +60,11 @@ impl Clock {
     /// Returns at a time that is set, or when the wall clock itself was set.
     /// Cancel-safe.
     pub(super) async fn rings(&self) -> io::Result<()> {
+        #[cfg(test)]
+        if simulation::is_on() {
+            self.simulated.rings().await;
+            return Ok(());
+        }
         tokio::select! {
             rung = rings(&self.wall) => rung,
             rung = rings(&self.ran) => rung,

@@ -28,7 +28,7 @@ mod worker_rpc;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::pki_types::CertificateDer;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -49,7 +49,7 @@ use crate::{
     api,
     identity::{Role, ca, tls::Tls, token::Fingerprint},
     ids::WorkerId,
-    net::{accept, bounds::Bounds, dial},
+    net::{accept, bounds::Bounds, dial, socket::TcpListener},
     proto,
 };
 

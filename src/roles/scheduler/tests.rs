@@ -236,7 +236,7 @@ struct FakeWorker {
 }
 
 impl FakeWorker {
-    fn serve(self, listener: TcpListener) {
+    fn serve(self, listener: tokio::net::TcpListener) {
         tokio::spawn(
             Server::builder()
                 .add_service(WorkerServer::new(self))
@@ -506,7 +506,7 @@ impl Beats {
 impl Joined {
     /// A worker that is ready.
     async fn new(scheduler: &TestScheduler, name: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (started, started_rx) = mpsc::unbounded_channel();
         let (stopped, stopped_rx) = mpsc::unbounded_channel();

@@ -253,6 +253,12 @@ impl Journal {
         let writer = Writer::open(path)?;
         let contents = writer.contents().clone();
         let (sender, receiver) = mpsc::channel(BATCH);
+        let ran = contents.ran.clone();
+        #[cfg(test)]
+        if crate::simulation::is_on() {
+            tokio::spawn(writer.run_simulated(receiver, broken));
+            return Ok((Self { sender, ran }, contents));
+        }
         thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || writer.run(receiver, broken))
@@ -260,7 +266,6 @@ impl Journal {
                 path: path.to_owned(),
                 source,
             })?;
-        let ran = contents.ran.clone();
         Ok((Self { sender, ran }, contents))
     }
 

@@ -36,7 +36,7 @@ use std::{
 };
 
 use rustix::process::{Resource, Rlimit, child_subreaper, getrlimit, setrlimit};
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::sync::oneshot;
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -69,7 +69,7 @@ pub use self::{
 use crate::{
     identity::{tls::Tls, token::Invitation},
     ids::is_name,
-    net::{accept, bounds::Bounds, dial},
+    net::{accept, bounds::Bounds, dial, socket::TcpListener},
     proto::{self, worker_server},
     roles::shim::proc_is_ours,
 };
@@ -212,6 +212,11 @@ pub async fn run(
     })?;
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let boot_id = boot_id.trim().to_owned();
+    #[cfg(test)]
+    let boot_id = match crate::simulation::is_on() {
+        true => crate::simulation::machines::boot_id(&name),
+        false => boot_id,
+    };
     tracing::info!(
         worker = name,
         address,

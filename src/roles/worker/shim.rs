@@ -21,11 +21,8 @@ use std::{
 use futures_util::StreamExt as _;
 use rustix::{net::sockopt::socket_peercred, process::geteuid};
 use tokio::{
-    io::AsyncWriteExt as _,
-    net::{
-        UnixStream,
-        unix::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::UnixStream,
     process::{Child, Command},
 };
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
@@ -34,6 +31,8 @@ use super::{
     job::{Launch, Spec},
     scripts::Runnable,
 };
+#[cfg(test)]
+use crate::simulation;
 use crate::{
     ids::JobId,
     roles::shim::{
@@ -46,8 +45,8 @@ use crate::{
 pub(super) struct Shim {
     /// `None`: an earlier worker's.
     process: Option<Child>,
-    events: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
-    commands: OwnedWriteHalf,
+    events: FramedRead<Box<dyn AsyncRead + Send + Sync + Unpin>, LengthDelimitedCodec>,
+    commands: Box<dyn AsyncWrite + Send + Sync + Unpin>,
 }
 
 impl Shim {
@@ -95,6 +94,11 @@ impl Shim {
             limits: launch.limits,
             oom_score_adj: Some(launch.rules.oom_score_adj),
         }));
+        #[cfg(test)]
+        if simulation::is_on() {
+            let line = simulation::shims::spawn(&launch.worker, &message)?;
+            return Ok(Self::over(tokio::io::split(line), None));
+        }
         let process = Command::new(&launch.shim)
             .arg0(shim::NAME)
             .arg("shim")
@@ -133,6 +137,11 @@ impl Shim {
 
     /// Calls the shim of a job that an earlier worker started.
     pub(super) fn call(id: JobId) -> io::Result<Self> {
+        #[cfg(test)]
+        if simulation::is_on() {
+            let line = simulation::shims::call(id)?;
+            return Ok(Self::over(tokio::io::split(line), None));
+        }
         let name = SocketAddr::from_abstract_name(socket_name(id))?;
         let socket = StdUnixStream::connect_addr(&name)?;
         // Anybody on this machine can take a name that nobody has.
@@ -144,16 +153,24 @@ impl Shim {
 
     fn new(socket: StdUnixStream, process: Option<Child>) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        let (events, commands) = UnixStream::from_std(socket)?.into_split();
+        let line = UnixStream::from_std(socket)?.into_split();
+        Ok(Self::over(line, process))
+    }
+
+    fn over<R, W>((events, commands): (R, W), process: Option<Child>) -> Self
+    where
+        R: AsyncRead + Send + Sync + Unpin + 'static,
+        W: AsyncWrite + Send + Sync + Unpin + 'static,
+    {
         let codec = LengthDelimitedCodec::builder()
             .little_endian()
             .max_frame_length(protocol::MAX_MESSAGE)
             .new_codec();
-        Ok(Self {
+        Self {
             process,
-            events: FramedRead::new(events, codec),
-            commands,
-        })
+            events: FramedRead::new(Box::new(events), codec),
+            commands: Box::new(commands),
+        }
     }
 
     /// What the shim says next; what is no event is `InvalidData`. `None`: the

@@ -292,16 +292,14 @@ pub(super) fn open(
         retention_due: Instant::now(),
         _lock: lock,
     };
-    let thread = thread::Builder::new().name("store".to_owned());
-    let write = move || {
-        let ended = writer.run();
+    let tell = move |ended: Result<(), Error>| {
         if let Err(error) = &ended {
             tracing::error!(error = %describe(error), "the store failed: the scheduler ends");
         }
         // Nobody waits if the role was cut off.
         let _ = end.send(ended);
     };
-    thread.spawn(write).map_err(|source| Error::Folder {
+    start(writer, tell).map_err(|source| Error::Folder {
         folder: folder.to_owned(),
         source,
     })?;
@@ -350,6 +348,17 @@ fn read(folder: &Path) -> Result<(Connection, Loaded), Error> {
     };
     let loaded = load(&connection, epoch)?;
     Ok((connection, loaded))
+}
+
+/// Has the changes written, on a thread of their own, and `tell`s how that ended.
+fn start(writer: Writer, tell: impl FnOnce(Result<(), Error>) + Send + 'static) -> io::Result<()> {
+    #[cfg(test)]
+    if crate::simulation::is_on() {
+        tokio::spawn(async move { tell(writer.run_simulated().await) });
+        return Ok(());
+    }
+    let thread = thread::Builder::new().name("store".to_owned());
+    thread.spawn(move || tell(writer.run())).map(drop)
 }
 
 fn describe(error: &Error) -> String {

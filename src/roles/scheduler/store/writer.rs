@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ops::ControlFlow,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
@@ -145,6 +146,19 @@ pub(super) struct Writer {
     pub(super) _lock: Lock,
 }
 
+/// What a writer has from one turn to the next.
+#[derive(Default)]
+struct Backlog {
+    /// What could not be written yet.
+    batch: Vec<Change>,
+    /// Something was written since the write-ahead log was emptied.
+    written: bool,
+    /// The number of the last change that has come.
+    last: u64,
+    /// There are more records to delete.
+    more: bool,
+}
+
 /// What a transaction did.
 #[derive(Default)]
 struct Done {
@@ -161,96 +175,133 @@ impl Writer {
     /// Returns when it was told to end; an error means that what was written
     /// last may not be on the disk, and nothing may be written any more.
     pub(super) fn run(mut self) -> Result<(), Error> {
-        let mut batch = Vec::new();
-        let mut written = false;
         self.checkpoint_at = self.files.log_bytes() + CHECKPOINT;
-        let mut last = 0;
-        let mut more = false;
+        let mut backlog = Backlog::default();
         loop {
-            let now = Instant::now();
-            let patience = match (batch.is_empty(), written) {
-                _ if more => Duration::ZERO,
-                (false, _) => RETRY,
-                (true, true) => IDLE,
-                (true, false) => self.retention_due.saturating_duration_since(now),
-            };
-            let mut ending = false;
-            let mut next = match self.messages.recv_timeout(patience) {
+            let next = match self.messages.recv_timeout(self.patience(&backlog)) {
                 Ok(message) => Some(message),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => Some(Message::End),
             };
-            let idle = next.is_none();
-            while let Some(message) = next.take() {
-                match message {
-                    Message::Change(number, change) => {
-                        last = number;
-                        batch.push(*change);
-                    }
-                    Message::End => ending = true,
-                    #[cfg(test)]
-                    Message::MaxPages(pages) => {
-                        let set = format!("PRAGMA max_page_count = {pages}");
-                        self.connection.query_row(&set, (), |_| Ok(()))?;
-                    }
-                    #[cfg(test)]
-                    Message::LookAtAges => self.retention_due = Instant::now(),
-                }
-                if !ending && batch.len() < BATCH {
-                    next = self.messages.try_recv().ok();
-                }
-            }
-            let count = batch.len();
-            match self.commit_in_any_room(&batch) {
-                Ok(mut done) => {
-                    self.files.check()?;
-                    self.finished = (self.finished + done.finished).saturating_sub(done.deleted);
-                    written |= done.number > 0;
-                    more = done.more;
-                    for change in batch.drain(..) {
-                        // Who asked may have gone away.
-                        match change {
-                            Change::Start { done, .. } | Change::StartGroup { done, .. } => {
-                                drop(done.send(Ok(())));
-                            }
-                            Change::Access { done: tell, .. } => {
-                                let written = done.access.pop_front().ok_or(Error::Ended);
-                                drop(tell.send(written));
-                            }
-                            _ => {}
-                        }
-                    }
-                    self.progress.send_modify(|progress| {
-                        if (progress.full || progress.busy) && count > 0 {
-                            tracing::warn!("the store can be written again");
-                        }
-                        progress.full &= count == 0;
-                        progress.busy &= count == 0;
-                        progress.committed = last;
-                        progress.deleted += done.deleted;
-                        progress.commits = progress.commits.max(done.number);
-                    });
-                }
-                Err(error) if error.is_full() || error.is_busy() => {
-                    self.refuse(&mut batch, error.is_busy());
-                    more = false;
-                }
-                Err(error) => return Err(error),
-            }
-            if self.files.log_bytes() >= self.checkpoint_at || (idle && written) {
-                self.checkpoint()?;
-                written = false;
-            }
-            if ending {
-                if !batch.is_empty() {
-                    tracing::warn!(
-                        changes = batch.len(),
-                        "not written: no space; workers tell of them again"
-                    );
-                }
+            if self.turn(&mut backlog, next)?.is_break() {
                 return Ok(());
             }
         }
+    }
+
+    /// As [`Writer::run`], as a task of a simulation, with a disk that takes its time.
+    #[cfg(test)]
+    pub(super) async fn run_simulated(mut self) -> Result<(), Error> {
+        use std::sync::mpsc::TryRecvError;
+
+        self.checkpoint_at = self.files.log_bytes() + CHECKPOINT;
+        let mut backlog = Backlog::default();
+        let mut idle_since = tokio::time::Instant::now();
+        loop {
+            crate::simulation::disk().await;
+            let next = match self.messages.try_recv() {
+                Ok(message) => Some(message),
+                Err(TryRecvError::Disconnected) => Some(Message::End),
+                Err(TryRecvError::Empty) if idle_since.elapsed() < self.patience(&backlog) => {
+                    continue;
+                }
+                Err(TryRecvError::Empty) => None,
+            };
+            if self.turn(&mut backlog, next)?.is_break() {
+                return Ok(());
+            }
+            idle_since = tokio::time::Instant::now();
+        }
+    }
+
+    /// How long the next message is waited for before something else is to be done.
+    fn patience(&self, backlog: &Backlog) -> Duration {
+        match (backlog.batch.is_empty(), backlog.written) {
+            _ if backlog.more => Duration::ZERO,
+            (false, _) => RETRY,
+            (true, true) => IDLE,
+            (true, false) => (self.retention_due).saturating_duration_since(Instant::now()),
+        }
+    }
+
+    /// Writes this and all that has come behind it; None: nothing has come in time.
+    fn turn(
+        &mut self,
+        backlog: &mut Backlog,
+        mut next: Option<Message>,
+    ) -> Result<ControlFlow<()>, Error> {
+        let mut ending = false;
+        let idle = next.is_none();
+        while let Some(message) = next.take() {
+            match message {
+                Message::Change(number, change) => {
+                    backlog.last = number;
+                    backlog.batch.push(*change);
+                }
+                Message::End => ending = true,
+                #[cfg(test)]
+                Message::MaxPages(pages) => {
+                    let set = format!("PRAGMA max_page_count = {pages}");
+                    self.connection.query_row(&set, (), |_| Ok(()))?;
+                }
+                #[cfg(test)]
+                Message::LookAtAges => self.retention_due = Instant::now(),
+            }
+            if !ending && backlog.batch.len() < BATCH {
+                next = self.messages.try_recv().ok();
+            }
+        }
+        let count = backlog.batch.len();
+        match self.commit_in_any_room(&backlog.batch) {
+            Ok(mut done) => {
+                self.files.check()?;
+                self.finished = (self.finished + done.finished).saturating_sub(done.deleted);
+                backlog.written |= done.number > 0;
+                backlog.more = done.more;
+                for change in backlog.batch.drain(..) {
+                    // Who asked may have gone away.
+                    match change {
+                        Change::Start { done, .. } | Change::StartGroup { done, .. } => {
+                            drop(done.send(Ok(())));
+                        }
+                        Change::Access { done: tell, .. } => {
+                            let written = done.access.pop_front().ok_or(Error::Ended);
+                            drop(tell.send(written));
+                        }
+                        _ => {}
+                    }
+                }
+                self.progress.send_modify(|progress| {
+                    if (progress.full || progress.busy) && count > 0 {
+                        tracing::warn!("the store can be written again");
+                    }
+                    progress.full &= count == 0;
+                    progress.busy &= count == 0;
+                    progress.committed = backlog.last;
+                    progress.deleted += done.deleted;
+                    progress.commits = progress.commits.max(done.number);
+                });
+            }
+            Err(error) if error.is_full() || error.is_busy() => {
+                self.refuse(&mut backlog.batch, error.is_busy());
+                backlog.more = false;
+            }
+            Err(error) => return Err(error),
+        }
+        if self.files.log_bytes() >= self.checkpoint_at || (idle && backlog.written) {
+            self.checkpoint()?;
+            backlog.written = false;
+        }
+        if !ending {
+            return Ok(ControlFlow::Continue(()));
+        }
+        if !backlog.batch.is_empty() {
+            tracing::warn!(
+                changes = backlog.batch.len(),
+                "not written: no space; workers tell of them again"
+            );
+        }
+        Ok(ControlFlow::Break(()))
     }
 
     /// As [`Writer::commit`]; without room it empties the write-ahead log, and tries

@@ -132,7 +132,7 @@ impl Perfect {
     }
 
     async fn new(name: String, grpc: SocketAddr, tasks: &mut JoinSet<()>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let worker = Self {
             name,
             address: listener.local_addr().unwrap(),

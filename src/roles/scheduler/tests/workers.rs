@@ -288,7 +288,7 @@ async fn a_worker_whose_stream_broke_gets_no_jobs() {
 
 /// An address at which nothing listens.
 async fn deserted() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap()
 }
 
@@ -334,7 +334,7 @@ async fn a_worker_that_cannot_be_called_gets_no_jobs_until_it_can() {
         followers: watch::channel(0).0,
         seen: Arc::default(),
     };
-    service.serve(TcpListener::bind(address).await.unwrap());
+    service.serve(tokio::net::TcpListener::bind(address).await.unwrap());
     while !beats.is_ready {
         let answer = beats.answer().await.unwrap();
         assert_eq!(answer.trouble.is_empty(), answer.ready);

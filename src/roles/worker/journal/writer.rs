@@ -214,36 +214,61 @@ impl Writer {
     /// reason, when that is no longer possible.
     pub(super) fn run(mut self, mut asked: mpsc::Receiver<Ask>, broken: impl FnOnce(Broken)) {
         while let Some(first) = asked.blocking_recv() {
-            let (mut records, mut callers) = (Vec::new(), Vec::new());
-            let mut next = Some(first);
-            while let Some(ask) = next {
-                if let Some((record, caller)) = ask {
-                    records.push(record);
-                    callers.push(caller);
-                }
-                next = match records.len() < BATCH {
-                    true => asked.try_recv().ok(),
-                    false => None,
-                };
-            }
-            let answer = match self.commit(&records) {
-                Ok(()) => Ok(()),
-                Err(Failure::Full) => Err(AppendError::Full),
-                Err(Failure::Broken(why)) => return broken(why),
-            };
-            if answer.is_ok() {
-                records
-                    .into_iter()
-                    .for_each(|record| self.contents.apply(record));
-            }
-            for caller in callers {
-                // One who has gone away wants no answer.
-                let _ = caller.send(answer.clone());
-            }
-            if let Err(why) = self.tidy() {
+            if let Err(why) = self.turn(first, &mut asked) {
                 return broken(why);
             }
         }
+    }
+
+    /// As [`Writer::run`], as a task of a simulation, with a disk that takes its time.
+    #[cfg(test)]
+    pub(super) async fn run_simulated(
+        mut self,
+        mut asked: mpsc::Receiver<Ask>,
+        broken: impl FnOnce(Broken),
+    ) {
+        use crate::simulation::{disk, machines};
+        loop {
+            machines::journal_is(&self.path, self.synced, self.length);
+            let Some(first) = asked.recv().await else {
+                return;
+            };
+            disk().await;
+            if let Err(why) = self.turn(first, &mut asked) {
+                return broken(why);
+            }
+        }
+    }
+
+    /// Writes this and all that was asked for behind it.
+    fn turn(&mut self, first: Ask, asked: &mut mpsc::Receiver<Ask>) -> Result<(), Broken> {
+        let (mut records, mut callers) = (Vec::new(), Vec::new());
+        let mut next = Some(first);
+        while let Some(ask) = next {
+            if let Some((record, caller)) = ask {
+                records.push(record);
+                callers.push(caller);
+            }
+            next = match records.len() < BATCH {
+                true => asked.try_recv().ok(),
+                false => None,
+            };
+        }
+        let answer = match self.commit(&records) {
+            Ok(()) => Ok(()),
+            Err(Failure::Full) => Err(AppendError::Full),
+            Err(Failure::Broken(why)) => return Err(why),
+        };
+        if answer.is_ok() {
+            records
+                .into_iter()
+                .for_each(|record| self.contents.apply(record));
+        }
+        for caller in callers {
+            // One who has gone away wants no answer.
+            let _ = caller.send(answer.clone());
+        }
+        self.tidy()
     }
 
     /// Records on the disk, in the file that has the journal's name.
