@@ -290,6 +290,7 @@ pub(super) fn open(
         messages: received,
         progress,
         retention_due: Instant::now(),
+        lines_dropped: 0,
         _lock: lock,
     };
     let thread = thread::Builder::new().name("store".to_owned());
