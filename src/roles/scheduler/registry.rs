@@ -534,8 +534,8 @@ impl Registry {
             Verdict::Current => return Ok(None),
             Verdict::Older => {}
             Verdict::OlderEpoch => {
-                let above = lineage.next_above(worker, known.epoch)?;
-                store.committed_now(store.raise_epoch(above)).await?;
+                let least = lineage.next_above(worker, known.epoch)?;
+                let above = store.epoch_above(least - 1).await?;
                 lineage.took(above);
                 tracing::warn!(
                     worker,

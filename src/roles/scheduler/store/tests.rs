@@ -667,6 +667,31 @@ async fn another_program_with_the_lock_does_not_end_the_store() {
 }
 
 #[tokio::test]
+async fn an_epoch_is_taken_though_there_is_no_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    store.committed(store.now()).await.unwrap();
+    store.limit_pages(1);
+    let mut more = 0;
+    while store
+        .access(AccessChange::Nothing, Some(entry()))
+        .await
+        .is_ok()
+    {
+        more += 1;
+        assert!(more < 1000, "it never gets full");
+    }
+    // Or the number would find room where it stands.
+    store.audit_later(entry());
+    let epoch = store.epoch_above(1 << 40).await.unwrap();
+    assert_eq!(epoch, (1 << 40) + 1);
+    writing.end().await.unwrap();
+    drop(store);
+    let (_, _writing, loaded) = open(folder.path(), KEEP, "a test").unwrap();
+    assert_eq!(loaded.epoch, epoch + 1);
+}
+
+#[tokio::test]
 async fn what_waits_for_room_does_not_grow_with_the_time() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _writing, _) = open(folder.path(), KEEP, "a test").unwrap();
