@@ -83,6 +83,11 @@ impl Cluster {
     async fn restore(&mut self, copy: &str) {
         self.kill_scheduler();
         self.put_back(copy, "scheduler");
+        // As where the disk was lost: the workers alone know which epochs there were.
+        let epoch = self.path("scheduler").join("epoch");
+        if epoch.exists() {
+            fs::remove_file(epoch).unwrap();
+        }
         self.start_scheduler();
         within(async {
             let mut pause = tokio::time::interval(Duration::from_millis(10));

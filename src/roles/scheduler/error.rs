@@ -170,6 +170,12 @@ pub(super) enum Error {
     StoreBusy,
     #[error("no space is left for the scheduler's records")]
     DiskFull(Option<JobId>),
+    /// It was done as far as it can be.
+    #[error(
+        "the stop counts, but cannot be recorded now ({why}): if the scheduler ends before it is, \
+         what has not begun begins, and a worker that is away is not told"
+    )]
+    StopUnrecorded { why: String, job: Option<JobId> },
     #[error("who calls is not known: there is no certificate and no token")]
     Unidentified,
     #[error("{who} may not {call}{}", who_may(.takes))]
@@ -391,11 +397,27 @@ impl Error {
         if let Self::WorkerUnreachable { job, .. }
         | Self::WorkerFailed { job, .. }
         | Self::Refused { job, .. }
-        | Self::DiskFull(job) = &mut self
+        | Self::DiskFull(job)
+        | Self::StopUnrecorded { job, .. } = &mut self
         {
             *job = Some(id);
         }
         self
+    }
+
+    /// The same error, of a stop that was done all the same.
+    pub(super) fn stop_unrecorded(self) -> Self {
+        match self {
+            Self::DiskFull(job) => Self::StopUnrecorded {
+                why: Self::DiskFull(job).to_string(),
+                job,
+            },
+            Self::StoreBusy => Self::StopUnrecorded {
+                why: Self::StoreBusy.to_string(),
+                job: None,
+            },
+            error => error,
+        }
     }
 
     /// A refusal that says nothing about the job: as if there were no answer.
@@ -415,6 +437,7 @@ impl Error {
             Self::WorkerUnreachable { job, .. }
             | Self::WorkerFailed { job, .. }
             | Self::DiskFull(job)
+            | Self::StopUnrecorded { job, .. }
             | Self::Refused { job, .. } => *job,
             Self::KeyReused(job) | Self::KeySpent(job) => Some(*job),
             Self::JobOnNoWorker(job)
@@ -592,6 +615,11 @@ impl Error {
                 Code::ResourceExhausted,
                 "disk_full",
             ),
+            Self::StopUnrecorded { .. } => (
+                StatusCode::INSUFFICIENT_STORAGE,
+                Code::ResourceExhausted,
+                "stop_unrecorded",
+            ),
             Self::ShuttingDown => unavailable(code::SHUTTING_DOWN),
             Self::Unidentified => unidentified(code::UNIDENTIFIED),
             Self::BadToken => unidentified(code::BAD_TOKEN),
@@ -674,6 +702,8 @@ impl From<Error> for Status {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     const DEADLINE: Duration = Duration::from_secs(5);
@@ -741,5 +771,76 @@ mod tests {
             known: vec!["w1".to_owned(), "w2".to_owned()],
         };
         assert_eq!(error.to_string(), "worker w9 not found; there is w1, w2");
+    }
+
+    /// Every code word, with its HTTP status, as they stand in the table of this file.
+    fn codes() -> BTreeSet<(String, u16)> {
+        let source = include_str!("error.rs");
+        let (_, table) = source.split_once("fn statuses(&self) -> (").unwrap();
+        let (table, _) = table.split_once("impl From<store::Error>").unwrap();
+        let constants = include_str!("../../api.rs");
+        let (_, constants) = constants.split_once("pub mod code {").unwrap();
+        let status_of = |text: &str| {
+            let of_helper = [
+                ("invalid(", 400),
+                ("unidentified(", 401),
+                ("forbidden(", 403),
+                ("not_found(", 404),
+                ("conflict(", 409),
+                ("unavailable(", 503),
+            ];
+            let helper = of_helper.iter().find(|(name, _)| text.starts_with(name));
+            let named = || {
+                let name = text
+                    .strip_prefix("StatusCode::")?
+                    .split([',', ' '])
+                    .next()?;
+                let name = name.trim_end_matches(';').replace('_', " ").to_lowercase();
+                let all = (100..600).filter_map(|code| StatusCode::from_u16(code).ok());
+                let is = |code: &StatusCode| {
+                    let reason = code.canonical_reason().unwrap_or_default();
+                    reason.to_lowercase().replace('-', " ") == name
+                };
+                all.into_iter().find(is).map(|code| code.as_u16())
+            };
+            helper.map(|(_, code)| *code).or_else(named)
+        };
+        let word_of = |text: &str| {
+            let end = |text: &str| {
+                text.split(['"', ',', ')', ' ', '\n'])
+                    .next()
+                    .map(str::to_owned)
+            };
+            if let Some(rest) = text.strip_prefix("code::") {
+                let constant = format!("const {}: &str = \"", end(rest)?);
+                return end(constants.split_once(&constant)?.1);
+            }
+            end(text.strip_prefix('"')?)
+        };
+        let (mut found, mut status, mut at) = (BTreeSet::new(), 0, 0);
+        while let Some(rest) = table.get(at..) {
+            status = status_of(rest).unwrap_or(status);
+            if let Some(word) = word_of(rest) {
+                at += rest[1..].find(['"', ',', ')']).unwrap_or(0) + 1;
+                found.insert((word, status));
+            }
+            at += 1;
+        }
+        found
+    }
+
+    #[test]
+    fn every_code_word_is_documented() {
+        let page = include_str!("../../../docs/api.md");
+        let rows = page.lines().filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim).skip(1);
+            let (status, word) = (cells.next()?, cells.next()?);
+            let word = word.strip_prefix('`')?.strip_suffix('`')?;
+            Some((word.to_owned(), status.parse().ok()?))
+        });
+        let documented: BTreeSet<(String, u16)> = rows.collect();
+        let codes = codes();
+        assert!(codes.contains(&("store_busy".to_owned(), 503)) && codes.len() > 50);
+        assert_eq!(documented, codes);
     }
 }

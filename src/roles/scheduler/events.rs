@@ -568,6 +568,8 @@ mod tests {
         let (registry, store) = registry();
         let events = registry.events();
         let closing = CancellationToken::new();
+        // Or silence would be broken while it is waited for.
+        store.committed(store.now()).await.unwrap();
         let needs = Needs {
             store,
             registry,

@@ -117,7 +117,7 @@ impl Lineage {
         }
     }
 
-    /// The epoch that is above the one `worker` has heard of. Take it with
+    /// The lowest epoch that is above the one `worker` has heard of. Take one with
     /// [`Lineage::took`] once it is on the disk.
     ///
     /// # Errors

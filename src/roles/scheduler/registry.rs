@@ -24,7 +24,7 @@ use super::{
     events::Events,
     lineage::{Known, Lineage, Verdict},
     offers::{Offer, Offers, Openness, Slots},
-    store::{Store, StoredWorker},
+    store::{AccessChange, AuditEntry, Store, StoredWorker},
     worker_rpc::{Calls, WorkerRpc},
 };
 use crate::{
@@ -81,6 +81,8 @@ struct Inner {
     ready: watch::Sender<usize>,
     /// A deadline was added.
     deadlines: Notify,
+    /// Orders are given one after the other.
+    ordering: tokio::sync::Mutex<()>,
     patience: Duration,
     calls: Calls,
     store: Store,
@@ -163,6 +165,18 @@ pub(super) struct Beat {
     pub(super) lacks: Option<Arc<str>>,
     /// None: as before.
     pub(super) scripts: Option<ScriptFolder>,
+}
+
+/// What an admin orders of a worker, whatever it says of itself.
+#[derive(Clone, Debug)]
+pub(super) enum Order {
+    /// Sets labels, and takes off those without a value.
+    Labels(LabelChanges),
+    /// It takes no more jobs. What is left of those it has is over when
+    /// [`Registry::watch_deadlines`] tells of it.
+    Drain(Drain),
+    /// It takes jobs again.
+    Resume,
 }
 
 /// A time that has passed.
@@ -365,6 +379,20 @@ impl Member {
         }
     }
 
+    /// What is ordered of it with this as well.
+    fn with(&self, order: &Order) -> Result<Orders, Error> {
+        let mut orders = self.orders.clone();
+        match order {
+            Order::Labels(changes) => orders.relabel(&self.told.labels, changes)?,
+            Order::Drain(drain) => orders.drain = Some(*drain),
+            Order::Resume if self.is_ending => {
+                return Err(Error::WorkerEnding(self.name.to_string()));
+            }
+            Order::Resume => orders.drain = None,
+        }
+        Ok(orders)
+    }
+
     fn is_draining(&self) -> bool {
         self.is_ending || self.orders.drain.is_some()
     }
@@ -471,6 +499,7 @@ impl Registry {
             members: Mutex::new(members),
             ready: watch::Sender::new(0),
             deadlines: Notify::new(),
+            ordering: tokio::sync::Mutex::default(),
             patience: heartbeat_interval * MISSED,
             events: Events::new(calls.epoch.get(), store.clone()),
             lineage: Lineage::new(calls.epoch.clone(), store.history()),
@@ -550,8 +579,8 @@ impl Registry {
             Verdict::Current => return Ok(None),
             Verdict::Older => {}
             Verdict::OlderEpoch => {
-                let above = lineage.next_above(worker, known.epoch)?;
-                store.committed_now(store.raise_epoch(above)).await?;
+                let least = lineage.next_above(worker, known.epoch)?;
+                let above = store.epoch_above(least - 1).await?;
                 lineage.took(above);
                 tracing::warn!(
                     worker,
@@ -974,72 +1003,68 @@ impl Registry {
         workers
     }
 
-    /// Sets labels of a worker, and takes off those without a value; whatever it
-    /// says of itself.
-    pub(super) fn relabel(&self, id: WorkerId, changes: &LabelChanges) -> Result<(), Error> {
-        self.order(id, |member| {
-            member.orders.relabel(&member.told.labels, changes)?;
-            member.labels = Arc::new(member.orders.labels_over(&member.told.labels));
-            Ok(())
-        })
-    }
-
-    /// From now on the worker takes no more jobs. What is left of those it has is
-    /// over when [`Registry::watch_deadlines`] tells of it.
-    pub(super) fn drain(&self, id: WorkerId, drain: Drain) -> Result<(), Error> {
-        self.order(id, |member| {
-            member.orders.drain = Some(drain);
+    /// Orders something of a worker, with this line of the audit log. It counts once it is
+    /// on the disk; an error means that nothing was done.
+    pub(super) async fn order(
+        &self,
+        id: WorkerId,
+        order: Order,
+        audit: AuditEntry,
+    ) -> Result<(), Error> {
+        // One after the other: each is made of what was ordered before.
+        let _turn = self.0.ordering.lock().await;
+        let (orders, recorded) = {
+            let members = self.members();
+            let member = members.get(&id).ok_or_else(|| unknown(id))?;
+            let orders = member.with(&order)?;
+            let change = AccessChange::Orders(id, orders.clone());
+            (orders, self.0.store.access(change, Some(audit)))
+        };
+        recorded.await?;
+        let mut members = self.members();
+        // It may have been removed since; if it comes back, it is somebody new.
+        let member = members.get_mut(&id).ok_or_else(|| unknown(id))?;
+        member.orders = orders;
+        member.labels = Arc::new(member.orders.labels_over(&member.told.labels));
+        if let Order::Drain(_) = order {
             member.is_drained = false;
-            member.reopen();
-            Ok(())
-        })
+        }
+        member.reopen();
+        self.changed(member);
+        self.count(&members);
+        drop(members);
+        self.0.deadlines.notify_one();
+        Ok(())
     }
 
-    /// The worker takes jobs again.
-    pub(super) fn resume(&self, id: WorkerId) -> Result<(), Error> {
-        self.order(id, |member| {
-            if member.is_ending {
-                return Err(Error::WorkerEnding(member.name.to_string()));
-            }
-            member.orders.drain = None;
-            member.reopen();
-            Ok(())
-        })
-    }
-
-    /// Whether a worker is gone, and so may be removed.
-    pub(super) fn is_gone(&self, id: WorkerId) -> Result<(), Error> {
-        let members = self.members();
-        members.get(&id).ok_or_else(|| unknown(id))?.is_gone()
-    }
-
-    /// Forgets a worker that is gone, of whose jobs `settle` draws conclusions.
-    pub(super) fn remove(&self, id: WorkerId, settle: impl FnOnce(&Arc<str>)) -> Result<(), Error> {
+    /// Forgets a worker that is gone, of whose jobs `settle` draws conclusions, with this
+    /// line of the audit log. An error means that nothing was done.
+    pub(super) async fn remove(
+        &self,
+        id: WorkerId,
+        audit: AuditEntry,
+        settle: impl FnOnce(&Arc<str>),
+    ) -> Result<(), Error> {
+        let _turn = self.0.ordering.lock().await;
+        let recorded = {
+            let members = self.members();
+            members.get(&id).ok_or_else(|| unknown(id))?.is_gone()?;
+            let change = AccessChange::WorkerRemoved(id);
+            self.0.store.access(change, Some(audit))
+        };
+        recorded.await?;
         let mut members = self.members();
         let member = members.get(&id).ok_or_else(|| unknown(id))?;
-        member.is_gone()?;
+        if let Err(error) = member.is_gone() {
+            // It came back this very moment, and is known.
+            self.0.store.worker(member.stored());
+            return Err(error);
+        }
         tracing::info!(worker_id = %id, worker = %member.name, "worker removed");
         // Under the lock: it may come back this very moment, and keeps what it
         // tells of then.
         settle(&member.name);
         self.forget(&mut members, id);
-        Ok(())
-    }
-
-    /// Changes what is ordered of a worker, unless that is an error.
-    fn order(
-        &self,
-        id: WorkerId,
-        change: impl FnOnce(&mut Member) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let mut members = self.members();
-        let member = members.get_mut(&id).ok_or_else(|| unknown(id))?;
-        change(member)?;
-        self.0.store.worker(member.stored());
-        self.changed(member);
-        self.count(&members);
-        drop(members);
-        self.0.deadlines.notify_one();
         Ok(())
     }
 
@@ -1138,6 +1163,14 @@ mod tests {
             job_followers: 8,
         };
         Registry::new(INTERVAL, calls, store, Vec::new())
+    }
+
+    fn line() -> AuditEntry {
+        crate::roles::scheduler::access::Caller::itself().did("order", "w1", Default::default())
+    }
+
+    async fn order(registry: &Registry, id: WorkerId, order: Order) -> Result<(), Error> {
+        registry.order(id, order, line()).await
     }
 
     fn asked(name: &str) -> Registration {
@@ -1347,7 +1380,7 @@ mod tests {
         assert_eq!(unreachable(&registry), "cannot be dialled");
         registry.not_dialled(&link, "cannot be dialled").unwrap();
         assert_eq!(news(&registry), None, "said once");
-        let gone = registry.is_gone(link.worker.id);
+        let gone = registry.remove(link.worker.id, line(), |_| ()).await;
         assert!(gone.is_err(), "it runs its jobs");
         registry.ready(&link).unwrap();
         assert_eq!(news(&registry), Some(Openness::Ready));
@@ -1358,7 +1391,8 @@ mod tests {
             matches!(*passed, [Passed::Silence(..)]),
             "its silence counts"
         );
-        registry.is_gone(link.worker.id).unwrap();
+        let gone = registry.remove(link.worker.id, line(), |_| ()).await;
+        gone.unwrap();
     }
 
     #[tokio::test]
@@ -1395,20 +1429,24 @@ mod tests {
         assert_eq!(*registry.ready_count().borrow(), 0);
         registry.heard(&link, ending, || ()).unwrap();
         assert_eq!(news(&registry), None);
-        let error = registry.resume(id).unwrap_err();
+        let error = order(&registry, id, Order::Resume).await.unwrap_err();
         assert_eq!(error.code(), "worker_ending");
         registry.heard(&link, Beat::default(), || ()).unwrap();
         assert_eq!(news(&registry), Some(Openness::Ready));
 
-        registry.drain(id, Drain::default()).unwrap();
+        order(&registry, id, Order::Drain(Drain::default()))
+            .await
+            .unwrap();
         assert_eq!(news(&registry), Some(Openness::Draining));
-        registry.resume(id).unwrap();
+        order(&registry, id, Order::Resume).await.unwrap();
         assert_eq!(news(&registry), Some(Openness::Ready));
         let changes = [
             ("zone".to_owned(), None),
             ("gpu".to_owned(), Some("1".to_owned())),
         ];
-        registry.relabel(id, &changes.into()).unwrap();
+        order(&registry, id, Order::Labels(changes.into()))
+            .await
+            .unwrap();
         let offer = registry.offers().take().remove(&id).unwrap().unwrap();
         assert_eq!(*offer.labels, [("gpu".to_owned(), "1".to_owned())].into());
 
@@ -1419,7 +1457,7 @@ mod tests {
         assert!(unreachable(&registry).starts_with("has not answered since 2"));
         registry.deregister(id, None, || ()).unwrap();
         assert_eq!(news(&registry), Some(Openness::Left));
-        registry.remove(id, |_| ()).unwrap();
+        registry.remove(id, line(), |_| ()).await.unwrap();
         let taken = registry.offers().take();
         assert!(taken[&id].is_none(), "known no more");
         assert!(registry.offers().take().is_empty());
@@ -1430,9 +1468,13 @@ mod tests {
         let registry = registry();
         let link = join(&registry, "w1");
         let id = link.worker.id;
-        registry.drain(id, Drain::default()).unwrap();
+        order(&registry, id, Order::Drain(Drain::default()))
+            .await
+            .unwrap();
         let zone = |value: &str| [("zone".to_owned(), Some(value.to_owned()))].into();
-        registry.relabel(id, &zone("eu")).unwrap();
+        order(&registry, id, Order::Labels(zone("eu")))
+            .await
+            .unwrap();
         assert_eq!(state(&registry, id), api::WorkerState::Draining);
         let draining = registry.get(id).unwrap();
         assert!(draining.is_ready().is_ok(), "it answers for its jobs");
@@ -1460,7 +1502,7 @@ mod tests {
         assert_eq!(shown.labels["zone"], "eu");
         let in_us = ["zone=us".parse().unwrap()];
         assert!(registry.list(None, &in_us).is_empty());
-        registry.resume(id).unwrap();
+        order(&registry, id, Order::Resume).await.unwrap();
         assert_eq!(state(&registry, id), api::WorkerState::Ready);
     }
 
@@ -1476,7 +1518,9 @@ mod tests {
             until: Some(Timestamp::UNIX_EPOCH),
             counted: Some(at),
         };
-        registry.drain(id, due_at(until)).unwrap();
+        order(&registry, id, Order::Drain(due_at(until)))
+            .await
+            .unwrap();
         let mut passed = Vec::new();
         let next = registry.expire(now, until - second, &mut |what| passed.push(what));
         assert_eq!(next, Some(now + second), "before a heartbeat is due");
@@ -1487,7 +1531,7 @@ mod tests {
         registry.listed(&link, || ()).unwrap();
         registry.expire(now, until, &mut |what| passed.push(what));
         assert_eq!(passed.len(), 2);
-        registry.resume(id).unwrap();
+        order(&registry, id, Order::Resume).await.unwrap();
         registry.listed(&link, || ()).unwrap();
         registry.expire(now, until, &mut |what| passed.push(what));
         assert_eq!(passed.len(), 2, "nothing to drain any more");
@@ -1500,14 +1544,17 @@ mod tests {
         let id = link.worker.id;
         let untimely = |_: &Arc<str>| panic!("it is there");
         for _ in 0..2 {
-            let error = registry.remove(id, untimely).unwrap_err();
+            let error = registry.remove(id, line(), untimely).await.unwrap_err();
             assert_eq!(error.code(), "worker_not_gone");
-            registry.drain(id, Drain::default()).unwrap();
+            order(&registry, id, Order::Drain(Drain::default()))
+                .await
+                .unwrap();
         }
         expire(&registry, Instant::now() + INTERVAL * 3);
         let mut removed = None;
         registry
-            .remove(id, |name| removed = Some(name.clone()))
+            .remove(id, line(), |name| removed = Some(name.clone()))
+            .await
             .unwrap();
         assert_eq!(removed.as_deref(), Some("w1"));
         assert!(matches!(

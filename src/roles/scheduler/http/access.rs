@@ -119,7 +119,9 @@ pub(super) async fn revoke_token(
     Extension(caller): Extension<Caller>,
     Body(asked): Body<api::RevokeTokenRequest>,
 ) -> Result<Json<api::DoneResponse>, Error> {
-    scheduler.access.revoke_token(&caller, asked.id).await?;
+    let access = scheduler.access.clone();
+    let revoked = async move { access.revoke_token(&caller, asked.id).await };
+    scheduler.jobs.to_its_end(revoked).await?;
     Ok(Json(api::DoneResponse { success: true }))
 }
 
@@ -149,13 +151,18 @@ pub(super) async fn revoke_certificate(
     Extension(caller): Extension<Caller>,
     Body(asked): Body<api::RevokeCertificateRequest>,
 ) -> Result<Json<api::DoneResponse>, Error> {
-    scheduler.access.revoke(&caller, asked.id).await?;
-    // A worker that is not accepted any more has left: its name is free, its jobs are lost.
-    match scheduler.leave(WorkerId::from(asked.id), None) {
-        // It is a user's, or the worker's that never registered.
-        Ok(()) | Err(Error::WorkerNotFound { .. }) => {}
-        Err(error) => return Err(error),
-    }
+    let whole = scheduler.clone();
+    let revoked = async move {
+        scheduler.access.revoke(&caller, asked.id).await?;
+        // A worker that is not accepted any more has left: its name is free, its jobs are
+        // lost.
+        match scheduler.leave(WorkerId::from(asked.id), None) {
+            // It is a user's, or the worker's that never registered.
+            Ok(()) | Err(Error::WorkerNotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    };
+    whole.jobs.to_its_end(revoked).await?;
     Ok(Json(api::DoneResponse { success: true }))
 }
 
@@ -169,7 +176,9 @@ pub(super) async fn rotate(
         return Err(Error::BadRequest(message));
     }
     let overlap = Duration::from_millis(asked.overlap_ms);
-    let ca = scheduler.access.rotate(&caller, overlap).await?;
+    let access = scheduler.access.clone();
+    let rotated = async move { access.rotate(&caller, overlap).await };
+    let ca = scheduler.jobs.to_its_end(rotated).await?;
     Ok(Json(api::RotateResponse {
         fingerprint: ca.fingerprint().to_string(),
         authorities: pem(&ca.roots()),

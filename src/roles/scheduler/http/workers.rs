@@ -1,6 +1,6 @@
 //! The routes about workers: who is there, and what admins order of them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Extension, Json, extract::State};
 use jiff::Timestamp;
@@ -12,7 +12,8 @@ use super::{
         about::{Drain, check_changes, requirements},
         access::Caller,
         error::Error,
-        registry::WorkerHandle,
+        registry::{Order, WorkerHandle},
+        store::AuditEntry,
     },
     Body, Params,
 };
@@ -49,9 +50,8 @@ pub(super) async fn label(
     let worker = scheduler.registry.find(&asked.worker_id)?;
     check_changes(&asked.labels)?;
     let details = json!({ "labels": asked.labels });
-    note(&scheduler, &caller, "label worker", &worker, details).await?;
-    scheduler.registry.relabel(worker.id, &asked.labels)?;
-    done(&scheduler).await
+    let audit = about(&caller, "label worker", &worker, details);
+    order(scheduler, worker, Order::Labels(asked.labels), audit).await
 }
 
 pub(super) async fn drain(
@@ -76,9 +76,8 @@ pub(super) async fn drain(
         counted: after(now.counted),
     };
     let details = json!({ "until": drain.until });
-    note(&scheduler, &caller, "drain worker", &worker, details).await?;
-    scheduler.registry.drain(worker.id, drain)?;
-    done(&scheduler).await
+    let audit = about(&caller, "drain worker", &worker, details);
+    order(scheduler, worker, Order::Drain(drain), audit).await
 }
 
 pub(super) async fn resume(
@@ -87,9 +86,8 @@ pub(super) async fn resume(
     Body(asked): Body<api::ResumeWorkerRequest>,
 ) -> Result<Json<api::DoneResponse>, Error> {
     let worker = scheduler.registry.find(&asked.worker_id)?;
-    note(&scheduler, &caller, "resume worker", &worker, json!({})).await?;
-    scheduler.registry.resume(worker.id)?;
-    done(&scheduler).await
+    let audit = about(&caller, "resume worker", &worker, json!({}));
+    order(scheduler, worker, Order::Resume, audit).await
 }
 
 pub(super) async fn remove(
@@ -97,30 +95,33 @@ pub(super) async fn remove(
     Extension(caller): Extension<Caller>,
     Body(asked): Body<api::RemoveWorkerRequest>,
 ) -> Result<Json<api::DoneResponse>, Error> {
-    let Scheduler { registry, jobs, .. } = &scheduler;
-    let worker = registry.find(&asked.worker_id)?;
-    registry.is_gone(worker.id)?;
-    note(&scheduler, &caller, "remove worker", &worker, json!({})).await?;
-    registry.remove(worker.id, |name| jobs.removed(worker.id, name))?;
-    done(&scheduler).await
-}
-
-/// The line of the audit log, before anything is done.
-async fn note(
-    scheduler: &Scheduler,
-    caller: &Caller,
-    action: &str,
-    worker: &WorkerHandle,
-    mut details: Value,
-) -> Result<(), Error> {
-    details["id"] = json!(worker.id);
-    let entry = caller.did(action, format_args!("worker {}", worker.name), details);
-    scheduler.access.record(entry).await
-}
-
-/// The answer, once what was done is on the disk.
-async fn done(scheduler: &Scheduler) -> Result<Json<api::DoneResponse>, Error> {
-    let store = &scheduler.store;
-    store.committed_now(store.now()).await?;
+    let worker = scheduler.registry.find(&asked.worker_id)?;
+    let audit = about(&caller, "remove worker", &worker, json!({}));
+    let whole = scheduler.clone();
+    let removed = async move {
+        let Scheduler { registry, jobs, .. } = &scheduler;
+        let settle = |name: &Arc<str>| jobs.removed(worker.id, name);
+        registry.remove(worker.id, audit, settle).await
+    };
+    whole.jobs.to_its_end(removed).await?;
     Ok(Json(api::DoneResponse { success: true }))
+}
+
+/// Recorded and done, or neither.
+async fn order(
+    scheduler: Scheduler,
+    worker: WorkerHandle,
+    order: Order,
+    audit: AuditEntry,
+) -> Result<Json<api::DoneResponse>, Error> {
+    let registry = scheduler.registry.clone();
+    let ordered = async move { registry.order(worker.id, order, audit).await };
+    scheduler.jobs.to_its_end(ordered).await?;
+    Ok(Json(api::DoneResponse { success: true }))
+}
+
+/// The line of the audit log.
+fn about(caller: &Caller, action: &str, worker: &WorkerHandle, mut details: Value) -> AuditEntry {
+    details["id"] = json!(worker.id);
+    caller.did(action, format_args!("worker {}", worker.name), details)
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use serde_json::json;
 use tokio::sync::watch;
-use tracing::Instrument as _;
 
 use super::{
     Cut, Group, Jobs, Named, Record, Room, Spec, State, Stop, Wait,
@@ -74,11 +73,7 @@ impl Jobs {
     ) -> Result<(Arc<Group>, Vec<PassedOver>), Error> {
         let jobs = self.clone();
         let start = async move { jobs.start_group_once(asked).await };
-        let start = self.0.tracker.spawn(start.in_current_span());
-        start.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "the start of a group broke off");
-            Err(Error::Internal)
-        })
+        self.to_its_end(start).await
     }
 
     async fn start_group_once(
@@ -289,7 +284,7 @@ impl Jobs {
         let mut running = Vec::new();
         self.change(|table| running = table.stop_group(id, "its group was stopped"));
         // Those on workers are told also when there is no room to record it.
-        let recorded = self.recorded().await;
+        let recorded = self.recorded().await.map_err(Error::stop_unrecorded);
         match self.stop_all(running, stop).await {
             None => recorded,
             Some(error) => Err(error),

@@ -244,9 +244,17 @@ impl Jobs {
             let id = jobs.start_once(asked).await?;
             jobs.get(id).await
         };
-        let start = self.0.tracker.spawn(start.in_current_span());
-        start.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a start broke off");
+        self.to_its_end(start).await
+    }
+
+    /// Does what may not be done in part, also when who asked for it goes away.
+    pub(super) async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let work = self.0.tracker.spawn(work.in_current_span());
+        work.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "what was asked for broke off");
             Err(Error::Internal)
         })
     }
@@ -481,12 +489,10 @@ impl Jobs {
             Err(Error::Refused { code, message, .. }) if code == api::code::WORKER_SHORT => {
                 self.rest(worker.id, &message);
                 self.change(|table| table.given_back(run));
-                self.recorded().await?;
                 Ok(id)
             }
             Err(Error::Refused { code, .. }) if code == api::code::WORKER_DRAINING => {
                 self.change(|table| table.turned_away(run));
-                self.recorded().await?;
                 Ok(id)
             }
             Err(Error::Refused {
@@ -501,7 +507,8 @@ impl Jobs {
                 };
                 self.change(|table| table.apply_to_run(run, event));
                 // Or after a crash it would be sent again, and might start.
-                self.recorded().await?;
+                let recorded = self.recorded().await;
+                recorded.map_err(|error| error.about(id))?;
                 if !self.get(id).await?.is_final() {
                     return Ok(id);
                 }
@@ -614,7 +621,8 @@ impl Jobs {
             let stopped = record.stopped_before_start(None);
             self.change(|table| table.apply(id, stopped));
             if self.get(id).await?.is_final() {
-                return self.recorded().await;
+                let recorded = self.recorded().await;
+                return recorded.map_err(Error::stop_unrecorded);
             }
             // It was placed this very moment.
             return Box::pin(self.stop(id, stop)).await;
@@ -666,7 +674,7 @@ impl Jobs {
         };
         self.change(|table| table.want_stop(id, recorded));
         if let Err(error) = self.recorded().await {
-            return error.about(id);
+            return error.stop_unrecorded().about(id);
         }
         tracing::info!(job_id = %id, worker_id = %worker.id, "stop recorded for later");
         // It may have come back this very moment.

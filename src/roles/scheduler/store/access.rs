@@ -1,4 +1,5 @@
-//! What is remembered of tokens and certificates, and the audit log.
+//! What is remembered of tokens and certificates, what admins order of workers, and the
+//! audit log.
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
@@ -12,6 +13,8 @@ use crate::{
         Role,
         token::{Digest, TokenId},
     },
+    ids::WorkerId,
+    roles::scheduler::about::Orders,
 };
 
 /// A token, without its secret.
@@ -42,7 +45,7 @@ pub(in crate::roles::scheduler) struct Certificate {
     pub(in crate::roles::scheduler) revoked_at: Option<Timestamp>,
 }
 
-/// A change of who is who. All of it is written, or none.
+/// A change of who is who, or of what a worker is to do. All of it is written, or none.
 #[derive(Clone, Debug)]
 pub(in crate::roles::scheduler) enum AccessChange {
     /// A token was made.
@@ -53,6 +56,10 @@ pub(in crate::roles::scheduler) enum AccessChange {
     Certificate(Certificate, Option<TokenId>),
     /// Nobody of this id is accepted any more.
     Revoked(Uuid, Timestamp),
+    /// This is ordered of a worker from now on.
+    Orders(WorkerId, Orders),
+    /// A worker nobody will hear of again.
+    WorkerRemoved(WorkerId),
     /// Nothing, but the line of the audit log that comes with it.
     Nothing,
 }
@@ -250,12 +257,30 @@ pub(super) fn apply(
             .execute(params![id.as_bytes(), at.as_microsecond()])?;
             Written::Done
         }
+        AccessChange::Orders(id, orders) => {
+            let text = serde_json::to_string(orders).unwrap_or_default();
+            to.prepare_cached("UPDATE workers SET orders = ? WHERE id = ?")?
+                .execute(params![text, id.as_bytes()])?;
+            Written::Done
+        }
+        AccessChange::WorkerRemoved(id) => {
+            remove_worker(to, *id)?;
+            Written::Done
+        }
         AccessChange::Nothing => Written::Done,
     };
     if let Some(entry) = entry.filter(|_| written == Written::Done) {
         append(to, entry, at)?;
     }
     Ok(written)
+}
+
+pub(super) fn remove_worker(to: &Transaction<'_>, id: WorkerId) -> rusqlite::Result<()> {
+    to.prepare_cached("DELETE FROM workers WHERE id = ?")?
+        .execute([id.as_bytes()])?;
+    to.prepare_cached("DELETE FROM forget WHERE worker = ?")?
+        .execute([id.as_bytes()])?;
+    Ok(())
 }
 
 /// Why a certificate cannot be given any more, if somebody else was a moment

@@ -191,6 +191,9 @@ struct Inner {
     progress: watch::Receiver<Progress>,
     readers: Arc<Readers>,
     time: Time,
+    place: PathBuf,
+    /// One epoch is taken after the other.
+    epochs: Mutex<()>,
     /// Deleted with the last handle.
     #[cfg(test)]
     folder: std::sync::OnceLock<tempfile::TempDir>,
@@ -290,6 +293,7 @@ pub(super) fn open(
         messages: received,
         progress,
         retention_due: Instant::now(),
+        lines_dropped: 0,
         _lock: lock,
     };
     let tell = move |ended: Result<(), Error>| {
@@ -311,6 +315,8 @@ pub(super) fn open(
         progress: seen,
         readers,
         time,
+        place: folder.to_owned(),
+        epochs: Mutex::default(),
         #[cfg(test)]
         folder: std::sync::OnceLock::new(),
         history: History {
@@ -595,8 +601,34 @@ impl Store {
         self.hand_over(Change::Forgotten(worker, jobs))
     }
 
-    /// From now on the scheduler's epoch is at least this, also after a restart.
-    pub(super) fn raise_epoch(&self, epoch: u64) -> Ticket {
+    /// An epoch above this one, which no other start has: it is on the disk, also where
+    /// that is full.
+    pub(super) async fn epoch_above(&self, heard: u64) -> Result<u64, Error> {
+        let store = self.clone();
+        let take = move || {
+            let _turn = store
+                .0
+                .epochs
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            epoch::take(&store.0.place, heard)
+        };
+        match tokio::task::spawn_blocking(take).await {
+            Ok(Ok(epoch)) => {
+                self.raise_epoch(epoch);
+                Ok(epoch)
+            }
+            Ok(Err((epoch, error))) => {
+                tracing::warn!(%error, "the file `epoch` cannot be written");
+                self.committed_now(self.raise_epoch(epoch)).await?;
+                Ok(epoch)
+            }
+            Err(_) => Err(Error::Ended),
+        }
+    }
+
+    /// The tables are to have an epoch of at least this.
+    fn raise_epoch(&self, epoch: u64) -> Ticket {
         self.hand_over(Change::Epoch(epoch))
     }
 

@@ -717,6 +717,89 @@ async fn another_program_with_the_lock_does_not_end_the_store() {
 }
 
 #[tokio::test]
+async fn an_epoch_is_taken_though_there_is_no_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    store.committed(store.now()).await.unwrap();
+    store.limit_pages(1);
+    let mut more = 0;
+    while store
+        .access(AccessChange::Nothing, Some(entry()))
+        .await
+        .is_ok()
+    {
+        more += 1;
+        assert!(more < 1000, "it never gets full");
+    }
+    // Or the number would find room where it stands.
+    store.audit_later(entry());
+    let epoch = store.epoch_above(1 << 40).await.unwrap();
+    assert_eq!(epoch, (1 << 40) + 1);
+    writing.end().await.unwrap();
+    drop(store);
+    let (_, _writing, loaded) = open(folder.path(), KEEP, "a test").unwrap();
+    assert_eq!(loaded.epoch, epoch + 1);
+}
+
+#[tokio::test]
+async fn what_waits_for_room_does_not_grow_with_the_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _writing, _) = open(folder.path(), KEEP, "a test").unwrap();
+    store.committed(store.now()).await.unwrap();
+    store.limit_pages(1);
+    let mut before = 0;
+    while store
+        .access(AccessChange::Nothing, Some(entry()))
+        .await
+        .is_ok()
+    {
+        before += 1;
+        assert!(before < 1000, "it never gets full");
+    }
+    let more = 100;
+    for _ in 0..writer::MOST_LINES_KEPT + more {
+        store.audit_later(entry());
+    }
+    let worker = |heard_at| StoredWorker {
+        id: WorkerId::from(uuid::Uuid::nil()),
+        name: "w1".into(),
+        address: "127.0.0.1:1".into(),
+        version: String::new(),
+        left: false,
+        registered_at: Timestamp::UNIX_EPOCH,
+        heard_at: Some(heard_at),
+        told: Told::default(),
+        orders: Orders::default(),
+    };
+    for second in 0..100 {
+        store.worker(worker(Timestamp::from_second(second).unwrap()));
+    }
+    let all = store.now();
+    assert!(matches!(store.committed_now(all).await, Err(Error::Full)));
+    // Refused behind them, and so they were looked at.
+    let refused = store.access(AccessChange::Nothing, Some(entry())).await;
+    assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
+    store.limit_pages(1_000_000);
+    store.committed(all).await.unwrap();
+    let lines = store.audit_lines(before, 10_000).await.unwrap();
+    assert_eq!(lines.len(), writer::MOST_LINES_KEPT + 1);
+    let last = &lines.last().unwrap().1;
+    assert!(
+        last.contains(&format!("{{\"lines_without_room\":{more}}}")),
+        "{last}"
+    );
+    // Once.
+    store
+        .access(AccessChange::Nothing, Some(entry()))
+        .await
+        .unwrap();
+    assert_eq!(
+        store.last_audit_line().await.unwrap(),
+        before + lines.len() as i64 + 1
+    );
+}
+
+#[tokio::test]
 async fn a_step_of_the_clock_deletes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (store, _writing, _) = open(folder.path(), KEEP, "a test").unwrap();

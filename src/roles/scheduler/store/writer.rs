@@ -2,7 +2,7 @@
 //! them together, and only then says so: one sync for many.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     ops::ControlFlow,
     sync::{
         Arc,
@@ -37,6 +37,10 @@ const BATCH: usize = 4096;
 
 /// The most jobs whose records are deleted in one transaction.
 const DELETED_AT_ONCE: u64 = 500;
+
+/// Of the lines of the audit log that wait for room so many are kept; the rest is
+/// counted.
+pub(super) const MOST_LINES_KEPT: usize = 1024;
 
 /// With a full disk the changes that wait are tried again so often.
 const RETRY: Duration = Duration::from_millis(500);
@@ -143,6 +147,8 @@ pub(super) struct Writer {
     pub(super) messages: Receiver<Message>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) retention_due: Instant,
+    /// Lines of the audit log that were not kept until there was room.
+    pub(super) lines_dropped: u64,
     pub(super) _lock: Lock,
 }
 
@@ -167,6 +173,8 @@ struct Done {
     access: VecDeque<Written>,
     deleted: u64,
     more: bool,
+    /// All that was too old has been deleted.
+    aged: bool,
     /// The number of this transaction; 0: there was nothing to write.
     number: u64,
 }
@@ -255,6 +263,9 @@ impl Writer {
         match self.commit_in_any_room(&backlog.batch) {
             Ok(mut done) => {
                 self.files.check()?;
+                if done.number > 0 {
+                    self.lines_dropped = 0;
+                }
                 self.finished = (self.finished + done.finished).saturating_sub(done.deleted);
                 backlog.written |= done.number > 0;
                 backlog.more = done.more;
@@ -281,6 +292,9 @@ impl Writer {
                     progress.deleted += done.deleted;
                     progress.commits = progress.commits.max(done.number);
                 });
+                if done.aged {
+                    self.files.reserve();
+                }
             }
             Err(error) if error.is_full() || error.is_busy() => {
                 self.refuse(&mut backlog.batch, error.is_busy());
@@ -338,6 +352,7 @@ impl Writer {
             None
         });
         batch.extend(kept);
+        self.lines_dropped += forget_what_is_over(batch);
         self.progress.send_modify(|progress| {
             match is_busy {
                 true if !progress.busy => tracing::error!(
@@ -379,6 +394,9 @@ impl Writer {
                 one => done.finished += apply(&change, one, at)?,
             }
         }
+        if self.lines_dropped > 0 {
+            access::append(&change, &dropped(self.lines_dropped, now.wall), now.counted)?;
+        }
         let surplus = (self.finished + done.finished).saturating_sub(self.keep.finished);
         let age = aged.then(|| self.time.of_age());
         let before = age.and_then(|age| age.checked_sub(self.keep.time).ok());
@@ -401,7 +419,7 @@ impl Writer {
         change.commit()?;
         if aged && !done.more {
             self.retention_due = Instant::now() + RETENTION;
-            self.files.reserve();
+            done.aged = true;
         }
         Ok(done)
     }
@@ -420,6 +438,52 @@ impl Writer {
             Err(error) if error.is_full() || error.is_busy() => Ok(()),
             done => done,
         }
+    }
+}
+
+/// What waits for room does not grow with the time: of each worker the last word is
+/// kept, and of the audit log so many lines. Returns how many of those were dropped.
+fn forget_what_is_over(batch: &mut Vec<Change>) -> u64 {
+    let mut workers = HashSet::new();
+    let mut has_heard = false;
+    let mut lines = 0;
+    for change in batch.iter() {
+        lines += usize::from(matches!(change, Change::Audit(_)));
+    }
+    let mut dropped = lines.saturating_sub(MOST_LINES_KEPT);
+    let count = dropped as u64;
+    let mut kept: Vec<Change> = Vec::with_capacity(batch.len());
+    // The last word of each is met first, and of the lines the last ones are dropped.
+    for change in std::mem::take(batch).into_iter().rev() {
+        let is_over = match &change {
+            Change::Worker(worker) => !workers.insert(worker.id),
+            Change::Heard(_) => std::mem::replace(&mut has_heard, true),
+            Change::Audit(_) if dropped > 0 => {
+                dropped -= 1;
+                true
+            }
+            _ => false,
+        };
+        if !is_over {
+            kept.push(change);
+        }
+    }
+    kept.reverse();
+    *batch = kept;
+    count
+}
+
+/// The line that stands for those that were not kept.
+fn dropped(lines: u64, at: Timestamp) -> AuditEntry {
+    AuditEntry {
+        at,
+        who: "scheduler".to_owned(),
+        who_id: None,
+        address: None,
+        action: "drop lines".to_owned(),
+        target: String::new(),
+        details: serde_json::json!({ "lines_without_room": lines }),
+        result: "disk_full".to_owned(),
     }
 }
 
@@ -496,9 +560,15 @@ fn apply(to: &Transaction<'_>, change: &Change, at: Timestamp) -> rusqlite::Resu
         }
         Change::Worker(worker) => {
             to.prepare_cached(
-                "INSERT OR REPLACE INTO workers
+                // What is ordered of one that is known is recorded where it is ordered.
+                "INSERT INTO workers
                  (id, name, address, version, left, registered_us, heard_us, told, orders)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+                 ON CONFLICT (id) DO UPDATE SET
+                     name = excluded.name, address = excluded.address,
+                     version = excluded.version, left = excluded.left,
+                     registered_us = excluded.registered_us, heard_us = excluded.heard_us,
+                     told = excluded.told",
             )?
             .execute(params![
                 worker.id.as_bytes(),
@@ -521,10 +591,7 @@ fn apply(to: &Transaction<'_>, change: &Change, at: Timestamp) -> rusqlite::Resu
             Ok(0)
         }
         Change::WorkerGone(id) => {
-            to.prepare_cached("DELETE FROM workers WHERE id = ?")?
-                .execute([id.as_bytes()])?;
-            to.prepare_cached("DELETE FROM forget WHERE worker = ?")?
-                .execute([id.as_bytes()])?;
+            access::remove_worker(to, *id)?;
             Ok(0)
         }
         Change::Forgotten(worker, jobs) => {

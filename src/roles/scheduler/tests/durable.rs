@@ -419,6 +419,114 @@ async fn a_stop_that_there_is_no_room_to_record_is_delivered() {
 }
 
 #[tokio::test]
+async fn an_order_that_there_is_no_room_to_record_is_refused_and_not_done() {
+    let scheduler = TestScheduler::new().await;
+    let worker = Joined::new(&scheduler, "w1").await;
+    let shown = async || scheduler.get("/workers").await.1["workers"][0].clone();
+    let stored = "SELECT count(*) FROM workers WHERE orders = '{\"labels\":{},\"drain\":null}'";
+    assert_eq!(scheduler.sql(stored), 1);
+    scheduler.store.limit_pages(1);
+    // The first of them find room in the pages that there are.
+    let refused = async |verb: &str, body: &Value| {
+        for _ in 0..1000 {
+            let (status, answer) = scheduler
+                .post(&format!("/workers/{verb}"), body.clone())
+                .await;
+            if status != StatusCode::OK {
+                assert_eq!(status.as_u16(), 507, "{answer}");
+                assert_eq!(answer["code"], "disk_full");
+                return;
+            }
+        }
+        panic!("{verb}: it never gets full");
+    };
+    let label = json!({"worker_id": "w1", "labels": {"zone": null}});
+    refused("label", &label).await;
+    let label = json!({"worker_id": "w1", "labels": {"zone": "eu"}});
+    let drain = json!({"worker_id": "w1", "deadline_ms": 1});
+    for (verb, body) in [("label", &label), ("drain", &drain)] {
+        refused(verb, body).await;
+        let worker = shown().await;
+        assert_eq!(
+            (&worker["state"], &worker["draining"]),
+            (&json!("ready"), &json!(false))
+        );
+        assert_eq!(worker["labels"], json!({}), "{verb}");
+    }
+    let mut grpc = scheduler.grpc().await;
+    let goodbye = proto::DeregisterWorkerRequest {
+        worker_id: worker.id.clone(),
+        ..Default::default()
+    };
+    soon(grpc.deregister_worker(goodbye)).await.unwrap();
+    let removed = json!({"worker_id": "w1"});
+    refused("remove", &removed).await;
+    assert_eq!(shown().await["state"], "left");
+    scheduler.store.limit_pages(1_000_000);
+    for (verb, body) in [("label", &label), ("drain", &drain)] {
+        let (status, answer) = scheduler
+            .post(&format!("/workers/{verb}"), body.clone())
+            .await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+    }
+    let scheduler = scheduler.restart().await;
+    let (_, workers) = scheduler.get("/workers").await;
+    let worker = &workers["workers"][0];
+    assert_eq!(
+        (&worker["labels"]["zone"], &worker["draining"]),
+        (&json!("eu"), &json!(true))
+    );
+    let (status, answer) = scheduler.post("/workers/remove", removed).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    let scheduler = scheduler.restart().await;
+    assert_eq!(scheduler.get("/workers").await.1["workers"], json!([]));
+    scheduler.end().await;
+}
+
+#[tokio::test]
+async fn a_stop_of_what_waits_says_that_it_counts_and_is_not_recorded() {
+    let scheduler = TestScheduler::new().await;
+    let start = async |body| {
+        let (status, body) = scheduler.post("/start", body).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        body["job_id"].as_str().unwrap().to_owned()
+    };
+    let mut waiting = Vec::new();
+    for _ in 0..60 {
+        waiting.push(start(json!({"command": "true"})).await);
+    }
+    let (status, group) = scheduler
+        .post("/start", json!({"command": "true", "count": 2}))
+        .await;
+    assert_eq!(status, StatusCode::CREATED, "{group}");
+    let group = group["group_id"].as_str().unwrap();
+    scheduler.store.limit_pages(1);
+    waiting.push(group.to_owned());
+    let mut unrecorded = 0;
+    for id in &waiting {
+        let (status, answer) = scheduler.post("/stop", json!({ "job_id": id })).await;
+        match status.as_u16() {
+            200 => assert_eq!(unrecorded, 0, "there was room before"),
+            507 => {
+                assert_eq!(answer["code"], "stop_unrecorded", "{answer}");
+                unrecorded += 1;
+            }
+            _ => panic!("{answer}"),
+        }
+    }
+    assert!(unrecorded > 1, "there is no room");
+    waiting.pop();
+    for id in &waiting {
+        scheduler.job(id, "stopped").await;
+    }
+    scheduler.store.limit_pages(1_000_000);
+    start(json!({"command": "true"})).await;
+    let stopped = "SELECT count(*) FROM jobs WHERE state = 'stopped'";
+    assert_eq!(scheduler.sql(stopped), 62);
+    scheduler.end().await;
+}
+
+#[tokio::test]
 async fn deleted_jobs_are_forgotten_on_their_worker_too() {
     let dir = Arc::new(tempfile::tempdir().unwrap());
     let scheduler = TestScheduler::on(dir, Duration::from_secs(60), 2).await;
