@@ -8,11 +8,12 @@ use std::{
 
 /// A room, and the rooms it may import beside itself. The first prefix that
 /// fits a file is its room.
-const ROOMS: [(&str, &[&str]); 13] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("roles/shim/", &["ids"]),
     (
         "roles/worker/",
         &[
+            "blocking",
             "identity",
             "ids",
             "labels",
@@ -26,6 +27,7 @@ const ROOMS: [(&str, &[&str]); 13] = [
         "roles/scheduler/",
         &[
             "api",
+            "blocking",
             "identity",
             "ids",
             "labels",
@@ -47,6 +49,7 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ("config.rs", &[]),
     ("api.rs", &["identity", "ids"]),
     ("proto.rs", &[]),
+    ("blocking.rs", &["simulation"]),
     ("ids.rs", &[]),
     ("labels.rs", &[]),
 ];

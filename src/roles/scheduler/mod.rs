@@ -47,6 +47,7 @@ use self::{
 };
 use crate::{
     api,
+    blocking::spawn_blocking,
     identity::{Role, ca, tls::Tls, token::Fingerprint},
     ids::WorkerId,
     net::{accept, bounds::Bounds, dial, socket::TcpListener},
@@ -270,7 +271,7 @@ async fn open_store(
         time: config.keep_for,
         audit: config.keep_audit,
     };
-    let opened = tokio::task::spawn_blocking(move || store::open(&folder, keep, &who));
+    let opened = spawn_blocking(move || store::open(&folder, keep, &who));
     let opened = opened.await.unwrap_or(Err(StoreError::Ended));
     opened.map_err(Error::Store)
 }

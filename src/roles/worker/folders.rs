@@ -17,7 +17,7 @@ use rustix::{
     },
     io::Errno,
 };
-use tokio::{net::unix::pipe::Receiver, task::spawn_blocking};
+use tokio::net::unix::pipe::Receiver;
 
 use super::{
     Config,
@@ -26,6 +26,7 @@ use super::{
     journal::{Journal, is_full},
     scripts,
 };
+use crate::blocking::spawn_blocking;
 
 /// How long a data folder may still be held by what a killed worker was starting.
 const LET_GO: Duration = Duration::from_secs(1);

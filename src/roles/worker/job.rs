@@ -31,6 +31,7 @@ use super::{
     shim::Shim,
 };
 use crate::{
+    blocking::{fs, spawn_blocking},
     ids::JobId,
     roles::shim::{
         kill_adopted, kill_orphans,
@@ -423,7 +424,7 @@ impl Task {
         // Looking up files and starting a process may wait for a disk.
         let runnable = {
             let (launch, spec) = (launch.clone(), spec.clone());
-            tokio::task::spawn_blocking(move || launch.scripts.prepare(&spec))
+            spawn_blocking(move || launch.scripts.prepare(&spec))
         };
         let runnable = runnable
             .await
@@ -446,7 +447,7 @@ impl Task {
             })?;
         let shim = {
             let (launch, spec) = (launch.clone(), spec.clone());
-            tokio::task::spawn_blocking(move || {
+            spawn_blocking(move || {
                 launch.place.make()?;
                 Shim::spawn(&launch, &spec, runnable)
             })
@@ -523,7 +524,7 @@ impl Task {
     async fn without_shim(&mut self, why: &str, is_adopted: bool) {
         let result = self.launch.place.result(self.job.spec.id);
         let result = loop {
-            match tokio::fs::read(&result).await {
+            match fs::read(&result).await {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::error!(path = %result.display(), %error, "cannot read a result");
                     if self.pause().await.is_err() {
@@ -651,7 +652,7 @@ impl Task {
             }
         }
         // There is one only if a shim had to leave it behind.
-        let _ = tokio::fs::remove_file(self.launch.place.result(self.job.spec.id)).await;
+        let _ = fs::remove_file(self.launch.place.result(self.job.spec.id)).await;
         true
     }
 
@@ -662,7 +663,7 @@ impl Task {
         let main = self.began.and_then(|began| Some((began.pid, began.birth?)));
         loop {
             let cgroup = self.launch.cgroups.as_ref().map(|cgroups| cgroups.of(id));
-            let killed = tokio::task::spawn_blocking(move || {
+            let killed = spawn_blocking(move || {
                 kill_orphans(id, main, cgroup.as_deref())?;
                 match is_adopted {
                     true => kill_adopted(),
@@ -719,7 +720,7 @@ impl Task {
     async fn repair(&self) -> Repaired {
         let id = self.job.spec.id;
         let (output, same_boot) = (self.launch.place.output(id), self.same_boot);
-        let repaired = tokio::task::spawn_blocking(move || repair(&output, same_boot)).await;
+        let repaired = spawn_blocking(move || repair(&output, same_boot)).await;
         let repaired = repaired.unwrap_or_else(|panic| Err(io::Error::other(panic)));
         let synced = self.launch.output_sync.finish(id).await;
         if let Err(error) = &synced {

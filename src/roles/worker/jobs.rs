@@ -23,6 +23,7 @@ use super::{
     ran::Ran,
 };
 use crate::{
+    blocking::fs,
     ids::JobId,
     roles::shim::record::{data_path, index_path},
 };
@@ -255,7 +256,7 @@ impl Jobs {
         written: Option<u64>,
     ) -> Result<Output, Error> {
         let output = self.launch.place.output(id);
-        let recorded = tokio::fs::metadata(data_path(&output)).await;
+        let recorded = fs::metadata(data_path(&output)).await;
         let written = written.filter(|bytes| *bytes > 0);
         let bytes = match (recorded, written) {
             (Ok(data), written) => data.len().max(written.unwrap_or(0)),
@@ -370,7 +371,7 @@ impl Jobs {
             let output = self.launch.place.output(id);
             let mut removed = true;
             for path in [data_path(&output), index_path(&output)] {
-                match tokio::fs::remove_file(path).await {
+                match fs::remove_file(path).await {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => removed = false,
                     _ => {}
                 }
@@ -429,7 +430,7 @@ async fn remove_strays(results: &Path, contents: &Contents) {
     if *contents == Contents::default() {
         return;
     }
-    let mut entries = match tokio::fs::read_dir(results).await {
+    let mut entries = match fs::read_dir(results).await {
         Ok(entries) => entries,
         Err(error) => {
             tracing::warn!(path = %results.display(), %error, "cannot list results");
@@ -444,7 +445,7 @@ async fn remove_strays(results: &Path, contents: &Contents) {
             continue;
         };
         let is_needed = contents.jobs.get(&id).is_some_and(|job| job.end.is_none());
-        if !is_needed && let Err(error) = tokio::fs::remove_file(&path).await {
+        if !is_needed && let Err(error) = fs::remove_file(&path).await {
             tracing::warn!(path = %path.display(), %error, "cannot remove an old result");
         }
     }

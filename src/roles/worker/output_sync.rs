@@ -11,14 +11,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, Semaphore, oneshot},
-    task::spawn_blocking,
-};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::job::Place;
-use crate::{ids::JobId, roles::shim::record};
+use crate::{
+    blocking::{fs, spawn_blocking},
+    ids::JobId,
+    roles::shim::record,
+};
 
 /// From the first byte that is not on the disk to the sync of all that there are
 /// then.
@@ -189,7 +190,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 async fn there_is_output(base: &Path) -> bool {
-    let found = tokio::fs::symlink_metadata(record::data_path(base)).await;
+    let found = fs::symlink_metadata(record::data_path(base)).await;
     !found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 

@@ -7,7 +7,6 @@ use std::{collections::BTreeMap, env::consts, fs, sync::Arc, time::Duration};
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use tokio::{
     sync::{Notify, mpsc},
-    task::spawn_blocking,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,6 +27,7 @@ use super::{
     scripts::Scripts,
 };
 use crate::{
+    blocking::spawn_blocking,
     identity::tls::Peer,
     ids::JobId,
     net::dial::{self, innermost},

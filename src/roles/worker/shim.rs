@@ -62,10 +62,6 @@ impl Shim {
         }
         let socket = |error: io::Error| format!("no socket can be made: {error}");
         let (ours, theirs) = StdUnixStream::pair().map_err(socket)?;
-        // Made here, so that there is no moment in which the shim lives and cannot
-        // be called.
-        let name = SocketAddr::from_abstract_name(socket_name(spec.id)).map_err(socket)?;
-        let calls = UnixListener::bind_addr(&name).map_err(socket)?;
         let cgroup = match &launch.cgroups {
             Some(cgroups) => Some(cgroups.make(spec.id).map_err(|error| error.to_string())?),
             None => None,
@@ -99,6 +95,10 @@ impl Shim {
             let line = simulation::shims::spawn(&launch.worker, &message)?;
             return Ok(Self::over(tokio::io::split(line), None));
         }
+        // Made here, so that there is no moment in which the shim lives and cannot
+        // be called.
+        let name = SocketAddr::from_abstract_name(socket_name(spec.id)).map_err(socket)?;
+        let calls = UnixListener::bind_addr(&name).map_err(socket)?;
         let process = Command::new(&launch.shim)
             .arg0(shim::NAME)
             .arg("shim")

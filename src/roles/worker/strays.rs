@@ -30,7 +30,7 @@ use super::{
     journal::{Contents, Journal, Known, Record},
     shim::end_stray,
 };
-use crate::{ids::JobId, roles::shim::protocol::socket_name};
+use crate::{blocking::spawn_blocking, ids::JobId, roles::shim::protocol::socket_name};
 
 /// What the kernel says of a folder that was removed (proc_pid_cwd(5)).
 const REMOVED: &[u8] = b" (deleted)";
@@ -49,6 +49,11 @@ pub(super) fn alone(id: &str) -> Result<Alone, RunError> {
         _listener: listener,
     };
     if id.is_empty() {
+        return Ok(held(None));
+    }
+    // Each worker of a simulation has a machine of its own.
+    #[cfg(test)]
+    if crate::simulation::is_on() {
         return Ok(held(None));
     }
     let name = format!("jobctl-worker-{id}");
@@ -91,7 +96,7 @@ pub(super) async fn gather(
     grace: Duration,
 ) {
     let output = place.output.clone();
-    let living = tokio::task::spawn_blocking(move || living(&output)).await;
+    let living = spawn_blocking(move || living(&output)).await;
     let mut strays = living.unwrap_or_default();
     strays.retain(|id| !contents.jobs.contains_key(id) && !journal.memory().contains(*id));
     if strays.is_empty() {

@@ -180,7 +180,7 @@ impl Table {
     }
 
     /// No job of the group starts any more. Those that wait have ended when this
-    /// returns, those on workers are returned.
+    /// returns; those that are on workers, or may be, are returned.
     pub(super) fn stop_group(&mut self, id: GroupId, why: &str) -> Vec<JobId> {
         let Some(entry) = self.groups.get_mut(&id) else {
             return Vec::new();
@@ -192,7 +192,9 @@ impl Table {
         let members: Vec<JobId> = entry.members.values().copied().collect();
         let mut running = Vec::new();
         for id in members {
-            if let Some(record) = self.get(id) {
+            if let Some(record) = self.get(id)
+                && record.state == State::Queued
+            {
                 self.apply(id, record.stopped_before_start(Some(why)));
             }
             if self.get(id).is_some_and(|record| !record.is_final()) {
@@ -695,9 +697,11 @@ impl Table {
         if entry.session() == Some(session) || !record.state.may_be_sent() {
             return false;
         }
-        if record.stop.is_some() {
-            let stopped = record.stopped_before_start(None);
-            self.apply(id, stopped);
+        let record = record.clone();
+        let group = record.group().and_then(|group| self.group(group));
+        let why = group.and_then(|group| group.stopped.clone());
+        if record.stop.is_some() || why.is_some() {
+            self.apply(id, record.stopped_before_start(why.as_deref()));
             return false;
         }
         true
@@ -881,7 +885,7 @@ mod tests {
     use crate::roles::scheduler::{
         jobs::{
             Gone, Process, Spec, now,
-            record::{End, tests::record},
+            record::{End, Member, tests::record},
             recovery::tests::workers,
         },
         offers::{Openness, Slots},
@@ -1355,6 +1359,70 @@ mod tests {
         let stopped = table.get(job.id).unwrap();
         assert_eq!(stopped.api_state(), api::JobState::Stopped);
         assert!(stopped.never_ran());
+    }
+
+    #[test]
+    fn a_job_that_may_run_is_not_stopped_before_its_worker_says_so() {
+        let mut table = Table::default();
+        let group = Group {
+            id: GroupId::random(),
+            spec: Arc::default(),
+            count: 3,
+            all: false,
+            at_once: None,
+            stop_on_failure: true,
+            created_at: now(),
+            states: api::Counts::default(),
+            exit_code: 0,
+            failed_index: None,
+            ended_at: None,
+            stopped: None,
+        };
+        table.insert_group(group.clone());
+        let mut member = |index, state: State| {
+            let member = Some(Member {
+                group: group.id,
+                index,
+                count: 3,
+                item: None,
+                is_bound: false,
+            });
+            let place = record(state.clone()).place;
+            let place = place.filter(|_| state != State::Queued);
+            insert(
+                &mut table,
+                Record {
+                    member,
+                    place,
+                    ..record(state)
+                },
+            )
+        };
+        let waits = member(0, State::Queued);
+        let [there, absent] = [1, 2].map(|index| member(index, State::Pending { call_open: true }));
+        for sent in [&there, &absent] {
+            table.unconfirmed(sent.id, "no answer".to_owned());
+        }
+        let mut left = table.stop_group(group.id, "job 3 failed");
+        left.sort();
+        let mut sent = [there.id, absent.id];
+        sent.sort();
+        assert_eq!(left, sent);
+        let state = |table: &Table, id| table.get(id).unwrap().api_state();
+        assert_eq!(state(&table, waits.id), api::JobState::Stopped);
+        assert_eq!(state(&table, there.id), api::JobState::Unknown);
+        // What its worker proves to know nothing of is not sent again.
+        for record in [&there, &absent] {
+            let worker = record.worker().unwrap();
+            let named = HashSet::from([there.id]);
+            let session = Session::random();
+            table.settle(worker, session, &named, Gone::Restarted);
+            assert!(table.due(worker, session).is_empty());
+        }
+        assert_eq!(state(&table, absent.id), api::JobState::Stopped);
+        assert_eq!(state(&table, there.id), api::JobState::Unknown);
+        table.report(there.id, ended(), None);
+        assert_eq!(state(&table, there.id), api::JobState::Succeeded);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use super::{Env, Error, schema};
 use crate::{
     api,
+    blocking::spawn_blocking,
     ids::{GroupId, JobId, WorkerId},
     roles::scheduler::jobs::{Cut, Filter, Group, Record, Room},
 };
@@ -74,7 +75,7 @@ impl Readers {
     ) -> Result<T, Error> {
         let permit = self.permits.clone().acquire_owned().await;
         let readers = self.clone();
-        let done = tokio::task::spawn_blocking(move || {
+        let done = spawn_blocking(move || {
             let _permit = permit;
             let idle = readers.idle().pop();
             let connection = match idle {

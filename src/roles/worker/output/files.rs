@@ -15,7 +15,10 @@ use rustix::{
     io::{Errno, ReadWriteFlags, preadv2},
 };
 
-use crate::roles::shim::record::{self, Entry, Stream, data_path, index_path};
+use crate::{
+    blocking::spawn_blocking,
+    roles::shim::record::{self, Entry, Stream, data_path, index_path},
+};
 
 /// The most output held for one follower, in bytes.
 pub(super) const BATCH: u64 = 256 * 1024;
@@ -277,7 +280,7 @@ async fn read(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Bytes> {
             // Not in memory, or a file system that cannot tell.
             Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
                 let file = file.clone();
-                let read = tokio::task::spawn_blocking(move || {
+                let read = spawn_blocking(move || {
                     let rest = read_rest(&file, &mut buffer[done..], offset + done as u64)?;
                     buffer.truncate(done + rest);
                     Ok::<_, io::Error>(buffer)
