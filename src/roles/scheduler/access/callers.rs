@@ -294,6 +294,29 @@ impl Access {
     }
 }
 
+/// Cuts off who was revoked, when it is dropped: one who revokes themselves is answered
+/// first.
+#[must_use]
+pub(in super::super) struct CutOff {
+    access: Access,
+    subject: Subject,
+}
+
+impl CutOff {
+    pub(super) fn new(access: &Access, subject: Subject) -> Self {
+        Self {
+            access: access.clone(),
+            subject,
+        }
+    }
+}
+
+impl Drop for CutOff {
+    fn drop(&mut self) {
+        self.access.known().cut(self.subject);
+    }
+}
+
 /// By which certificates have ended: a step of the wall clock that may be undone ends
 /// none.
 fn now() -> Timestamp {
