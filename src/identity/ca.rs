@@ -18,7 +18,7 @@ use uuid::Uuid;
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509CertificationRequest};
 
 use super::{
-    Identity, Role,
+    Identity, Role, clock,
     files::{self, Pem},
     tls::{self, Credentials},
     token::Fingerprint,
@@ -211,7 +211,7 @@ impl Ca {
         next.before = Some(Before {
             root: self.root.clone(),
             bridge: bridge.der().clone(),
-            until: SystemTime::now() + overlap,
+            until: clock::now().steady + overlap,
         });
         Ok(next)
     }
@@ -261,13 +261,13 @@ impl Ca {
     /// behind, and so is what came with them.
     pub fn decided(&self) -> Option<SystemTime> {
         let until = self.before.as_ref().map(|before| before.until);
-        let ended = until.filter(|until| *until <= SystemTime::now());
+        let ended = until.filter(|until| *until <= clock::now().steady);
         ended.or_else(|| self.since())
     }
 
     fn before(&self) -> Option<&Before> {
         let before = self.before.as_ref();
-        before.filter(|before| before.until > SystemTime::now())
+        before.filter(|before| before.until > clock::now().steady)
     }
 
     /// Signs that `key` is `identity`. `hosts` are names and addresses of a
@@ -296,11 +296,12 @@ impl Ca {
         hosts: &[String],
     ) -> Result<Issued, Error> {
         let mut asked = CertificateParams::default();
-        let not_after = SystemTime::now() + self.lifetime;
+        let now = clock::now();
+        let not_after = now.later + self.lifetime;
         // The middle of a short life is not to be over when it begins.
         let backdated = BACKDATED.min(self.lifetime / 10);
         let serial = Uuid::new_v4().into_bytes();
-        asked.not_before = OffsetDateTime::from(SystemTime::now() - backdated);
+        asked.not_before = OffsetDateTime::from(now.earlier - backdated);
         asked.not_after = OffsetDateTime::from(not_after);
         // The highest bit would make it negative.
         let serial: Vec<u8> = [&[serial[0] & 0x7f | 0x40], &serial[1..]].concat();
@@ -343,8 +344,10 @@ impl Ca {
 /// `below` is how many authorities may stand between it and who it signs for.
 fn authority(name: &str, lifetime: Duration, below: u8) -> CertificateParams {
     let mut asked = CertificateParams::default();
-    asked.not_before = OffsetDateTime::from(SystemTime::now() - BACKDATED);
-    asked.not_after = OffsetDateTime::from(SystemTime::now() + lifetime);
+    let now = clock::now();
+    // What begins with it is counted from when it took over.
+    asked.not_before = OffsetDateTime::from(now.steady - BACKDATED);
+    asked.not_after = OffsetDateTime::from(now.later + lifetime);
     asked.distinguished_name = DistinguishedName::new();
     asked.distinguished_name.push(DnType::CommonName, name);
     asked.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));

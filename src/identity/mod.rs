@@ -4,6 +4,7 @@
 //! certificates is in `roles/scheduler/access/`.
 
 pub mod ca;
+pub mod clock;
 pub mod files;
 pub mod rules;
 pub mod tls;

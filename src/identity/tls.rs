@@ -28,13 +28,16 @@ use rustls::{
 };
 use uuid::Uuid;
 
-use super::{Identity, NotAnIdentity, Role, ca, token::Fingerprint};
+use super::{Identity, NotAnIdentity, Role, ca, clock, token::Fingerprint};
 
 /// HTTP/2 and HTTP/1.1, as ALPN knows them (RFC 7301).
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// A certificate is not replaced more often than this, whatever it says.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// So often it is looked at whether one is to be replaced: the clock may have been set.
+const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -111,7 +114,7 @@ impl Credentials {
             roots,
         };
         match this.not_after() {
-            Some(end) if end <= SystemTime::now() => Err(Error::Expired {
+            Some(end) if end <= clock::now().earlier => Err(Error::Expired {
                 at: jiff::Timestamp::try_from(end).unwrap_or_default(),
                 who: this.identity,
             }),
@@ -237,8 +240,20 @@ impl Tls {
     pub fn replace_in(&self) -> Duration {
         let credentials = self.credentials();
         let due = credentials.chain.first().and_then(ca::half_life);
-        let due = due.and_then(|due| due.duration_since(SystemTime::now()).ok());
+        let due = due.and_then(|due| due.duration_since(clock::now().steady).ok());
         due.unwrap_or_default().max(SHORTEST_PAUSE)
+    }
+
+    /// Returns when the certificate is to be replaced. It looks at the clock again now
+    /// and then, which may have been set. Cancel-safe.
+    pub async fn replace_due(&self) {
+        loop {
+            let due = self.replace_in();
+            tokio::time::sleep(due.min(LOOK_AGAIN)).await;
+            if due <= LOOK_AGAIN {
+                return;
+            }
+        }
     }
 }
 
@@ -332,6 +347,22 @@ pub fn client(
     };
     config.resumption = Resumption::disabled();
     Ok(config)
+}
+
+/// Whether something is so by the wall clock, which shows `now`, or would be so without a
+/// step of it that may be undone.
+fn in_time<T>(
+    now: UnixTime,
+    judge: impl Fn(UnixTime) -> Result<T, TlsError>,
+) -> Result<T, TlsError> {
+    judge(now).or_else(|error| {
+        let steady = clock::now().steady.duration_since(SystemTime::UNIX_EPOCH);
+        let steady = UnixTime::since_unix_epoch(steady.unwrap_or_default());
+        match steady == now {
+            true => Err(error),
+            false => judge(steady).map_err(|_| error),
+        }
+    })
 }
 
 /// Somebody else than was to be there.
@@ -465,6 +496,36 @@ struct Verifier {
 }
 
 impl Verifier {
+    /// Whether it is who is to be there, at this time.
+    fn verify(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        let roots = match &self.trust {
+            Trust::Roots(roots) => roots.clone(),
+            Trust::Fingerprint(fingerprint) => {
+                let mut found = RootCertStore::empty();
+                for shown in intermediates {
+                    if ca::fingerprint(shown) == Some(*fingerprint) {
+                        found.add(shown.clone().into_owned())?;
+                    }
+                }
+                if found.is_empty() {
+                    return Err(WrongPeer::OtherAuthority.into());
+                }
+                found
+            }
+        };
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, now, algorithms)?;
+        self.check(end_entity, &parsed, server_name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
     fn check(
         &self,
         certificate: &CertificateDer<'_>,
@@ -510,26 +571,9 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let roots = match &self.trust {
-            Trust::Roots(roots) => roots.clone(),
-            Trust::Fingerprint(fingerprint) => {
-                let mut found = RootCertStore::empty();
-                for shown in intermediates {
-                    if ca::fingerprint(shown) == Some(*fingerprint) {
-                        found.add(shown.clone().into_owned())?;
-                    }
-                }
-                if found.is_empty() {
-                    return Err(WrongPeer::OtherAuthority.into());
-                }
-                found
-            }
-        };
-        let algorithms = self.provider.signature_verification_algorithms.all;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &roots, intermediates, now, algorithms)?;
-        self.check(end_entity, &parsed, server_name)?;
-        Ok(ServerCertVerified::assertion())
+        in_time(now, |now| {
+            self.verify(end_entity, intermediates, server_name, now)
+        })
     }
 
     fn verify_tls12_signature(
@@ -584,9 +628,10 @@ impl ClientCertVerifier for Callers {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, TlsError> {
-        let verified = self
-            .genuine
-            .verify_client_cert(end_entity, intermediates, now)?;
+        let genuine = &self.genuine;
+        let verified = in_time(now, |now| {
+            genuine.verify_client_cert(end_entity, intermediates, now)
+        })?;
         let found = Identity::of(end_entity).map_err(WrongPeer::Nobody)?;
         if found.cluster != self.cluster {
             return Err(WrongPeer::Other {
@@ -647,8 +692,7 @@ mod tests {
         let now = UnixTime::now().as_secs();
         let at = |seconds: u64| {
             let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-            let verified =
-                verifier.verify_server_cert(&shown.chain[0], &shown.chain[1..], &host, &[], time);
+            let verified = verifier.verify(&shown.chain[0], &shown.chain[1..], &host, time);
             let clock = jiff::Timestamp::from_second(seconds as i64).unwrap();
             (verified.err(), clock.to_string())
         };

@@ -28,6 +28,7 @@ use crate::{
         Place, Process, back, connected, end_of, everything, inside, job as job_of, job_is, output,
         rest, sh, worker_is, worker_named,
     },
+    processes::wrong_clock,
     support::{Folder, eventually, processes_of, sha256, within},
 };
 
@@ -591,6 +592,83 @@ async fn a_full_disk_of_the_scheduler_refuses_starts_until_there_is_room() {
     worker.signal(Signal::TERM);
     assert_eq!(worker.code().await, Some(0));
     worker_is(&client, "w1", WorkerState::Left).await;
+}
+
+#[tokio::test]
+async fn no_step_of_a_clock_ends_a_job_or_makes_a_worker_unreachable() {
+    let (place, dir) = (Place::new(), Folder::new());
+    let Some(library) = wrong_clock(dir.path()) else {
+        return;
+    };
+    let clock_of = |mut command: Command, name: &str| {
+        let wrong = dir.path().join(name);
+        command.env("LD_PRELOAD", &library).env("WRONG", &wrong);
+        (command, wrong)
+    };
+    let scheduler_command = || Process::scheduler_command(place, dir.path());
+    let (command, of_scheduler) = clock_of(scheduler_command(), "scheduler-is-wrong-by");
+    let mut scheduler = Process::run(command);
+    let worker = || Process::worker_command(place, 1, &dir.path().join("w1"));
+    let (command, of_worker) = clock_of(worker(), "worker-is-wrong-by");
+    let mut running = Process::run(command);
+    let client = connected(place).await;
+    let job = within(client.start(&sh("sleep 600"))).await.unwrap().job_id;
+    let hour = 3_600_000;
+    let patient = StartRequest {
+        labels: vec!["gpu".to_owned()],
+        deadline_ms: Some(hour),
+        ..sh("true")
+    };
+    let delayed = StartRequest {
+        delay_ms: Some(hour),
+        ..sh("true")
+    };
+    let mut waiting = Vec::new();
+    for request in [&patient, &delayed] {
+        waiting.push(within(client.start(request)).await.unwrap().job_id);
+    }
+    let step = |wrong: &Path, days: i64| {
+        // At once, or it would be read in part.
+        let next = wrong.with_extension("next");
+        fs::write(&next, (days * 86_400).to_string()).unwrap();
+        fs::rename(next, wrong).unwrap();
+    };
+    for (wrong, days) in [
+        (&of_scheduler, 40),
+        (&of_scheduler, -40),
+        (&of_scheduler, 0),
+        (&of_worker, 40),
+        (&of_worker, -40),
+    ] {
+        // When this is due, whatever is due by a wrong clock would be acted upon as well.
+        let due = StartRequest {
+            deadline_ms: Some(1000),
+            ..patient.clone()
+        };
+        let due = within(client.start(&due)).await.unwrap().job_id;
+        step(wrong, days);
+        if wrong == &of_worker {
+            // It has to connect again.
+            scheduler.kill();
+            scheduler = Process::run(clock_of(scheduler_command(), "scheduler-is-wrong-by").0);
+            back(&client).await;
+        } else {
+            // One whose clock is right, so that only the scheduler is wrong.
+            running.kill();
+            let (command, _) = clock_of(worker(), "worker-is-wrong-by");
+            running = Process::run(command);
+            job_is(&client, job, JobState::Running).await;
+            worker_is(&client, "w1", WorkerState::Ready).await;
+        }
+        assert_eq!(within(end_of(&client, due)).await.state, JobState::TimedOut);
+        for id in &waiting {
+            let job = job_of(&client, *id).await;
+            assert_eq!(job.state, JobState::Pending, "{days}: {job:?}");
+        }
+        let next = within(client.start(&sh("exit 3"))).await.unwrap().job_id;
+        assert_eq!(within(end_of(&client, next)).await.exit_code, Some(3));
+    }
+    job_is(&client, job, JobState::Running).await;
 }
 
 /// Starts until there is no room.

@@ -464,21 +464,28 @@ async fn a_list_of_processes_says_what_a_shim_is() {
     );
 }
 
-/// A library that sets the wall clock of a program forward by two hours as soon as a
-/// file is there. `None`, with a message, where there is no compiler.
-fn wrong_clock(dir: &Path) -> Option<PathBuf> {
+/// A library that sets the wall clock of a program forward by as many seconds as stand
+/// in the file that `WRONG` names, once it is there. `None`, with a message, where there
+/// is no compiler.
+pub(crate) fn wrong_clock(dir: &Path) -> Option<PathBuf> {
     let source = dir.join("clock.c");
     let library = dir.join("clock.so");
     let text = r#"
         #define _GNU_SOURCE
         #include <time.h>
+        #include <fcntl.h>
         #include <stdlib.h>
         #include <unistd.h>
         #include <sys/syscall.h>
         int clock_gettime(clockid_t clock, struct timespec *time) {
             long result = syscall(SYS_clock_gettime, clock, time);
-            if (clock == CLOCK_REALTIME && access(getenv("WRONG"), F_OK) == 0)
-                time->tv_sec += 7200;
+            int file = clock == CLOCK_REALTIME ? open(getenv("WRONG"), O_RDONLY | O_CLOEXEC) : -1;
+            if (file >= 0) {
+                char text[32] = "";
+                if (read(file, text, sizeof text - 1) > 0)
+                    time->tv_sec += atoll(text);
+                close(file);
+            }
             return (int) result;
         }
     "#;
@@ -516,7 +523,7 @@ async fn how_long_a_job_ran_does_not_hang_on_the_wall_clock() {
         .sh(&format!("mkfifo {0}; read x < {0}", fifo.display()))
         .await;
     eventually(|| fifo.exists()).await;
-    fs::write(&wrong, "").unwrap();
+    fs::write(&wrong, "7200").unwrap();
     fs::write(&fifo, "\n").unwrap();
     let (_, status) = worker.follow(id).await;
     let by_the_wall = status.ended_us.unwrap() - status.started_us.unwrap();

@@ -218,7 +218,7 @@ impl Files {
     ) {
         loop {
             tokio::select! {
-                () = tokio::time::sleep(tls.replace_in()) => {}
+                () = tls.replace_due() => {}
                 () = asked.notified() => {}
             }
             while let Err(error) = self.renew(&tls, &mut client).await {

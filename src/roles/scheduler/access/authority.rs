@@ -22,6 +22,7 @@ use super::{
 use crate::identity::{
     Identity, Role,
     ca::{self, Ca, PublicKey},
+    clock,
     tls::{ClientCertificates, Tls},
     token::Fingerprint,
 };
@@ -103,11 +104,16 @@ impl Access {
         };
         loop {
             let until = authority.ca().overlaps_until();
-            let overlap = until.and_then(|end| end.duration_since(SystemTime::now()).ok());
-            let replace = authority.tls.replace_in();
-            let due = overlap.map_or(replace, |overlap| overlap.min(replace));
+            let overlap = until.and_then(|end| end.duration_since(clock::now().steady).ok());
+            let overlap = async {
+                match overlap {
+                    Some(left) => tokio::time::sleep(left).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                () = tokio::time::sleep(due) => {}
+                () = overlap => {}
+                () = authority.tls.replace_due() => {}
                 // There is another end to wait for.
                 () = authority.rotated.notified() => continue,
             }

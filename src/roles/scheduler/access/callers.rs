@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::TokenKind,
     identity::{
-        Role,
+        Role, clock,
         rules::{self, Callers, Rule, Verdict},
         token::{Bearer, TokenId},
     },
@@ -227,7 +227,7 @@ impl Access {
             caller.cut = known.cut_of(subject);
         }
         match self.ends(caller) {
-            Some(end) if end <= Timestamp::now() => Err(Error::CertificateExpired(end)),
+            Some(end) if end <= now() => Err(Error::CertificateExpired(end)),
             Some(_) | None => Ok(()),
         }
     }
@@ -265,7 +265,7 @@ impl Access {
 
     /// Whether what a caller has shown has ended since.
     pub(in super::super) fn has_expired(&self, caller: &Caller) -> bool {
-        self.ends(caller).is_some_and(|end| end <= Timestamp::now())
+        self.ends(caller).is_some_and(|end| end <= now())
     }
 
     /// Whether a caller has a certificate from before it was last decided whom
@@ -284,7 +284,7 @@ impl Access {
     /// Returns when it has.
     pub(in super::super) async fn expired(&self, caller: &Caller) {
         while let Some(end) = self.ends(caller) {
-            let left = Duration::try_from(end.duration_since(Timestamp::now()));
+            let left = Duration::try_from(end.duration_since(now()));
             match left {
                 Ok(left) if !left.is_zero() => tokio::time::sleep(left).await,
                 Ok(_) | Err(_) => return,
@@ -292,6 +292,35 @@ impl Access {
         }
         std::future::pending().await
     }
+}
+
+/// Cuts off who was revoked, when it is dropped: one who revokes themselves is answered
+/// first.
+#[must_use]
+pub(in super::super) struct CutOff {
+    access: Access,
+    subject: Subject,
+}
+
+impl CutOff {
+    pub(super) fn new(access: &Access, subject: Subject) -> Self {
+        Self {
+            access: access.clone(),
+            subject,
+        }
+    }
+}
+
+impl Drop for CutOff {
+    fn drop(&mut self) {
+        self.access.known().cut(self.subject);
+    }
+}
+
+/// By which certificates have ended: a step of the wall clock that may be undone ends
+/// none.
+fn now() -> Timestamp {
+    Timestamp::try_from(clock::now().earlier).unwrap_or(Timestamp::MIN)
 }
 
 impl Known {

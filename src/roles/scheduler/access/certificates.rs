@@ -10,7 +10,7 @@ use super::{
         error::Error,
         store::{AccessChange, AuditEntry, Certificate, Written},
     },
-    Access, Caller, Known, Subject,
+    Access, Caller, CutOff, Known, Subject,
 };
 use crate::{
     api::TokenKind,
@@ -175,13 +175,18 @@ impl Access {
         self.known().unless_revoked(id).is_err()
     }
 
-    /// From now on nothing this id has is accepted, and its connections are closed.
+    /// From now on nothing this id has is accepted, and its connections are closed with
+    /// what is returned.
     ///
     /// # Errors
     ///
     /// Where the cluster has an authority of its own, if that never signed for the
     /// id and nobody has called with it: then it is misspelt.
-    pub(in super::super) async fn revoke(&self, caller: &Caller, id: Uuid) -> Result<(), Error> {
+    pub(in super::super) async fn revoke(
+        &self,
+        caller: &Caller,
+        id: Uuid,
+    ) -> Result<CutOff, Error> {
         let now = Timestamp::now();
         let what = {
             let known = self.known();
@@ -213,8 +218,7 @@ impl Access {
             revoked_at: None,
         });
         certificate.revoked_at.get_or_insert(now);
-        known.cut(Subject::Certificate(id));
-        Ok(())
+        Ok(CutOff::new(self, Subject::Certificate(id)))
     }
 
     /// Of everybody the newest certificate, the newest first.

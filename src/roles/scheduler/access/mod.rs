@@ -25,7 +25,11 @@ use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::{authority::Authority, callers::Subject, refusals::Refusals};
+use self::{
+    authority::Authority,
+    callers::{CutOff, Subject},
+    refusals::Refusals,
+};
 pub(super) use self::{authority::Signing, callers::Caller, certificates::Signed};
 use super::{
     error::Error,

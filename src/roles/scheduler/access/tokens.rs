@@ -10,7 +10,7 @@ use super::{
         error::Error,
         store::{AccessChange, Token},
     },
-    Access, Caller, Known, Subject,
+    Access, Caller, CutOff, Known, Subject,
 };
 use crate::{
     api::{self, TokenKind},
@@ -102,12 +102,12 @@ impl Access {
         Ok(format!("{authority}.{}", token.reveal()))
     }
 
-    /// From now on it is not taken.
+    /// From now on it is not taken; who shows it is cut off with what is returned.
     pub(in super::super) async fn revoke_token(
         &self,
         caller: &Caller,
         id: TokenId,
-    ) -> Result<(), Error> {
+    ) -> Result<CutOff, Error> {
         if !self.known().tokens.contains_key(&id) {
             return Err(Error::TokenNotFound(id));
         }
@@ -115,12 +115,10 @@ impl Access {
         let entry = caller.did("revoke token", id, Value::Null);
         let change = AccessChange::TokenRevoked(id, now);
         self.0.store.access(change, Some(entry)).await?;
-        let mut known = self.known();
-        if let Some(token) = known.tokens.get_mut(&id) {
+        if let Some(token) = self.known().tokens.get_mut(&id) {
             token.revoked_at.get_or_insert(now);
         }
-        known.cut(Subject::Token(id));
-        Ok(())
+        Ok(CutOff::new(self, Subject::Token(id)))
     }
 
     /// Every token, the newest first.
@@ -257,10 +255,8 @@ mod tests {
             (caller.role, caller.cut.is_cancelled()),
             (Some(Role::Viewer), false)
         );
-        access
-            .revoke_token(&Caller::itself(), token.id)
-            .await
-            .unwrap();
+        let revoked = access.revoke_token(&Caller::itself(), token.id).await;
+        drop(revoked.unwrap());
         assert!(caller.cut.is_cancelled());
         let (caller, accepted) = identify(&secret.reveal());
         assert!(matches!(accepted, Err(Error::Revoked { .. })));

@@ -121,7 +121,7 @@ pub(super) async fn revoke_token(
 ) -> Result<Json<api::DoneResponse>, Error> {
     let access = scheduler.access.clone();
     let revoked = async move { access.revoke_token(&caller, asked.id).await };
-    scheduler.jobs.to_its_end(revoked).await?;
+    let _cut_off = scheduler.jobs.to_its_end(revoked).await?;
     Ok(Json(api::DoneResponse { success: true }))
 }
 
@@ -153,16 +153,16 @@ pub(super) async fn revoke_certificate(
 ) -> Result<Json<api::DoneResponse>, Error> {
     let whole = scheduler.clone();
     let revoked = async move {
-        scheduler.access.revoke(&caller, asked.id).await?;
+        let cut_off = scheduler.access.revoke(&caller, asked.id).await?;
         // A worker that is not accepted any more has left: its name is free, its jobs are
         // lost.
         match scheduler.leave(WorkerId::from(asked.id), None) {
             // It is a user's, or the worker's that never registered.
-            Ok(()) | Err(Error::WorkerNotFound { .. }) => Ok(()),
+            Ok(()) | Err(Error::WorkerNotFound { .. }) => Ok(cut_off),
             Err(error) => Err(error),
         }
     };
-    whole.jobs.to_its_end(revoked).await?;
+    let _cut_off = whole.jobs.to_its_end(revoked).await?;
     Ok(Json(api::DoneResponse { success: true }))
 }
 
@@ -176,9 +176,8 @@ pub(super) async fn rotate(
         return Err(Error::BadRequest(message));
     }
     let overlap = Duration::from_millis(asked.overlap_ms);
-    let access = scheduler.access.clone();
-    let rotated = async move { access.rotate(&caller, overlap).await };
-    let ca = scheduler.jobs.to_its_end(rotated).await?;
+    // Nothing is waited for once it has begun.
+    let ca = scheduler.access.rotate(&caller, overlap).await?;
     Ok(Json(api::RotateResponse {
         fingerprint: ca.fingerprint().to_string(),
         authorities: pem(&ca.roots()),

@@ -95,7 +95,8 @@ async fn whoever_was_revoked_while_it_registered_has_left() {
     let mut caller = Caller::nobody(None);
     let accepted = access.identify(&mut caller, Some(&connection), None);
     accepted.unwrap();
-    access.revoke(&Caller::itself(), identity.id).await.unwrap();
+    let revoked = access.revoke(&Caller::itself(), identity.id).await;
+    drop(revoked.unwrap());
     let service = Service {
         scheduler,
         heartbeat_interval: LIMIT,
