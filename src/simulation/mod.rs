@@ -12,7 +12,7 @@ mod tests;
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
@@ -31,15 +31,13 @@ const BOOT: Duration = Duration::from_secs(100_000_000);
 /// The longest that a disk takes for a sync.
 const SLOWEST_SYNC: Duration = Duration::from_millis(25);
 
-/// So often it is looked whether the wall clock has reached an alarm.
-const LOOK: Duration = Duration::from_millis(10);
-
 static ON: AtomicBool = AtomicBool::new(false);
 /// Nanoseconds since the beginning.
 static NOW: AtomicU64 = AtomicU64::new(0);
-/// By how many nanoseconds the wall clock was set, and how often.
+/// By how many nanoseconds the wall clock was set.
 static SET: AtomicI64 = AtomicI64::new(0);
-static TIMES_SET: AtomicU64 = AtomicU64::new(0);
+/// How often it was set; there when somebody waits for that.
+static TIMES_SET: OnceLock<watch::Sender<u64>> = OnceLock::new();
 static CHANCE: Mutex<Option<fastrand::Rng>> = Mutex::new(None);
 static TRACE: Mutex<Trace> = Mutex::new(Trace { told: 0, digest: 0 });
 
@@ -72,7 +70,11 @@ fn advance_to(time: Duration) {
 
 fn set_wall_clock(by: jiff::SignedDuration) {
     SET.fetch_add(by.as_nanos() as i64, Ordering::Relaxed);
-    TIMES_SET.fetch_add(1, Ordering::Relaxed);
+    times_set().send_modify(|times| *times += 1);
+}
+
+fn times_set() -> &'static watch::Sender<u64> {
+    TIMES_SET.get_or_init(watch::Sender::default)
 }
 
 /// What CLOCK_REALTIME shows; None: the kernel's.
@@ -139,16 +141,25 @@ impl Alarm {
 
     /// Returns at a time that is set, or when the wall clock itself was set. Cancel-safe.
     pub(crate) async fn rings(&self) {
-        let times_set = TIMES_SET.load(Ordering::Relaxed);
+        let mut times_set = times_set().subscribe();
+        let mut alarm = self.0.subscribe();
         loop {
-            let due = *self.0.borrow();
-            let is_time = due.wall.is_some_and(|at| at <= Timestamp::now())
-                || due.ran.is_some_and(|at| at <= BOOT + now());
-            if is_time || TIMES_SET.load(Ordering::Relaxed) != times_set {
+            let due = *alarm.borrow_and_update();
+            let wall = due.wall.map(|at| at.duration_since(Timestamp::now()));
+            // One that is past rings at once.
+            let wall = wall.map(|left| Duration::try_from(left).unwrap_or_default());
+            let ran = due.ran.map(|at| at.saturating_sub(BOOT + now()));
+            let left = wall.into_iter().chain(ran).min();
+            if left.is_some_and(|left| left.is_zero()) {
                 self.0.send_replace(Due::default());
                 return;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::select! {
+                // Time is told in steps, which may not have come that far yet.
+                () = tokio::time::sleep(left.unwrap_or(Duration::MAX)) => {}
+                _ = alarm.changed() => {}
+                _ = times_set.changed() => return,
+            }
         }
     }
 }

@@ -46,10 +46,10 @@ const GRPC: u16 = 7002;
 const CALLS: u16 = 7003;
 
 /// The step in which time passes for all.
-const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(10);
 
 /// Things fail for so long; then every way is open, and every role runs.
-const FAULTS: Duration = Duration::from_secs(25);
+const FAULTS: Duration = Duration::from_secs(20);
 
 /// What is left to do is done within this time from then on.
 const HEALED: Duration = Duration::from_secs(120);
@@ -111,8 +111,8 @@ impl Plan {
     fn draw(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut wishes = Vec::new();
-        for _ in 0..rng.usize(15..40) {
-            let at = duration(&mut rng, 0, 25_000);
+        for _ in 0..rng.usize(12..32) {
+            let at = duration(&mut rng, 0, 20_000);
             wishes.push((at, wish(&mut rng)));
         }
         wishes.sort_by_key(|(at, _)| *at);
@@ -137,7 +137,7 @@ fn body(rng: &mut fastrand::Rng) -> Value {
         },
         runs_for: match rng.u8(0..6) {
             0 => None,
-            _ => Some(duration(rng, 0, 5000)),
+            _ => Some(duration(rng, 0, 3000)),
         },
         is_stubborn: rng.u8(0..5) == 0,
     };
@@ -175,7 +175,7 @@ fn wish(rng: &mut fastrand::Rng) -> Wish {
 }
 
 fn fault(rng: &mut fastrand::Rng, acts: &mut Vec<(Duration, Act)>) {
-    let at = duration(rng, 500, 24_000);
+    let at = duration(rng, 500, 19_000);
     let worker = WORKERS[rng.usize(0..WORKERS.len())];
     let other = match rng.u8(0..6) {
         0 => CLIENT,
@@ -378,7 +378,8 @@ impl Client {
         };
         super::note(&format!("{} is answered {status}", asked.key));
         let id = answer["group_id"].as_str().or(answer["job_id"].as_str());
-        match id.filter(|_| status.is_success()) {
+        // Also an answer that it is not known to have begun names it.
+        match id {
             Some(id) => {
                 let known = lock(&asked.id).replace(id.to_owned());
                 assert!(
@@ -394,10 +395,7 @@ impl Client {
                     "shutting_down",
                     "bad_token",
                 ];
-                assert!(
-                    passing.contains(&code) || id.is_some(),
-                    "{answer} to {asked:?}"
-                );
+                assert!(passing.contains(&code), "{answer} to {asked:?}");
             }
         }
     }
